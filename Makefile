@@ -1,0 +1,46 @@
+# make            what there is
+# make run        rank the sample photos into out/ (no PyTorch needed)
+# make test       lint, format, types, tests
+# make test-slow  what is too heavy for every day
+# PYTHON=python3.12 make …  with another interpreter (3.10 or newer)
+
+PYTHON ?= python3
+# The users' environment stays as small as theirs; the tests have another.
+RUN := .venv
+TEST := .venv-test
+BUILD := setup.cfg pyproject.toml
+PACKAGE := $(BUILD) $(shell find dsgnn runtime export benchmarks -type f -not -path '*/__pycache__/*')
+
+.PHONY: help run test test-slow lint clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+run: $(RUN)/.installed
+	$(RUN)/bin/dsgnn-run runtime/samples --out out
+	@echo "The ranked photos are in out/: overlays to look at, results.json to read."
+
+test: lint
+	$(TEST)/bin/python -m pytest -m "not slow"
+
+test-slow: $(TEST)/.installed
+	$(TEST)/bin/python -m pytest -m slow
+
+lint: $(TEST)/.installed
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+
+# A build folder left by an earlier build would bring deleted modules back.
+$(RUN)/.installed: $(PACKAGE)
+	test -x $(RUN)/bin/python || $(PYTHON) -m venv $(RUN)
+	rm -rf build
+	$(RUN)/bin/python -m pip install --quiet '.[cpu]'
+	touch $@
+
+$(TEST)/.installed: $(BUILD)
+	test -x $(TEST)/bin/python || $(PYTHON) -m venv $(TEST)
+	$(TEST)/bin/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(RUN) $(TEST) build dist out *.egg-info .mypy_cache .pytest_cache .ruff_cache
