@@ -25,10 +25,10 @@ def segmentation_to_mask(segmentation: Sequence | Mapping, height: int, width: i
     """
     if not isinstance(segmentation, Mapping):
         return polygons_to_mask(segmentation, height, width)
-    size = segmentation.get("size", ())
-    if len(size) == 2 and tuple(size) != (height, width):  # before anything of that size is made
-        raise ValueError(
-            f"the run-length mask is {size[0]}x{size[1]}, the image {height}x{width} (height x width)"
+    size = segmentation.get("size")
+    if isinstance(size, Sequence | np.ndarray) and tuple(size) != (height, width):
+        raise ValueError(  # before anything of the other size is made
+            f"the run-length mask has size {list(size)} (height, width), the image {[height, width]}"
         )
     return rle_to_mask(segmentation)
 
