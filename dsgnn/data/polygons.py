@@ -28,7 +28,7 @@ def segmentation_to_mask(segmentation: Sequence | Mapping, height: int, width: i
     size = segmentation.get("size")
     if isinstance(size, Sequence | np.ndarray) and tuple(size) != (height, width):
         raise ValueError(  # before anything of the other size is made
-            f"the run-length mask has size {list(size)} (height, width), the image {[height, width]}"
+            f"run-length mask of size {list(size)} (height, width) on an image of {[height, width]}"
         )
     return rle_to_mask(segmentation)
 
