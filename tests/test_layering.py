@@ -1,0 +1,243 @@
+"""Who may import whom: runtime <- dsgnn <- export <- benchmarks, and what stays free of PyTorch.
+
+The rules are read off the syntax trees, and proved by importing with everything else blocked.
+Each check is a function of a source text, so that the examples can show it failing.
+"""
+
+import ast
+import configparser
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A layer may import itself and those before it.
+LAYERS = ("dsgnn.runtime", "dsgnn", "dsgnn.export", "dsgnn.benchmarks")
+# Installed everywhere and cheap to import. (tqdm is installed too, and imported where it is used.)
+BASE = {"numpy", "cv2", "click"}
+TORCH = {"torch", "torchvision", "timm"}
+# The only module of the runtime that may import a library beyond the base, inside a function.
+HOMES = {"tqdm": "dsgnn.runtime.run", "onnxruntime": "dsgnn.runtime.backends.onnx"}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the four folders, by the name it is imported under."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    found = {}
+    for line in setup["options"]["package_dir"].strip().splitlines():
+        package, folder = (part.strip() for part in line.split("="))
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join((package, *parts)).removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def layer(module: str) -> str:
+    return max((name for name in LAYERS if f"{module}.".startswith(f"{name}.")), key=len)
+
+
+def is_torch_free(module: str) -> bool:
+    """True for what must work on hosts without PyTorch: the runtime, the readers, the metrics."""
+    readers = module.startswith("dsgnn.data") and module != "dsgnn.data.transforms"
+    core = module in ("dsgnn", "dsgnn.config", "dsgnn.metrics")
+    return layer(module) == "dsgnn.runtime" or readers or core
+
+
+def is_light(module: str) -> bool:
+    """True for what may import the base only until it is called: also the command lines."""
+    return is_torch_free(module) or module == "dsgnn.evaluate" or module.endswith(".cli")
+
+
+class Import(NamedTuple):
+    target: str
+    line: int
+    deferred: bool  # inside a function, or for type checkers only
+
+
+def imports(module: str, source: str) -> Iterator[Import]:
+    """All imports in the source of a module, `import_module("name")` included."""
+    path = MODULES.get(module)
+    package = module.split(".")
+    if path is None or path.name != "__init__.py":
+        package = package[:-1]
+
+    def visit(node: ast.AST, deferred: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield Import(name.name, node.lineno, deferred)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            origin = ".".join([*start, *([node.module] if node.module else [])])
+            for name in node.names:
+                full = f"{origin}.{name.name}"
+                yield Import(full if full in MODULES else origin, node.lineno, deferred)
+        elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func):
+            for name in node.args[:1]:
+                if isinstance(name, ast.Constant):
+                    yield Import(str(name.value), node.lineno, deferred)
+        body = []
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body
+        elif isinstance(node, ast.Lambda):
+            body = [node.body]
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            body = node.body
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, deferred or child in body)
+
+    yield from visit(ast.parse(source), False)
+
+
+def violations(module: str, source: str) -> list[str]:
+    """What the imports of one module break."""
+    found = []
+    for target, line, deferred in imports(module, source):
+        library = target.partition(".")[0]
+        if library == "dsgnn":
+            if LAYERS.index(layer(target)) > LAYERS.index(layer(module)):
+                found.append(f"line {line}: {layer(module)} must not import {target}")
+            elif is_light(module) and not deferred and not is_light(target):
+                found.append(f"line {line}: {target} is heavy, import it inside a function")
+        elif library not in BASE and library not in sys.stdlib_module_names:
+            if library in TORCH and is_torch_free(module):
+                found.append(f"line {line}: {module} must work without {library}")
+            elif layer(module) == "dsgnn.runtime" and HOMES.get(library) != module:
+                found.append(
+                    f"line {line}: in the runtime {library} has its home in "
+                    f"{HOMES.get(library, 'no module')}, not here"
+                )
+            elif is_light(module) and not deferred:
+                found.append(f"line {line}: {library} is heavy, import it inside a function")
+    return found
+
+
+def logic(source: str) -> list[str]:
+    """What a command-line module holds beyond parsing and calling: loops and classes."""
+    kinds = (ast.For, ast.AsyncFor, ast.While, ast.ClassDef)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    return [f"line {node.lineno}: {type(node).__name__} in a command line" for node in nodes]
+
+
+IMPORT_ALONE = """
+import importlib, sys
+allowed, *names = sys.argv[1:]
+allowed = {*sys.stdlib_module_names, *allowed.split(",")}
+class Blocker:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] not in allowed:
+            raise ModuleNotFoundError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocker)
+for name in names:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        print(f"{name}: {error}")
+"""
+
+
+def import_alone(names: list[str], allowed: set[str], path: Path = ROOT) -> str:
+    """Imports modules in a new process where only the standard library and `allowed` exist.
+
+    Returns a line for each that fails. Modules are also searched in `path`.
+    """
+    command = [sys.executable, "-c", IMPORT_ALONE, ",".join(allowed), *names]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=path, timeout=120)
+    return run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_follow_the_layers(module: str) -> None:
+    assert violations(module, MODULES[module].read_text()) == []
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.endswith(".cli")])
+def test_command_lines_only_parse_and_call(module: str) -> None:
+    assert logic(MODULES[module].read_text()) == []
+
+
+def test_light_modules_import_with_the_base_alone() -> None:
+    light = [name for name in MODULES if is_light(name)]
+    assert import_alone(light, {"dsgnn", *BASE}) == ""
+
+
+def test_the_top_package_needs_nothing() -> None:
+    assert import_alone(["dsgnn"], {"dsgnn"}) == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("dsgnn.runtime.run", "import dsgnn.model", "dsgnn.runtime must not import dsgnn.model"),
+        ("dsgnn.runtime.run", "from dsgnn import __version__", "must not import dsgnn"),
+        ("dsgnn.runtime.run", "from .. import export", "must not import dsgnn.export"),
+        ("dsgnn.runtime", "from ..metrics import evaluate", "must not import dsgnn.metrics"),
+        (
+            "dsgnn.model",
+            "def f():\n import dsgnn.export.onnx",
+            "must not import dsgnn.export",
+        ),
+        ("dsgnn.export.onnx", "from dsgnn import benchmarks", "must not import dsgnn.benchmarks"),
+        ("dsgnn.model", "import_module('dsgnn.export')", "must not import dsgnn.export"),
+        ("dsgnn.runtime.run", "def f():\n import torch", "must work without torch"),
+        ("dsgnn.runtime.run", "if TYPE_CHECKING:\n import torch", "must work without torch"),
+        ("dsgnn.data.coco", "def f():\n import torchvision.io", "must work without torchvision"),
+        ("dsgnn.metrics", "from torch import nn", "must work without torch"),
+        ("dsgnn.runtime.run", "def f():\n import scipy", "scipy has its home in no module"),
+        ("dsgnn.runtime.ranker", "def f():\n import onnxruntime", "dsgnn.runtime.backends.onnx"),
+        ("dsgnn.runtime.run", "import tqdm", "tqdm is heavy"),
+        ("dsgnn.runtime.run", "try:\n import tqdm\nexcept OSError:\n pass", "tqdm is heavy"),
+        ("dsgnn.runtime.run", "def f(bar=__import__('tqdm')):\n pass", "tqdm is heavy"),
+        ("dsgnn.cli", "import torch", "torch is heavy"),
+        ("dsgnn.cli", "from dsgnn.model import build_model", "dsgnn.model is heavy"),
+        ("dsgnn.evaluate", "from dsgnn.data.transforms import x", "dsgnn.data.transforms is heavy"),
+    ],
+)
+def test_a_forbidden_import_is_found(module: str, source: str, complaint: str) -> None:
+    found = violations(module, source)
+    assert len(found) == 1 and complaint in found[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("dsgnn.runtime.run", "import os.path, click, cv2\nfrom dsgnn.runtime import ranking"),
+        ("dsgnn.runtime.run", "def f():\n from tqdm import tqdm"),
+        ("dsgnn.runtime.backends.onnx", "def f():\n import onnxruntime"),
+        ("dsgnn.cli", "def f():\n import torch\n from dsgnn.model import build_model"),
+        ("dsgnn.metrics", "import numpy.typing\nfrom dsgnn.runtime.ranking import Ranking"),
+        ("dsgnn.data.transforms", "import torch"),
+        ("dsgnn.export.onnx", "import torch, onnx\nfrom dsgnn import __version__"),
+        ("dsgnn.benchmarks.latency", "import dsgnn.export.onnx, dsgnn.model, dsgnn.runtime"),
+    ],
+)
+def test_an_allowed_import_is_not(module: str, source: str) -> None:
+    assert violations(module, source) == []
+
+
+def test_a_loop_and_a_class_in_a_command_line_are_found() -> None:
+    source = "class A:\n pass\ndef f(names):\n for name in names:\n  while name:\n   pass"
+    assert [line.partition(" in ")[0] for line in logic(source)] == [
+        "line 1: ClassDef",
+        "line 4: For",
+        "line 5: While",
+    ]
+
+
+def test_a_module_that_needs_more_is_found(tmp_path: Path) -> None:
+    (tmp_path / "needy.py").write_text("import numpy\nimport pytest\n")
+    assert import_alone(["needy"], {"needy", "numpy"}, tmp_path) == "needy: pytest is blocked\n"
+
+
+def test_names_of_the_rules_exist() -> None:
+    """A renamed module must not slip out of its rule."""
+    named = {"dsgnn.config", "dsgnn.metrics", "dsgnn.evaluate", "dsgnn.data.transforms"}
+    assert {*named, *HOMES.values(), *LAYERS} <= set(MODULES)
