@@ -1,0 +1,136 @@
+"""Every network configuration as a frozen dataclass in a plain dict, and the model zoo.
+
+The published configurations follow DSGNN (CVPR 2024); `nano` is the small model that ships in the
+package. Use `dataclasses.replace(CONFIGS["r50-assr"], backbone="convnext_tiny")` for variants: any
+timm `features_only` backbone with strides 4, 8, 16 and 32 works by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Config:
+    """One network and how it is trained.
+
+    name: as given to the commands. backbone: a timm model name. backbone_options: keyword
+    arguments for `timm.create_model`. frozen_norm: BatchNorm statistics and affine terms stay as
+    loaded. size: S, longest side in pixels after the letterbox. queries: Q, the most objects.
+    threshold: an object is kept when its score exceeds it. class_weights: [object, none] in the
+    classification loss.
+
+    width: C, channels of every head. pixel_decoder: "deformable" (the published multi-scale
+    deformable attention) or "fpn" (convolutions only). seeds: "learned" query vectors as
+    published, or "peaks": queries are the features at the peaks of a predicted centre heatmap.
+    texture: with the texture branch and domain separation, as published; without it one decoder
+    feeds the graph head. layers: L, decoder layers. rank_loss: "published", or "balanced": pairs
+    of two objects and pairs of object and none are normalised separately. augmentation: "jitter"
+    (flip, large-scale jitter, crop, pad) or "flip".
+    """
+
+    name: str
+    backbone: str
+    size: int
+    queries: int
+    threshold: float
+    class_weights: tuple[float, float]
+    augmentation: str
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    frozen_norm: bool = False
+    width: int = 256
+    pixel_decoder: str = "deformable"
+    encoder_layers: int = 6
+    layers: int = 9
+    feedforward: int = 2048
+    seeds: str = "learned"
+    texture: bool = True
+    rank_loss: str = "published"
+
+    def __post_init__(self) -> None:
+        choices = {
+            "pixel_decoder": ("deformable", "fpn"),
+            "seeds": ("learned", "peaks"),
+            "rank_loss": ("published", "balanced"),
+            "augmentation": ("jitter", "flip"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"config {self.name}: {name} must be one of {', '.join(allowed)}, "
+                                 f"got {getattr(self, name)!r}")
+        if self.width % 32:
+            raise ValueError(f"config {self.name}: width must be a multiple of 32, "
+                             f"got {self.width}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `config_from_dict` is the inverse."""
+        return asdict(self)
+
+
+def config_from_dict(values: dict[str, Any]) -> Config:
+    """The `Config` that `to_dict` wrote; ValueError names the fields that are unknown."""
+    known = {f.name for f in fields(Config)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"unknown fields in the configuration: {', '.join(unknown)}; "
+                         "was this checkpoint written by a newer version of dsgnn?")
+    return Config(**{**values, "class_weights": tuple(values["class_weights"])})
+
+
+_R50_ASSR = Config(
+    name="r50-assr", backbone="resnet50", frozen_norm=True, size=576, queries=5, threshold=0.4,
+    class_weights=(0.1, 1.0), augmentation="jitter",
+)  # fmt: skip
+_R50_IRSR = replace(
+    _R50_ASSR, name="r50-irsr", size=640, queries=8, threshold=0.75, class_weights=(1.0, 0.1),
+    augmentation="flip",
+)  # fmt: skip
+
+
+def _swin(config: Config, letter: str, backbone: str) -> Config:
+    return replace(
+        config, name=config.name.replace("r50", f"swin-{letter}"), backbone=backbone,
+        frozen_norm=False, size=640, threshold=0.75, backbone_options={"drop_path_rate": 0.3},
+    )  # fmt: skip
+
+
+_SWIN = {
+    "t": "swin_tiny_patch4_window7_224",
+    "s": "swin_small_patch4_window7_224",
+    "b": "swin_base_patch4_window12_384",
+    "l": "swin_large_patch4_window12_384",
+}
+
+_NANO = Config(
+    name="nano", backbone="resnet18", size=320, queries=6, threshold=0.5,
+    backbone_options={
+        "channels": (32, 64, 128, 256), "layers": (1, 2, 3, 2), "stem_type": "deep",
+        "stem_width": 12,
+    },
+    class_weights=(1.0, 0.5), augmentation="flip", width=96, pixel_decoder="fpn",
+    layers=3, feedforward=384, seeds="peaks", texture=False, rank_loss="balanced",
+)  # fmt: skip
+
+CONFIGS: dict[str, Config] = {
+    config.name: config
+    for config in (
+        _NANO,
+        _R50_ASSR,
+        _R50_IRSR,
+        *(
+            _swin(base, letter, backbone)
+            for letter, backbone in _SWIN.items()
+            for base in (_R50_ASSR, _R50_IRSR)
+        ),
+    )
+}
+"""name → configuration: `nano`, and `r50`, `swin-t`, `-s`, `-b`, `-l` for both data sets."""
+
+
+def get_config(config: str | Config) -> Config:
+    """A configuration by name (or itself); ValueError lists the names there are."""
+    if isinstance(config, Config):
+        return config
+    if config not in CONFIGS:
+        raise ValueError(f"unknown configuration {config!r}; choose one of {', '.join(CONFIGS)}")
+    return CONFIGS[config]
