@@ -5,8 +5,8 @@
 it (COCO-format re-releases of ASSR and IRSR), with the object visited first as the most salient;
 otherwise from the written rule of `dsgnn.data.saliency`.
 
-Outlines are rasterised by OpenCV, whose polygons include their border pixels: masks are up to
-half a pixel wider than pycocotools'.
+`CocoReader` draws masks exactly as COCO's tools do. Scenes draw them with OpenCV (`Instance.draw`),
+on any canvas and a hundred times faster, but up to half a pixel wider.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from dsgnn.data.polygons import segmentation_to_mask
 from dsgnn.data.saliency import saliency_scores, salient_objects
 from dsgnn.data.sample import Sample
 
@@ -33,13 +34,14 @@ class CocoError(ValueError):
 
 @dataclass(frozen=True)
 class Instance:
-    """One object. parts: outlines, each a list of (N, 2) float32 XY rings in photo pixels.
-
-    A part is filled by the even-odd rule (so a ring may be a hole); parts are united.
-    visiting_order: 0 or 1 = looked at first, None where the file does not say.
+    """One object. segmentation: as in the file, for `dsgnn.data.polygons`. parts: its outlines,
+    each some (N, 2) float32 XY rings in photo pixels; a part is filled by the even-odd rule (so a
+    ring may be a hole), parts are united. visiting_order: lowest = looked at first, None where
+    the file does not say.
     """
 
     kind: str
+    segmentation: Any
     parts: tuple[tuple[np.ndarray, ...], ...]
     visiting_order: int | None = None
 
@@ -55,13 +57,13 @@ class Instance:
         return sum(2 * cv2.contourArea(max(rings, key=len)) - sum(map(cv2.contourArea, rings))
                    for rings in self.parts)  # fmt: skip
 
-    def mask(
+    def draw(
         self,
         size: tuple[int, int],
         scale: tuple[float, float] = (1.0, 1.0),
         offset: tuple[float, float] = (0.0, 0.0),
     ) -> np.ndarray:
-        """Rasterise to (H, W) bool, size is (H, W); a point goes to point · scale + offset (XY)."""
+        """Draw as (H, W) bool, size is (H, W); a point goes to point · scale + offset (XY)."""
         canvas = np.zeros(size, np.uint8)
         factor = np.float32(1 << _SUBPIXEL_BITS)
         for rings in self.parts:
@@ -95,40 +97,6 @@ class Photo:
                 f"file is {bgr.shape[1]}×{bgr.shape[0]}; resize one to the other"
             )
         return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-
-
-def decode_rle(counts: list[int] | str | bytes, size: tuple[int, int]) -> np.ndarray:
-    """Decode COCO run lengths, column by column and starting with zeros, to (h, w) bool.
-
-    counts: a list of run lengths, or the compressed string (5 bits a character from "0" on, bit 6
-    continues, signed, from the third run on as the difference to the run before the last).
-    Raises ValueError if the runs do not fill h·w.
-    """
-    if isinstance(counts, (str, bytes)):
-        counts = _runs_of_string(counts.encode("ascii") if isinstance(counts, str) else counts)
-    h, w = size
-    if any(run < 0 for run in counts) or sum(counts) != h * w:
-        raise ValueError(f"run lengths sum to {sum(counts)}, size {h}×{w} needs {h * w}")
-    values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, counts).reshape(w, h).T
-
-
-def _runs_of_string(text: bytes) -> list[int]:
-    runs: list[int] = []
-    value = shift = 0
-    for byte in text:
-        bits = byte - 48
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if bits & 0x20:
-            continue
-        if bits & 0x10:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value = shift = 0
-    if shift:
-        raise ValueError("the run-length string ends inside a number")
-    return runs
 
 
 def read_photos(source: Path | str, images: Path | str | None = None) -> list[Photo]:
@@ -181,7 +149,9 @@ def read_photos(source: Path | str, images: Path | str | None = None) -> list[Ph
         order = annotation.get("visiting_order")
         if order is not None and (not isinstance(order, int) or isinstance(order, bool)):
             raise CocoError(f"{path}: {where}.visiting_order must be a whole number, got {order!r}")
-        instances[number].append(Instance(kinds[category], parts, order))
+        instances[number].append(
+            Instance(kinds[category], annotation["segmentation"], parts, order)
+        )
     return [
         Photo(
             number, Path(images) / e["file_name"], e["height"], e["width"],
@@ -222,9 +192,11 @@ class CocoReader(Sequence[Sample]):
             first = sorted(seen, key=lambda i: i.visiting_order)
             if len({i.visiting_order for i in seen}) < len(seen):
                 raise CocoError(f"{photo.path.name}: two annotations share a visiting_order")
-            masks = stack_masks([i.mask(size) for i in first], size)
+            masks = stack_masks([segmentation_to_mask(i.segmentation, *size) for i in first], size)
         else:
-            masks = stack_masks([i.mask(size) for i in photo.instances], size)
+            masks = stack_masks(
+                [segmentation_to_mask(i.segmentation, *size) for i in photo.instances], size
+            )
             scores = saliency_scores(image, masks, [i.kind for i in photo.instances])
             masks = masks[salient_objects(scores, masks.mean((1, 2)))]
         return Sample(image, masks, np.arange(len(masks), 0, -1), photo.path.stem)
@@ -271,11 +243,9 @@ def _parts(
                 f"{outline.get('size')}"
             )
         try:
-            mask = decode_rle(_field(path, outline, "counts", (list, str), name), size)
+            mask = segmentation_to_mask(outline, *size)
         except ValueError as error:
-            if isinstance(error, CocoError):
-                raise
-            raise CocoError(f"{path}: {name}.counts: {error}") from None
+            raise CocoError(f"{path}: {name}: {error}") from None
         return _outline_of(mask)
     raise CocoError(f"{path}: {name} must be a list of polygons or run lengths, got {outline!r}")
 

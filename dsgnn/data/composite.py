@@ -301,9 +301,9 @@ class CompositeScenes(Sequence[Sample]):
         y, x = int(rng.integers(0, h - ch + 1)), int(rng.integers(0, w - cw + 1))
         part = chosen[y : y + ch, x : x + cw]
         if rng.random() < 0.5:
-            part = part[:, ::-1]
+            part = cv2.flip(part, 1)
         part = cv2.resize(
-            np.ascontiguousarray(part), frame[::-1],
+            part, frame[::-1],
             interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR,
         )  # fmt: skip
         if rng.random() < 0.2:  # out of focus
@@ -412,7 +412,7 @@ def _crop(
     for instance, box in zip(photo.instances, boxes, strict=True):
         if box[2] <= x or box[0] >= x + cw or box[3] <= y or box[1] >= y + ch:
             continue
-        mask = instance.mask(frame, (sx, sy), (-x * sx, -y * sy))
+        mask = instance.draw(frame, (sx, sy), (-x * sx, -y * sy))
         pixels = cv2.countNonZero(mask.view(np.uint8))
         if pixels == 0:
             continue
@@ -422,6 +422,6 @@ def _crop(
         whole = instance.area * sx * sy
         full.append(0.5 * whole if pixels < 0.1 * mask.size else float(pixels))
     if rng.random() < 0.5:
-        part = np.ascontiguousarray(part[:, ::-1])
-        masks = [np.ascontiguousarray(mask[:, ::-1]) for mask in masks]
+        part = cv2.flip(part, 1)
+        masks = [cv2.flip(mask.view(np.uint8), 1).view(bool) for mask in masks]
     return part, masks, kinds, full

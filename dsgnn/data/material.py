@@ -143,7 +143,7 @@ def photo_cutouts(photo: Photo, image: np.ndarray, min_px: int = 64) -> Iterator
     covered by others along more than 15% of their outline, cut by at most one edge of the photo.
     """
     h, w = image.shape[:2]
-    masks = [instance.mask((h, w)).view(np.uint8) for instance in photo.instances]
+    masks = [instance.draw((h, w)).view(np.uint8) for instance in photo.instances]
     count = sum(masks, np.zeros((h, w), np.uint8))
     for i, instance in enumerate(photo.instances):
         if len(instance.parts) != 1 or cv2.countNonZero(masks[i]) < min_px**2:
@@ -171,7 +171,7 @@ def empty_region(
     h, w = image.shape[:2]
     taken = np.zeros((h, w), bool)
     for instance in photo.instances:
-        taken |= instance.mask((h, w))
+        taken |= instance.draw((h, w))
     sums = cv2.integral(taken.view(np.uint8))
     best = None
     for _ in range(60):

@@ -50,11 +50,11 @@ def make_layer(
     """
     patch, cut = cutout.rgba, cutout.cut
     if rng.random() < 0.5:
-        patch, cut = patch[:, ::-1], (cut[2], cut[1], cut[0], cut[3])
+        patch, cut = cv2.flip(patch, 1), (cut[2], cut[1], cut[0], cut[3])
     scale = long_px / max(patch.shape[:2])
     size = tuple(max(2, round(side * scale)) for side in patch.shape[1::-1])
     patch = cv2.resize(
-        np.ascontiguousarray(patch), size,
+        patch, size,
         interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR,
     )  # fmt: skip
     if not any(cut) and rng.random() < 0.6:

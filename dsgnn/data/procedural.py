@@ -31,7 +31,7 @@ def texture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return (first + (second - first) * blend[..., None]).clip(0, 255).astype(np.uint8)
 
 
-def shape(rng: np.random.Generator, size_px: int = 160) -> Cutout:
+def shape(rng: np.random.Generator, size_px: int = 112) -> Cutout:
     """A smooth blob, an ellipse, a polygon or a ring with one to three textured parts."""
     angles = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     form = rng.integers(4)

@@ -9,7 +9,8 @@ The score of one object is a sum of terms, each in 0…1, times the points in `P
     kind        what it is: `KIND_WEIGHTS` (people 1, animals .85, vehicles .55, … tables .05),
                 counted in full from 2% of the frame on, below that by the square root of the
                 area, as a kind has to be recognisable to attract
-    size        sqrt(area share / 25%), no gain beyond 25% of the frame
+    size        sqrt(area share / 25%), no gain beyond 25% of the frame; for kinds below .4 in
+                proportion less, as a table or a bed is large without being looked at
     contrast    distance in CIE Lab of the object's mean colour, plus half that of its spread,
                 from a ring around it, full at 40 units; 0.5 where there is no ring
     centre      exp(-d² / 2·0.25²), d the distance of the mask's centroid from the middle of the
@@ -137,7 +138,7 @@ def _terms(
     touching = sum(map(cv2.countNonZero, (grid[:1], grid[-1:], grid[:, :1], grid[:, -1:])))
     terms = {
         "kind": kind_weight(kind) * min(1.0, (area / 0.02) ** 0.5),
-        "size": size,
+        "size": size * min(1.0, kind_weight(kind) / KIND_WEIGHTS[UNKNOWN_KIND]),
         "contrast": contrast,
         "centre": float(np.exp(-(dx * dx + dy * dy) / (2 * 0.25**2))),
         "sharpness": min(1.0, sharpness / 2),
