@@ -12,7 +12,6 @@ on any canvas and a hundred times faster, but up to half a pixel wider.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,9 +52,9 @@ class Instance:
 
     @cached_property
     def area(self) -> float:
-        """Area of the parts in square pixels of the photo, holes taken off roughly."""
-        return sum(2 * cv2.contourArea(max(rings, key=len)) - sum(map(cv2.contourArea, rings))
-                   for rings in self.parts)  # fmt: skip
+        """Area in square pixels of the photo: of each part the largest ring less the others."""
+        areas = [[cv2.contourArea(ring) for ring in rings] for rings in self.parts]
+        return sum(2 * max(part) - sum(part) for part in areas)
 
     def draw(
         self,
@@ -65,20 +64,19 @@ class Instance:
     ) -> np.ndarray:
         """Draw as (H, W) bool, size is (H, W); a point goes to point · scale + offset (XY)."""
         canvas = np.zeros(size, np.uint8)
+        stretch, shift = np.array(scale, np.float32), np.array(offset, np.float32)
         factor = np.float32(1 << _SUBPIXEL_BITS)
         for rings in self.parts:
             # Pixel i spans i…i+1 in COCO and is centred on i in OpenCV.
-            points = [
-                np.rint((ring * np.float32(scale) + np.float32(offset) - 0.5) * factor)
-                for ring in rings
-            ]
-            cv2.fillPoly(canvas, [p.astype(np.int32) for p in points], 1, shift=_SUBPIXEL_BITS)
+            placed = [(r * stretch + shift - 0.5) * factor for r in rings]
+            points = [np.rint(ring).astype(np.int32) for ring in placed]
+            cv2.fillPoly(canvas, points, 1, shift=_SUBPIXEL_BITS)
         return canvas.view(bool)
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo of a COCO-format file, not read yet. Crowd regions are kept apart."""
+    """One photo of a COCO-format file, not read yet, without its crowd regions."""
 
     id: int
     path: Path
@@ -154,19 +152,22 @@ def read_photos(source: Path | str, images: Path | str | None = None) -> list[Ph
         )
     return [
         Photo(
-            number, Path(images) / e["file_name"], e["height"], e["width"],
-            tuple(instances[number]),
+            id=number,
+            path=Path(images) / entry["file_name"],
+            height=entry["height"],
+            width=entry["width"],
+            instances=tuple(instances[number]),
         )
-        for number, e in sorted(entries.items())
-    ]  # fmt: skip
+        for number, entry in sorted(entries.items())
+    ]
 
 
-class CocoReader(Sequence[Sample]):
+class CocoReader:
     """The photos of a COCO-format file as ranked samples, read lazily, sorted by id.
 
     source, images: as for `read_photos`. ranks: "visiting_order" (CocoError where no annotation
-    has it; objects without it are clutter), "rule", or None to take the former if the file has
-    it. With the rule, samples without a salient object have G = 0.
+    has it or two of a photo share it; objects without it are clutter), "rule", or None to take
+    the former if the file has it. A sample without a salient object has G = 0.
     """
 
     def __init__(
@@ -175,10 +176,17 @@ class CocoReader(Sequence[Sample]):
         if ranks not in (None, "rule", "visiting_order"):
             raise ValueError(f'ranks must be "rule", "visiting_order" or None, got {ranks!r}')
         self.photos = read_photos(source, images)
-        visited = any(i.visiting_order is not None for p in self.photos for i in p.instances)
+        visited = any(_first_to_last(photo) for photo in self.photos)
         if ranks == "visiting_order" and not visited:
             raise CocoError(f'{source}: no annotations[].visiting_order; use ranks="rule"')
         self.ranks = ranks or ("visiting_order" if visited else "rule")
+        for photo in self.photos if self.ranks == "visiting_order" else ():
+            orders = [i.visiting_order for i in _first_to_last(photo)]
+            if len(set(orders)) < len(orders):
+                raise CocoError(
+                    f"{source}: annotations[].visiting_order of image {photo.id} must differ, "
+                    f"got {orders}"
+                )
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -186,20 +194,19 @@ class CocoReader(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:
         photo = self.photos[index]
         image = photo.read()
-        size = image.shape[:2]
-        if self.ranks == "visiting_order":
-            seen = [i for i in photo.instances if i.visiting_order is not None]
-            first = sorted(seen, key=lambda i: i.visiting_order)
-            if len({i.visiting_order for i in seen}) < len(seen):
-                raise CocoError(f"{photo.path.name}: two annotations share a visiting_order")
-            masks = stack_masks([segmentation_to_mask(i.segmentation, *size) for i in first], size)
-        else:
-            masks = stack_masks(
-                [segmentation_to_mask(i.segmentation, *size) for i in photo.instances], size
-            )
-            scores = saliency_scores(image, masks, [i.kind for i in photo.instances])
+        by_rule = self.ranks == "rule"
+        instances = photo.instances if by_rule else _first_to_last(photo)
+        size = photo.height, photo.width
+        masks = stack_masks([segmentation_to_mask(i.segmentation, *size) for i in instances], size)
+        if by_rule:
+            scores = saliency_scores(image, masks, [i.kind for i in instances])
             masks = masks[salient_objects(scores, masks.mean((1, 2)))]
         return Sample(image, masks, np.arange(len(masks), 0, -1), photo.path.stem)
+
+
+def _first_to_last(photo: Photo) -> list[Instance]:
+    visited = [(i.visiting_order, i) for i in photo.instances if i.visiting_order is not None]
+    return [instance for _, instance in sorted(visited, key=lambda pair: pair[0])]
 
 
 def stack_masks(masks: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
@@ -207,17 +214,13 @@ def stack_masks(masks: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     return np.stack(masks) if masks else np.zeros((0, *size), bool)
 
 
-def _field(path: Path, holder: Any, key: str, kind: Any, where: str) -> Any:
+def _field(path: Path, holder: Any, key: str, kind: type, where: str) -> Any:
     name = f"{where}.{key}" if where else key
     if not isinstance(holder, dict) or key not in holder:
         raise CocoError(f"{path}: {name} is missing")
     if not isinstance(holder[key], kind):
-        raise CocoError(f"{path}: {name} must be {_names(kind)}, got {type(holder[key]).__name__}")
+        raise CocoError(f"{path}: {name} must be {kind.__name__}, got {type(holder[key]).__name__}")
     return holder[key]
-
-
-def _names(kind: type | tuple[type, ...]) -> str:
-    return " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
 
 
 def _parts(
@@ -228,30 +231,27 @@ def _parts(
     if isinstance(outline, list) and outline:
         for k, polygon in enumerate(outline):
             numbers = isinstance(polygon, list) and all(
-                isinstance(v, (int, float)) for v in polygon
+                isinstance(v, int | float) and np.isfinite(v) for v in polygon
             )
             if not numbers or len(polygon) < 6 or len(polygon) % 2:
                 raise CocoError(
-                    f"{path}: {name}[{k}] must be x, y pairs of at least three points, got "
-                    f"{len(polygon) if isinstance(polygon, list) else polygon!r} values"
+                    f"{path}: {name}[{k}] must be finite x, y pairs of three points or more, got "
+                    f"{str(polygon)[:60]}"
                 )
         return tuple((np.asarray(p, np.float32).reshape(-1, 2),) for p in outline)
     if isinstance(outline, dict):
-        if outline.get("size") != list(size):
-            raise CocoError(
-                f"{path}: {name}.size must be [height, width] = {list(size)}, got "
-                f"{outline.get('size')}"
-            )
         try:
             mask = segmentation_to_mask(outline, *size)
         except ValueError as error:
             raise CocoError(f"{path}: {name}: {error}") from None
-        return _outline_of(mask)
+        if not mask.any():
+            raise CocoError(f"{path}: {name} marks no pixel; remove the annotation")
+        return (_rings(mask),)
     raise CocoError(f"{path}: {name} must be a list of polygons or run lengths, got {outline!r}")
 
 
-def _outline_of(mask: np.ndarray) -> tuple[tuple[np.ndarray, ...], ...]:
-    """Rings of pixel centres which, filled by the even-odd rule, give the mask back."""
-    padded = np.ascontiguousarray(mask).view(np.uint8)
-    rings, _ = cv2.findContours(padded, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    return (tuple(ring.reshape(-1, 2).astype(np.float32) + 0.5 for ring in rings),)
+def _rings(mask: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Rings of pixel centres which, filled by the even-odd rule, give the mask (h, w) back."""
+    pixels = np.ascontiguousarray(mask).view(np.uint8)
+    rings, _ = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    return tuple(ring.reshape(-1, 2).astype(np.float32) + 0.5 for ring in rings)

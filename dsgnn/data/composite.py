@@ -23,24 +23,14 @@ stay and are ordered by the rule however close they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
 
 from dsgnn.data import procedural
-from dsgnn.data.coco import Photo, read_photos, stack_masks
-from dsgnn.data.material import (
-    Cutout,
-    empty_region,
-    held_out,
-    image_files,
-    photo_cutouts,
-    read_background,
-    read_cutout,
-)
+from dsgnn.data.coco import Photo, stack_masks
+from dsgnn.data.material import MIN_COPY_WEIGHT, Cutout, Library
 from dsgnn.data.paint import Layer, develop, flatten, make_layer
 from dsgnn.data.saliency import (
     MAX_OBJECTS,
@@ -57,13 +47,12 @@ from dsgnn.data.sample import Sample
 SHARES = {"photo": 0.35, "cutouts": 0.25, "copies": 0.22, "procedural": 0.10, "empty": 0.08}
 ASPECTS = {(1, 1): 0.3, (4, 3): 0.3, (3, 4): 0.12, (3, 2): 0.13, (2, 3): 0.05, (16, 9): 0.1}
 MIN_VISIBLE = 0.4  # share of an object that must not be hidden for it to be salient
-MIN_COPY_PX = 64  # √area from which an object is copied out of a photo
 
 Size = int | tuple[int, int]
-T = TypeVar("T")
+Crop = tuple[np.ndarray, list[np.ndarray], list[str], list[float]]
 
 
-class CompositeScenes(Sequence[Sample]):
+class CompositeScenes:
     """Scenes, each a function of (seed, split, number) and of the files in the folders.
 
     cutouts: folder of RGBA images, sub-folders name the kind. backgrounds: folder of images.
@@ -92,35 +81,18 @@ class CompositeScenes(Sequence[Sample]):
             raise ValueError(f"max_objects must be 1…{MAX_OBJECTS}, got {max_objects}")
         self.split, self.size, self.seed, self.length = split, size, seed, length
         self.max_objects = max_objects
-        test = split == "test"
-        self.cutout_files = [
-            (path, path.relative_to(cutouts).parent.as_posix())
-            for path in (image_files(cutouts) if cutouts else [])
-            if held_out(path.stem) == test
+        self.library = library = Library(cutouts, backgrounds, coco, split)
+        people = [
+            any(x.kind == "person" for x in library.photos[i].instances) for i in library.sources
         ]
-        self.background_files = [
-            path
-            for path in (image_files(backgrounds) if backgrounds else [])
-            if held_out(path.stem) == test
-        ]
-        self.photos = [p for p in (read_photos(coco) if coco else []) if (p.id % 5 == 0) == test]
-        for given, files in (
-            (cutouts, self.cutout_files),
-            (backgrounds, self.background_files),
-            (coco, self.photos),
-        ):
-            if given is not None and not files:
-                raise ValueError(f"{given}: no file falls into the {split} split; add files")
-        self._sources = [i for i, photo in enumerate(self.photos) if _copyable(photo)]
-        people = [any(x.kind == "person" for x in self.photos[i].instances) for i in self._sources]
         weights = 1.0 + np.array(people, float)
         self._source_weights = weights / weights.sum() if len(weights) else weights
         self._kinds = [
             kind
             for kind, usable in {
-                "photo": bool(self.photos),
-                "cutouts": bool(self.cutout_files),
-                "copies": bool(self._sources),
+                "photo": bool(library.photos),
+                "cutouts": bool(library.cutout_files),
+                "copies": bool(library.sources),
                 "procedural": True,
                 "empty": True,
             }.items()
@@ -128,8 +100,6 @@ class CompositeScenes(Sequence[Sample]):
         ]
         shares = np.array([SHARES[kind] for kind in self._kinds])
         self._shares = shares / shares.sum()
-        # Decoded material, filled on first use. Not lru_cache on methods: it must pickle.
-        self._cache: dict[tuple[str, int], object] = {}
 
     def __len__(self) -> int:
         return self.length
@@ -140,16 +110,8 @@ class CompositeScenes(Sequence[Sample]):
         return self.scene(index)
 
     def load(self) -> None:
-        """Decode all material now, so that forked workers share it instead of each decoding it."""
-        for i in range(len(self.cutout_files)):
-            self._cutout(i)
-        for i in range(len(self.background_files)):
-            self._background(i)
-        for i in range(len(self.photos)):
-            self._photo(i)
-            self._empty(i)
-        for i in self._sources:
-            self._copies(i)
+        """Decode all material now, so that workers forked afterwards share it."""
+        self.library.load()
 
     def scene(self, number: int, size: Size | None = None) -> Sample:
         """Make the scene of this number, from 0 on. size: as for the class, by default its own."""
@@ -157,18 +119,15 @@ class CompositeScenes(Sequence[Sample]):
         frame = _frame(rng, self.size if size is None else size)
         kind = self._kinds[rng.choice(len(self._kinds), p=self._shares)]
         if kind == "photo":
-            index = int(rng.integers(len(self.photos)))
-            image, masks, kinds, full = _crop(
-                rng, self._photo(index), self.photos[index], frame, 0.5
-            )
+            image, masks, kinds, full = self._crop(rng, frame, zoom=0.5)
             salient = self._salient(image, masks, kinds, full)[0]
         else:
             image, masks, salient = self._compose(rng, kind, frame)
-        masks = stack_masks([masks[i] for i in salient], frame)
+        stacked = stack_masks([masks[i] for i in salient], frame)
         image = develop(rng, image, 0.6 if kind == "photo" else 1.0)
-        ranks = np.arange(len(masks), 0, -1)
-        order = rng.permutation(len(masks))  # the place in the list must not tell the rank
-        return Sample(image, masks[order], ranks[order], f"{self.split}-{number:07d}-{kind}")
+        ranks = np.arange(len(salient), 0, -1)
+        order = rng.permutation(len(salient))  # the place in the list must not tell the rank
+        return Sample(image, stacked[order], ranks[order], f"{self.split}-{number:07d}-{kind}")
 
     def _compose(
         self, rng: np.random.Generator, kind: str, frame: tuple[int, int]
@@ -178,10 +137,7 @@ class CompositeScenes(Sequence[Sample]):
         kinds: list[str] = []
         full: list[float] = []
         if kind == "copies" and rng.random() < 0.4:
-            index = int(rng.integers(len(self.photos)))
-            background, masks, kinds, full = _crop(
-                rng, self._photo(index), self.photos[index], frame, 0.0
-            )
+            background, masks, kinds, full = self._crop(rng, frame, zoom=0.0)
         else:
             background = self._any_background(rng, frame, kind)
         layers = self._layers(rng, kind, background, len(masks))
@@ -216,9 +172,7 @@ class CompositeScenes(Sequence[Sample]):
         areas[pixels < MIN_VISIBLE * np.array(full)] = 0
         order = salient_objects(scores, areas).tolist()
         salient, movable = order[:limit], len(masks) if movable is None else movable
-        if not order or movable == len(masks):
-            return salient, set()
-        floor = max(THRESHOLD, scores[order[0]] - SPAN)
+        floor = max(THRESHOLD, scores[order[0]] - SPAN) if order else THRESHOLD
         unclear = {
             i
             for i in range(movable, len(masks))
@@ -252,10 +206,10 @@ class CompositeScenes(Sequence[Sample]):
                 long_px = rng.uniform(0.6, 1.4) * max(h, w)
                 centre = rng.normal(0.5, 0.15, 2) * (w, h)
             else:
-                centre = np.clip(rng.normal(0.5, 0.25), 0.05, 0.95), rng.uniform(0.2, 0.95)
-                near = 0.55 + 0.75 * centre[1] if perspective else 1.0
+                x, foot = np.clip(rng.normal(0.5, 0.25), 0.05, 0.95), rng.uniform(0.2, 0.95)
+                near = 0.55 + 0.75 * foot if perspective else 1.0
                 long_px = np.exp(rng.uniform(np.log(0.2), np.log(0.85))) * near * min(h, w)
-                centre = centre[0] * w, centre[1] * h - 0.3 * long_px
+                centre = np.array([x * w, foot * h - 0.3 * long_px])
             layer = make_layer(rng, background, self._object(rng, kind), long_px, centre)
             if layer is not None and not _crowded(layer, layers):
                 layers.append(layer)
@@ -272,15 +226,19 @@ class CompositeScenes(Sequence[Sample]):
         """A cut-out fit for this kind of scene; also others now and then, so that none is a cue."""
         wanted = {"cutouts": 0.05, "copies": 0.85, "procedural": 0.1, "empty": 0.5}[scene]
         draw = rng.random()
-        if self._sources and draw < wanted:
-            index = int(rng.choice(len(self._sources), p=self._source_weights))
-            copies = self._copies(self._sources[index])
+        if self.library.sources and draw < wanted:
+            index = int(rng.choice(len(self.library.sources), p=self._source_weights))
+            copies = self.library.copies(self.library.sources[index])
             if copies:
                 people = np.array([3.0 if c.kind == "person" else 1.0 for c in copies])
                 return copies[int(rng.choice(len(copies), p=people / people.sum()))]
-        if self.cutout_files and rng.random() < (0.4 if scene == "procedural" else 0.93):
-            return self._cutout(int(rng.integers(len(self.cutout_files))))
+        if self.library.cutout_files and rng.random() < (0.4 if scene == "procedural" else 0.93):
+            return self.library.cutout(int(rng.integers(len(self.library.cutout_files))))
         return procedural.shape(rng)
+
+    def _crop(self, rng: np.random.Generator, frame: tuple[int, int], zoom: float) -> Crop:
+        index = int(rng.integers(len(self.library.photos)))
+        return crop_photo(rng, self.library.photo(index), self.library.photos[index], frame, zoom)
 
     def _any_background(
         self, rng: np.random.Generator, frame: tuple[int, int], kind: str
@@ -289,10 +247,12 @@ class CompositeScenes(Sequence[Sample]):
         chosen = None
         draw = rng.random()
         if kind != "procedural" or draw < 0.25:
-            if self.photos and (draw < 0.1 or rng.random() < 0.5):
-                chosen = self._empty(int(rng.integers(len(self.photos))))
-            if chosen is None and self.background_files:
-                chosen = self._background(int(rng.integers(len(self.background_files))))
+            if self.library.photos and (draw < 0.1 or rng.random() < 0.5):
+                chosen = self.library.empty(int(rng.integers(len(self.library.photos))))
+            if chosen is None and self.library.background_files:
+                chosen = self.library.background(
+                    int(rng.integers(len(self.library.background_files)))
+                )
         if chosen is None:
             return procedural.texture(rng, frame)
         h, w = chosen.shape[:2]
@@ -309,43 +269,6 @@ class CompositeScenes(Sequence[Sample]):
         if rng.random() < 0.2:  # out of focus
             part = cv2.GaussianBlur(part, (0, 0), rng.uniform(0.8, 3))
         return part
-
-    def _cached(self, name: str, index: int, make: Callable[[], T]) -> T:
-        key = name, index
-        if key not in self._cache:
-            self._cache[key] = make()
-        return self._cache[key]  # type: ignore[return-value]
-
-    def _cutout(self, i: int) -> Cutout:
-        return self._cached("cutout", i, lambda: read_cutout(*self.cutout_files[i]))
-
-    def _background(self, i: int) -> np.ndarray:
-        return self._cached("background", i, lambda: read_background(self.background_files[i]))
-
-    def _photo(self, i: int) -> np.ndarray:
-        return self._cached("photo", i, self.photos[i].read)
-
-    def _copies(self, i: int) -> list[Cutout]:
-        return self._cached(
-            "copies", i,
-            lambda: [
-                c
-                for c in photo_cutouts(self.photos[i], self._photo(i), MIN_COPY_PX)
-                if kind_weight(c.kind) >= 0.2
-            ],
-        )  # fmt: skip
-
-    def _empty(self, i: int) -> np.ndarray | None:
-        rng = np.random.default_rng(self.photos[i].id)
-        return self._cached("empty", i, lambda: empty_region(self.photos[i], self._photo(i), rng))
-
-
-def _copyable(photo: Photo) -> bool:
-    """Whether a photo may hold objects worth copying, judged by outlines alone."""
-    return any(
-        kind_weight(x.kind) >= 0.2 and len(x.parts) == 1 and x.area >= MIN_COPY_PX**2
-        for x in photo.instances
-    )
 
 
 def _frame(rng: np.random.Generator, size: Size) -> tuple[int, int]:
@@ -368,13 +291,13 @@ def _crowded(layer: Layer, others: list[Layer]) -> bool:
     return False
 
 
-def _crop(
+def crop_photo(
     rng: np.random.Generator,
     image: np.ndarray,
     photo: Photo,
     frame: tuple[int, int],
     zoom: float,
-) -> tuple[np.ndarray, list[np.ndarray], list[str], list[float]]:
+) -> Crop:
     """A random window of a photo, flipped or not, resized to frame (H, W), with its objects.
 
     zoom: share of windows set on one larger object, which then takes 45 to 130% of the frame.
@@ -386,7 +309,7 @@ def _crop(
     large = [
         box
         for box, instance in zip(boxes, photo.instances, strict=True)
-        if instance.area > 0.01 * h * w and kind_weight(instance.kind) >= 0.2
+        if instance.area > 0.01 * h * w and kind_weight(instance.kind) >= MIN_COPY_WEIGHT
     ]
     if large and rng.random() < zoom:
         x0, y0, x1, y1 = large[int(rng.integers(len(large)))]

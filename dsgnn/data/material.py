@@ -4,75 +4,29 @@ Any folder of RGBA images is a folder of cut-outs (the sub-folder names the kind
 `animals/birds`), any folder of images one of backgrounds. Every file is held out for testing or
 not by its name alone (`held_out`), so that a split never changes when files are added.
 
-    python -m dsgnn.data.material OUT /usr/share/tuxpaint/stamps /usr/share/wallpapers …
-
-collects what is usable from folders of installed packages, as `OUT/cutouts` and
-`OUT/backgrounds`; the bundled model used the Debian packages named in `DEBIAN_PACKAGES`.
+`dsgnn.data.collect` makes both out of installed packages.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-from dsgnn.data.coco import Photo
+from dsgnn.data.coco import Instance, Photo, read_photos
+from dsgnn.data.saliency import kind_weight
 
-DEBIAN_PACKAGES = [
-    "tuxpaint-stamps-default",
-    "plasma-workspace-wallpapers",
-    "mate-backgrounds",
-    "gnome-backgrounds",
-    "mypaint-data-extras",
-    "ukui-wallpapers",
-    "lomiri-wallpapers-16.04",
-    "lomiri-wallpapers-20.04",
-]
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 CUTOUT_PX = 384  # longest side kept
 BACKGROUND_PX = 768
-
-# Drawings, writing and things nobody would paste, by a part of the path.
-DROPPED_FOLDERS = {"cartoon", "symbols", "naturalforces", "flags", "screenshots", "abstract"}
-# Photographs of one main object, and drawings that pass for photographs: useless as backgrounds.
-DROPPED_BACKGROUNDS = [
-    "Picture_0B*",
-    "Picture_1A*",
-    "friends_by*",
-    "free_by*",
-    "Kleiber*",
-    "LadyBird*",
-    "Kite*",
-    "Elephants*",
-    "pixels-*",
-    "SafeLanding*",
-    "Autumn*",
-    "Float-into*",
-    "calla*",
-    "goldfish*",
-    "the-mouse*",
-    "TwoWings*",
-    "Garden*",
-    "YellowFlower*",
-    "FreshFlower*",
-    "seeding_by*",
-    "greentock*",
-    "Aqua.*",
-    "licorice-*",
-    "FallenLeaf*",
-    "Patak*",
-    "Altai*",
-    "MilkyWay*",
-    "ColorfulCups*",
-    "Dragonfly*",
-    "Wine_by*",
-]
+MIN_COPY_PX = 64  # √area from which an object is copied out of a photo
+MIN_COPY_WEIGHT = 0.2
 
 
 def held_out(name: str) -> bool:
@@ -120,7 +74,7 @@ def read_cutout(path: Path, kind: str) -> Cutout:
     if w == 0:
         raise ValueError(f"{path}: the image is transparent everywhere")
     rgba = cv2.cvtColor(bgra[y : y + h, x : x + w], cv2.COLOR_BGRA2RGBA)
-    return Cutout(_shrink(premultiplied(rgba), CUTOUT_PX), kind)
+    return Cutout(shrink(premultiplied(rgba), CUTOUT_PX), kind)
 
 
 def premultiplied(rgba: np.ndarray) -> np.ndarray:
@@ -135,18 +89,18 @@ def read_background(path: Path) -> np.ndarray:
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if bgr is None:
         raise ValueError(f"{path}: not a readable image")
-    return cv2.cvtColor(_shrink(bgr, BACKGROUND_PX), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(shrink(bgr, BACKGROUND_PX), cv2.COLOR_BGR2RGB)
 
 
-def photo_cutouts(photo: Photo, image: np.ndarray, min_px: int = 64) -> Iterator[Cutout]:
-    """The well visible objects of a photo, feathered: at least min_px² in area, in one piece, not
-    covered by others along more than 15% of their outline, cut by at most one edge of the photo.
+def photo_cutouts(photo: Photo, image: np.ndarray) -> Iterator[Cutout]:
+    """The well visible objects of a photo, feathered: `_copyable`, not touched by others along
+    more than 15% of their outline, cut by at most one edge of the photo.
     """
     h, w = image.shape[:2]
     masks = [instance.draw((h, w)).view(np.uint8) for instance in photo.instances]
     count = sum(masks, np.zeros((h, w), np.uint8))
     for i, instance in enumerate(photo.instances):
-        if len(instance.parts) != 1 or cv2.countNonZero(masks[i]) < min_px**2:
+        if not _copyable(instance):
             continue
         x, y, bw, bh = cv2.boundingRect(masks[i])
         cut = (x <= 2, y <= 2, x + bw >= w - 2, y + bh >= h - 2)
@@ -161,7 +115,7 @@ def photo_cutouts(photo: Photo, image: np.ndarray, min_px: int = 64) -> Iterator
         )
         window = slice(y, y + bh), slice(x, x + bw)
         rgba = np.dstack([image[window], alpha[window].astype(np.uint8)])
-        yield Cutout(_shrink(premultiplied(rgba), CUTOUT_PX), instance.kind, cut)
+        yield Cutout(shrink(premultiplied(rgba), CUTOUT_PX), instance.kind, cut)
 
 
 def empty_region(
@@ -183,104 +137,93 @@ def empty_region(
     return best
 
 
-def collect(sources: Iterable[Path | str], out: Path | str) -> tuple[int, int]:
-    """Pick cut-outs and backgrounds out of folders of mixed images and write them below `out`.
+class Library:
+    """The files of one split, decoded on first use and then kept.
 
-    Cut-outs are 8-bit RGBA images with 10-97% opaque pixels; backgrounds are opaque, at least
-    512 px long. Both must be photographic: few flat pixels (|Laplacian| < ½ resp. ≤ 1 on less than
-    18% of a cut-out, 55% of a background). Links, drawings (`DROPPED_FOLDERS`) and photos of one
-    main object (`DROPPED_BACKGROUNDS`) are left out. Returns the numbers written.
+    cutouts, backgrounds: folders; coco: folder or JSON file; any may be None. A fifth of the files
+    by name (`held_out`) and the COCO photos whose id is divisible by 5 belong to split "test",
+    the rest to "train". Raises ValueError when nothing of a given folder falls into the split.
     """
-    out = Path(out)
-    counts = [0, 0]
-    seen: set[str] = set()
-    for source in map(Path, sources):
-        for path in image_files(source):
-            folders = path.relative_to(source).parts[:-1]
-            name = _package_name(path)
-            mirror = path.stem.endswith("_mirror")
-            if path.is_symlink() or mirror or DROPPED_FOLDERS & set(folders) or name in seen:
-                continue
-            image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-            if image is None or image.dtype != np.uint8 or image.ndim != 3:
-                continue
-            if image.shape[2] == 4 and _is_photographic_cutout(image):
-                target = out / "cutouts" / Path(*folders) / f"{name}.png"
-                image = _shrink_rgba(image)
-            elif _is_photographic_background(image, name):
-                target = out / "backgrounds" / f"{name}.jpg"
-                image = _shrink(image[..., :3], BACKGROUND_PX)
-            else:
-                continue
-            seen.add(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not cv2.imwrite(str(target), image):
-                raise OSError(f"{target}: could not be written")
-            counts[target.suffix == ".jpg"] += 1
-    return counts[0], counts[1]
+
+    def __init__(
+        self,
+        cutouts: Path | str | None,
+        backgrounds: Path | str | None,
+        coco: Path | str | None,
+        split: str,
+    ) -> None:
+        test = split == "test"
+        self.cutout_files = _files_of_split(cutouts, test)
+        self.cutout_kinds = [
+            path.relative_to(cutouts or "").parent.as_posix() for path in self.cutout_files
+        ]
+        self.background_files = _files_of_split(backgrounds, test)
+        self.photos = [p for p in (read_photos(coco) if coco else []) if (p.id % 5 == 0) == test]
+        for folder, files in (
+            (cutouts, self.cutout_files),
+            (backgrounds, self.background_files),
+            (coco, self.photos),
+        ):
+            if folder is not None and not files:
+                raise ValueError(f"{folder}: no file falls into the {split} split; add files")
+        # Photos with objects that may be copied, judged by outlines alone.
+        self.sources = [i for i, p in enumerate(self.photos) if any(map(_copyable, p.instances))]
+        self._cache: dict[tuple[str, int], Any] = {}
+
+    def load(self) -> None:
+        """Decode everything now, so that workers forked afterwards share it."""
+        for i in range(len(self.cutout_files)):
+            self.cutout(i)
+        for i in range(len(self.background_files)):
+            self.background(i)
+        for i in range(len(self.photos)):
+            self.empty(i)
+        for i in self.sources:
+            self.copies(i)
+
+    def cutout(self, i: int) -> Cutout:
+        return self._cached(
+            "cutout", i, lambda: read_cutout(self.cutout_files[i], self.cutout_kinds[i])
+        )
+
+    def background(self, i: int) -> np.ndarray:
+        return self._cached("background", i, lambda: read_background(self.background_files[i]))
+
+    def photo(self, i: int) -> np.ndarray:
+        """Photo i, (h, w, 3) uint8 RGB."""
+        return self._cached("photo", i, self.photos[i].read)
+
+    def copies(self, i: int) -> list[Cutout]:
+        """The objects of photo i that are good to copy, see `photo_cutouts`."""
+        return self._cached("copies", i, lambda: list(photo_cutouts(self.photos[i], self.photo(i))))
+
+    def empty(self, i: int) -> np.ndarray | None:
+        """A part of photo i with no annotated object in it, always the same one, or None."""
+        rng = np.random.default_rng(self.photos[i].id)
+        return self._cached("empty", i, lambda: empty_region(self.photos[i], self.photo(i), rng))
+
+    def _cached(self, name: str, i: int, make: Callable[[], Any]) -> Any:
+        if (name, i) not in self._cache:
+            self._cache[name, i] = make()
+        return self._cache[name, i]
 
 
-def _package_name(path: Path) -> str:
-    """File name without suffix; KDE wallpapers are named by the folder above `contents`."""
-    parts = path.parts
-    return parts[parts.index("contents") - 1] if "contents" in parts else path.stem
+def _files_of_split(folder: Path | str | None, test: bool) -> list[Path]:
+    return [p for p in (image_files(folder) if folder else []) if held_out(p.stem) == test]
 
 
-def _flat_share(bgr: np.ndarray, where: np.ndarray, limit: float) -> float:
-    grey = cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY).astype(np.float32)
-    return float((np.abs(cv2.Laplacian(grey, cv2.CV_32F))[where] < limit).mean())
-
-
-def _is_photographic_cutout(bgra: np.ndarray) -> bool:
-    opaque = float((bgra[..., 3] > 127).mean())
-    small = _shrink(bgra, 192)
-    inside = cv2.erode((small[..., 3] > 200).view(np.uint8), np.ones((5, 5))) > 0
+def _copyable(instance: Instance) -> bool:
+    """In one piece, large enough, and something that can stand by itself (a table cannot)."""
     return (
-        min(bgra.shape[:2]) >= 64
-        and 0.1 < opaque < 0.97
-        and cv2.countNonZero(inside.view(np.uint8)) >= 50
-        and _flat_share(small[..., :3], inside, 0.5) < 0.18
+        len(instance.parts) == 1
+        and instance.area >= MIN_COPY_PX**2
+        and kind_weight(instance.kind) >= MIN_COPY_WEIGHT
     )
 
 
-def _is_photographic_background(image: np.ndarray, name: str) -> bool:
-    if max(image.shape[:2]) < 512 or any(fnmatch(name, p) for p in DROPPED_BACKGROUNDS):
-        return False
-    if image.shape[2] == 4 and image[..., 3].min() < 255:
-        return False
-    small = _shrink(np.ascontiguousarray(image[..., :3]), 640)
-    return _flat_share(small, np.ones(small.shape[:2], bool), 1.01) < 0.55
-
-
-def _shrink(image: np.ndarray, longest: int) -> np.ndarray:
+def shrink(image: np.ndarray, longest: int) -> np.ndarray:
     scale = longest / max(image.shape[:2])
     if scale >= 1:
         return image
     size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
-def _shrink_rgba(rgba: np.ndarray) -> np.ndarray:
-    """Shrink with straight alpha kept free of the colours of transparent pixels."""
-    alpha = rgba[..., 3:].astype(np.float32) / 255
-    weighted = _shrink(np.dstack([rgba[..., :3] * alpha, rgba[..., 3]]), CUTOUT_PX)
-    alpha = np.maximum(weighted[..., 3:] / 255, 1e-3)
-    colours = np.clip(weighted[..., :3] / alpha, 0, 255)
-    return np.rint(np.dstack([colours, weighted[..., 3]])).astype(np.uint8)
-
-
-def _main() -> None:
-    import click
-
-    @click.command(help="Collect cut-outs and backgrounds from SOURCES into OUT.")
-    @click.argument("out", type=click.Path(path_type=Path))
-    @click.argument("sources", nargs=-1, required=True, type=click.Path(exists=True))
-    def command(out: Path, sources: tuple[str, ...]) -> None:
-        cutouts, backgrounds = collect(sources, out)
-        click.echo(f"{out}: {cutouts} cut-outs, {backgrounds} backgrounds")
-
-    command()
-
-
-if __name__ == "__main__":
-    _main()

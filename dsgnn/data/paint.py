@@ -39,14 +39,15 @@ def make_layer(
     background: np.ndarray,
     cutout: Cutout,
     long_px: float,
-    centre: tuple[float, float],
+    centre: np.ndarray,
     faint: bool = False,
 ) -> Layer | None:
     """Scale, flip, rotate, recolour and soften a cut-out and place it.
 
     background: (H, W, 3) uint8, what it has to fit in with. long_px: its longest side in pixels.
-    centre: XY in pixels; sides on which the object is cut are moved to the frame's edge. faint:
-    as clutter, blurred and faded into the background. None if under 25% of it lies in the frame.
+    centre: (2,) XY in pixels; sides on which the object is cut are moved to the frame's edge.
+    faint: as clutter, blurred and faded into the background. None if less than 25% of it lies in
+    the frame.
     """
     patch, cut = cutout.rgba, cutout.cut
     if rng.random() < 0.5:
@@ -83,8 +84,8 @@ def make_layer(
     h, w = patch.shape[:2]
     alpha = patch[..., 3].astype(np.float32) / 255
     around = background[max(0, y - h // 2) : y + h + h // 2, max(0, x - w // 2) : x + w + w // 2]
-    target = np.float32(cv2.mean(around)[:3])
-    own = np.float32(cv2.mean(patch)[:3]) / max(float(alpha.mean()), 1e-3)
+    target = np.array(cv2.mean(around)[:3], np.float32)
+    own = np.array(cv2.mean(patch)[:3], np.float32) / max(float(alpha.mean()), 1e-3)
     blend = rng.uniform(0.3, 0.7) if faint else rng.uniform(0, 0.3)
     gain = np.float32(1 - blend if faint else rng.uniform(0.8, 1.15))
     shift = (own + (target - own) * np.float32(blend)) - own * gain  # the mean ends on the blend
@@ -134,8 +135,8 @@ def flatten(
 def _cast_shadow(canvas: np.ndarray, layer: Layer) -> None:
     h, w = layer.alpha.shape
     soft = max(3, int(0.12 * min(h, w)) | 1)
-    dark = cv2.copyMakeBorder(layer.alpha, soft, soft, soft, soft, cv2.BORDER_CONSTANT, value=0)
-    dark = cv2.blur(dark, (soft, soft)) * np.float32(layer.shadow)
+    wide = cv2.copyMakeBorder(layer.alpha, soft, soft, soft, soft, cv2.BORDER_CONSTANT, value=0)
+    dark = np.multiply(cv2.blur(wide, (soft, soft)), np.float32(layer.shadow))
     y, x = layer.y - soft + soft // 2, layer.x - soft + soft // 3  # falls below and beside
     dark = dark[max(0, -y) : canvas.shape[0] - y, max(0, -x) : canvas.shape[1] - x]
     y, x = max(0, y), max(0, x)
@@ -167,7 +168,8 @@ def develop(rng: np.random.Generator, image: np.ndarray, strength: float = 1.0) 
         image = _noisy(rng, image, rng.uniform(1, 9))
     if rng.random() < 0.3:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 95))]
-        image = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+        coded = cv2.imencode(".jpg", image, quality)[1]
+        image = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR))
     return image
 
 
