@@ -1,0 +1,19 @@
+"""Rank the salient objects of photos and video; needs no PyTorch.
+
+from dsgnn.runtime import Ranker
+ranking = Ranker()("photo.jpg")
+for item in ranking.objects:
+    print(item.rank, item.box, item.area)
+"""
+
+from pathlib import Path
+
+from dsgnn.runtime.ranker import Ranker
+from dsgnn.runtime.ranking import RankedObject, Ranking
+
+__all__ = ["RankedObject", "Ranker", "Ranking", "samples"]
+
+
+def samples() -> list[Path]:
+    """The sample photos that come with the package (public domain and CC0), by name."""
+    return sorted((Path(__file__).parent / "samples").glob("*.jpg"))

@@ -1,0 +1,122 @@
+"""Run an artifact: one small interface over the inference libraries.
+
+`open_backend` picks one; nothing is imported before it is needed. A backend that was named is used
+or it is an error that says what to install; only `auto` chooses.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from dsgnn.runtime.artifact import check_suffix
+
+BACKENDS = ("onnxruntime", "openvino")
+DEFAULT_THREADS = 2  # small networks gain little from more, and services run several at once
+
+
+class BackendError(RuntimeError):
+    """An artifact that cannot be run as asked; the message says what is missing or wrong."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A declared input or output. shape: None = any size."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | None, ...]
+
+    def accepts(self, dtype: np.dtype, shape: tuple[int | None, ...]) -> bool:
+        """Whether a tensor of this dtype and shape fits; an unknown side (None) fits any."""
+        return (
+            dtype == self.dtype
+            and len(shape) == len(self.shape)
+            and all(
+                None in (own, got) or own == got for own, got in zip(self.shape, shape, strict=True)
+            )
+        )
+
+    def __str__(self) -> str:
+        sides = ", ".join("any" if side is None else str(side) for side in self.shape)
+        return f"{self.dtype} ({sides})"
+
+
+class Backend(ABC):
+    """A loaded artifact. `infer` may be called from several threads at once.
+
+    name: "onnxruntime" or "openvino". device: "cpu" or "cuda:N". threads: of one call, on a CPU.
+    picked: one sentence that says what is used, and why where `auto` chose.
+    """
+
+    name: str
+    device: str
+    threads: int
+    picked: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one batch: every declared input by name in, every declared output by name out.
+
+        Raises BackendError if a name, dtype or shape is not the declared one.
+        """
+        declared = {spec.name: spec for spec in self.inputs}
+        if feeds.keys() != declared.keys():
+            raise BackendError(f"expected inputs {sorted(declared)}, got {sorted(feeds)}")
+        for name, spec in declared.items():
+            value = feeds[name]
+            if not spec.accepts(value.dtype, value.shape):
+                raise BackendError(
+                    f"input {name}: expected {spec}, got {value.dtype} {value.shape}"
+                )
+        return self._infer(feeds)
+
+    @abstractmethod
+    def _infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+
+def open_backend(
+    path: Path, backend: str = "auto", device: str = "auto", threads: int | None = None
+) -> Backend:
+    """Load an artifact.
+
+    backend: "auto", "onnxruntime" or "openvino". device: "auto", "cpu", "cuda" or "cuda:N".
+    threads: of one call on a CPU, 2 by default. Raises BackendError when the file, the backend and
+    the device do not go together or something is not installed.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise BackendError(f"backend must be auto, {' or '.join(BACKENDS)}, got {backend!r}")
+    check_suffix(path)
+    if threads is not None and threads < 1:
+        raise BackendError(f"threads must be at least 1, got {threads}")
+    count = threads or DEFAULT_THREADS
+    chosen, why = _choose(device) if backend == "auto" else (backend, "")
+    loaded: Backend
+    if chosen == "onnxruntime":
+        from dsgnn.runtime.backends.onnx import OnnxRuntime
+
+        loaded = OnnxRuntime(path, device, count)
+    else:
+        from dsgnn.runtime.backends.openvino import OpenVino
+
+        loaded = OpenVino(path, device, count)
+    where = f"{loaded.device}, {count} threads" if loaded.device == "cpu" else loaded.device
+    loaded.picked = f"{loaded.name} on {where}{why}"
+    return loaded
+
+
+def _choose(device: str) -> tuple[str, str]:
+    """The backend `auto` means for an ONNX file, and the reason."""
+    if find_spec("onnxruntime"):
+        return "onnxruntime", " (auto: an ONNX file, and onnxruntime is installed)"
+    if find_spec("openvino") and not device.startswith("cuda"):
+        return "openvino", " (auto: an ONNX file, openvino is installed, onnxruntime is not)"
+    raise BackendError(
+        "no library to run an ONNX file is installed: pip install 'dsgnn[cpu]' (onnxruntime), "
+        "'dsgnn[gpu]' (onnxruntime-gpu) or 'dsgnn[openvino]'"
+    )

@@ -1,0 +1,313 @@
+"""What an artifact says about itself, and what is known about the file.
+
+Static facts (`Description`) travel inside the ONNX file as one metadata entry named `dsgnn`. What
+happened to the file (`Sidecar`: its hash, parity checks, machine, build) lies beside it in
+`<artifact>.json`. Both are read here without the onnx package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsgnn.runtime.files import write_whole
+from dsgnn.runtime.letterbox import PAD, Fixed, LongestSide, Rule
+
+METADATA_KEY = "dsgnn"
+DESCRIPTION_SCHEMA = "dsgnn.artifact/1"
+SIDECAR_SCHEMA = "dsgnn.sidecar/1"
+WEIGHTS = ("trained", "published", "synthetic")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+class ArtifactError(ValueError):
+    """An artifact or its sidecar that cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """Static facts of an artifact.
+
+    config: the network's configuration name. input: the letterbox rule its input expects (RGB,
+    padded with 128). queries: Q. threshold: score above which an object is kept. precision: of the
+    graph's weights and activations. weights: "trained", "published" or "synthetic" (random: its
+    rankings mean nothing). source_sha256: of the checkpoint. toolkit: version of dsgnn.
+    Raises ArtifactError for values outside these.
+    """
+
+    config: str
+    input: Rule
+    queries: int
+    threshold: float
+    precision: str
+    weights: str
+    source_sha256: str
+    toolkit: str
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ArtifactError(
+                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+            )
+        if self.weights not in WEIGHTS:
+            raise ArtifactError(
+                f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}"
+            )
+        if self.queries < 1 or not 0 <= self.threshold < 1:
+            raise ArtifactError(
+                "expected queries ≥ 1 and a threshold in 0…1, got "
+                f"{self.queries} and {self.threshold}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        facts = asdict(self)
+        rule = "fixed" if isinstance(self.input, Fixed) else "longest"
+        facts["input"] = {"rule": rule, **asdict(self.input), "pad": PAD, "colour": "rgb"}
+        return {"schema": DESCRIPTION_SCHEMA, **facts}
+
+    def to_json(self) -> str:
+        """The value of the ONNX metadata entry `dsgnn`."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Description:
+        """Raises ArtifactError for another schema or a fact that is missing."""
+        _check_schema(facts, DESCRIPTION_SCHEMA)
+        try:
+            return cls(
+                config=facts["config"],
+                input=_rule(facts["input"]),
+                queries=facts["queries"],
+                threshold=facts["threshold"],
+                precision=facts["precision"],
+                weights=facts["weights"],
+                source_sha256=facts["source_sha256"],
+                toolkit=facts["toolkit"],
+            )
+        except KeyError as error:
+            raise ArtifactError(f"the artifact's description lacks {error}") from None
+
+    @classmethod
+    def from_json(cls, text: str) -> Description:
+        return cls.from_dict(_load(text, "the artifact's description"))
+
+
+def _rule(facts: Mapping[str, Any]) -> Rule:
+    if facts["pad"] != PAD or facts["colour"] != "rgb":
+        raise ArtifactError(
+            f"expected an input in rgb padded with {PAD}, got {facts['colour']!r} padded with "
+            f"{facts['pad']}"
+        )
+    if facts["rule"] == "fixed":
+        return Fixed(facts["height"], facts["width"])
+    if facts["rule"] == "longest":
+        return LongestSide(facts["size"], facts["multiple"])
+    raise ArtifactError(f"input rule must be fixed or longest, got {facts['rule']!r}")
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What is known about one artifact file.
+
+    file: its name. sha256: of its bytes. verified: every parity check passed on some machine.
+    parity: one mapping per check. machine: where it was verified (or built). build: versions,
+    flags, seconds. description: for artifacts that cannot carry it inside (engines).
+    """
+
+    file: str
+    sha256: str
+    verified: bool
+    parity: tuple[Mapping[str, Any], ...] = ()
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    build: Mapping[str, Any] = field(default_factory=dict)
+    description: Description | None = None
+
+    def to_json(self) -> str:
+        facts = {"schema": SIDECAR_SCHEMA, **asdict(self)}
+        facts["description"] = self.description.to_dict() if self.description else None
+        return json.dumps(facts, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Sidecar:
+        """Raises ArtifactError for another schema or a fact that is missing."""
+        facts = _load(text, "the sidecar")
+        _check_schema(facts, SIDECAR_SCHEMA)
+        description = facts.get("description")
+        try:
+            return cls(
+                file=facts["file"],
+                sha256=facts["sha256"],
+                verified=facts["verified"] is True,
+                parity=tuple(facts["parity"]),
+                machine=facts["machine"],
+                build=facts["build"],
+                description=Description.from_dict(description) if description else None,
+            )
+        except KeyError as error:
+            raise ArtifactError(f"the sidecar lacks {error}") from None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact that may be loaded: its path, facts, hash, and whether it was proven equal."""
+
+    path: Path
+    description: Description
+    sha256: str
+    sidecar: Sidecar | None
+
+    @property
+    def status(self) -> str:
+        """ "verified" or "unverified" (no sidecar, or its checks did not run or pass)."""
+        return "verified" if self.sidecar and self.sidecar.verified else "unverified"
+
+
+def open_artifact(path: Path) -> Artifact:
+    """Read and check an ONNX artifact and its sidecar; nothing is run.
+
+    Raises FileNotFoundError; ArtifactError if it is not an ONNX file of dsgnn or has changed since
+    its sidecar was written.
+    """
+    check_suffix(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model file at {path}")
+    description = read_description(path)
+    digest = sha256_of(path)
+    sidecar = read_sidecar(path)
+    if sidecar and sidecar.sha256 != digest:
+        raise ArtifactError(
+            f"{path.name} is not the file that {sidecar_path(path).name} describes: expected "
+            f"sha256 {sidecar.sha256}, got {digest}; export the checkpoint again, or delete the "
+            "sidecar to use the file as unverified"
+        )
+    return Artifact(path, description, digest, sidecar)
+
+
+def check_suffix(path: Path) -> None:
+    """Raise ArtifactError unless the file's name says it is an ONNX file."""
+    if path.suffix in (".engine", ".plan"):
+        raise ArtifactError(
+            f"{path.name} is a TensorRT engine, which this version does not run: give the .onnx "
+            "file it was built from"
+        )
+    if path.suffix != ".onnx":
+        raise ArtifactError(f"expected a model file ending in .onnx, got {path.name}")
+
+
+def read_description(path: Path) -> Description:
+    """The description inside an ONNX file. Raises ArtifactError when there is none."""
+    metadata = onnx_metadata(path)
+    if METADATA_KEY not in metadata:
+        raise ArtifactError(
+            f"{path.name} has no `{METADATA_KEY}` metadata, so it was not made by this toolkit: "
+            "export a checkpoint with `dsgnn-export onnx`"
+        )
+    return Description.from_json(metadata[METADATA_KEY])
+
+
+def sidecar_path(artifact: Path) -> Path:
+    """`model.onnx` → `model.onnx.json`, beside it."""
+    return artifact.with_name(artifact.name + ".json")
+
+
+def read_sidecar(artifact: Path) -> Sidecar | None:
+    """The artifact's sidecar, or None if it has none. Raises ArtifactError if it is damaged."""
+    path = sidecar_path(artifact)
+    if not path.exists():
+        return None
+    try:
+        return Sidecar.from_json(path.read_text("utf-8"))
+    except (ArtifactError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path.name}: {error}") from error
+
+
+def write_sidecar(artifact: Path, sidecar: Sidecar) -> None:
+    """Write the sidecar beside its artifact, whole or not at all."""
+    write_whole(sidecar_path(artifact), sidecar.to_json().encode())
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def onnx_metadata(path: Path) -> dict[str, str]:
+    """`metadata_props` of an ONNX file, read off the protobuf wire format.
+
+    The graph is one length-delimited field and is skipped. Raises ArtifactError if the bytes are
+    no whole protobuf message.
+    """
+    broken = ArtifactError(f"{path.name} is not an ONNX file, or it is damaged or cut short")
+    if path.stat().st_size == 0:
+        raise broken
+    metadata = {}
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            for number, start, end in _fields(data, 0, len(data)):
+                if number == 14:  # ModelProto.metadata_props: key = 1, value = 2
+                    entry = {n: data[a:b].decode() for n, a, b in _fields(data, start, end)}
+                    metadata[entry[1]] = entry[2]
+        except (IndexError, KeyError, UnicodeDecodeError):
+            raise broken from None
+    return metadata
+
+
+def _fields(data: mmap.mmap, position: int, end: int) -> list[tuple[int, int, int]]:
+    """(field number, start, end) of each field of one message; IndexError if it is damaged."""
+    fields = []
+    while position < end:
+        tag, start = _varint(data, position)
+        kind = tag & 7
+        if kind == 0:
+            _, position = _varint(data, start)
+        elif kind == 2:
+            size, start = _varint(data, start)
+            position = start + size
+        elif kind in (1, 5):
+            position = start + (8 if kind == 1 else 4)
+        else:
+            raise IndexError
+        if position > end or tag < 8:
+            raise IndexError
+        fields.append((tag >> 3, start, position))
+    return fields
+
+
+def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise IndexError
+
+
+def _load(text: str, what: str) -> dict[str, Any]:
+    try:
+        facts = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{what} is not JSON: {error}") from error
+    if not isinstance(facts, dict):
+        raise ArtifactError(f"{what} must be a JSON object, got {type(facts).__name__}")
+    return facts
+
+
+def _check_schema(facts: Mapping[str, Any], expected: str) -> None:
+    if facts.get("schema") != expected:
+        raise ArtifactError(
+            f"expected schema {expected}, got {facts.get('schema')!r}: it was made by another "
+            "version of dsgnn; export the checkpoint again or use that version"
+        )

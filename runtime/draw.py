@@ -1,0 +1,143 @@
+"""Paint a ranking over its photo: tinted masks, outlines and numbers, warm = looked at first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from dsgnn.runtime.letterbox import check_photo
+
+if TYPE_CHECKING:
+    from dsgnn.runtime.ranking import RankedObject, Ranking
+
+# RGB by rank, warm to cool; ranks beyond the last share it.
+RANK_COLOURS = (
+    (255, 59, 48),
+    (255, 149, 0),
+    (255, 214, 10),
+    (52, 199, 89),
+    (0, 188, 212),
+    (64, 123, 255),
+    (138, 92, 246),
+    (214, 82, 188),
+)
+DARK, WHITE = (24, 24, 24), (255, 255, 255)
+DIM = 0.6  # brightness left to what is in no object
+TINT = 0.35  # share of the rank's colour inside a mask
+LABEL_CELLS = 192  # labels are placed on a map whose longest side has this many cells
+SHIFT = 4  # OpenCV draws circles in 1/16 pixel
+
+
+def draw_ranking(image: np.ndarray, ranking: Ranking) -> np.ndarray:
+    """A new (h, w, 3) uint8 RGB picture; strokes and numbers scale with the photo.
+
+    The less salient objects are painted first, so the more salient are on top. A photo with a side
+    under 38 pixels has no room for numbers and gets only colours. Raises ValueError if `image` is
+    not (h, w, 3) uint8 of the ranking's size.
+    """
+    check_photo(image)
+    h, w = ranking.height, ranking.width
+    if image.shape[:2] != (h, w):
+        raise ValueError(
+            f"the ranking is of a photo of (height, width) = ({h}, {w}), got an image of "
+            f"{image.shape[:2]}"
+        )
+    canvas = cv2.convertScaleAbs(image, alpha=DIM)
+    stroke = max(1, round(0.0035 * (h * w) ** 0.5))
+    shown = [item for item in ranking.objects if item.area > 0]
+    for item in reversed(shown):
+        _tint(canvas, image, item)
+        _outline(canvas, item, stroke)
+    radius = min(max(9.0, 0.03 * (h * w) ** 0.5), 0.16 * min(h, w))
+    if radius >= 6:
+        centres = _label_centres(shown, h, w)
+        for item, centre in zip(reversed(shown), reversed(centres), strict=True):
+            _label(canvas, str(item.rank), _colour(item), _inside(centre, radius, h, w), radius)
+    return canvas
+
+
+def _colour(item: RankedObject) -> tuple[int, int, int]:
+    return RANK_COLOURS[min(item.rank, len(RANK_COLOURS)) - 1]
+
+
+def _tint(canvas: np.ndarray, image: np.ndarray, item: RankedObject) -> None:
+    x0, y0, x1, y1 = item.box
+    levels = np.arange(256, dtype=np.float32)[None, :, None]
+    table = levels * (1 - TINT) + np.array(_colour(item), np.float32) * TINT  # (1, 256, 3)
+    tinted = cv2.LUT(image[y0:y1, x0:x1], table.round().astype(np.uint8))
+    cv2.copyTo(tinted, item.mask[y0:y1, x0:x1].view(np.uint8), canvas[y0:y1, x0:x1])
+
+
+def _outline(canvas: np.ndarray, item: RankedObject, stroke: int) -> None:
+    """The object's colour on a dark edge, which shows on any background."""
+    x0, y0, x1, y1 = item.box
+    grey = item.mask[y0:y1, x0:x1].view(np.uint8)
+    outlines, _ = cv2.findContours(grey, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x0, y0))
+    if stroke > 1:
+        cv2.drawContours(canvas, outlines, -1, DARK, 2 * stroke, cv2.LINE_AA)
+    cv2.drawContours(canvas, outlines, -1, _colour(item), stroke, cv2.LINE_AA)
+
+
+def _label_centres(shown: list[RankedObject], h: int, w: int) -> list[tuple[float, float]]:
+    """For each object the (x, y) farthest from the edge of its visible part."""
+    scale = min(1.0, LABEL_CELLS / max(h, w))
+    size = max(1, round(w * scale)), max(1, round(h * scale))
+    top = np.zeros(size[::-1], np.int32)  # rank on top, 0 = none
+    small = [
+        cv2.resize(item.mask.view(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
+        for item in shown
+    ]
+    for item, cells in zip(reversed(shown), reversed(small), strict=True):
+        top[cells] = item.rank
+    centres: list[tuple[float, float]] = []
+    for item, cells in zip(shown, small, strict=True):
+        visible = top == item.rank
+        place = visible if visible.any() else cells
+        if place.any():
+            bordered = cv2.copyMakeBorder(place.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+            depth = cv2.distanceTransform(bordered, cv2.DIST_L2, 3)[1:-1, 1:-1]
+            row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+            centres.append(((int(column) + 0.5) * w / size[0], (int(row) + 0.5) * h / size[1]))
+        else:  # too small for the map
+            x0, y0, x1, y1 = item.box
+            centres.append(((x0 + x1) / 2, (y0 + y1) / 2))
+    return centres
+
+
+def _inside(centre: tuple[float, float], radius: float, h: int, w: int) -> tuple[float, float]:
+    """Move a label so that its disc and ring lie within the photo."""
+    margin = 1.2 * radius
+    return (
+        min(max(centre[0], margin), w - margin),
+        min(max(centre[1], margin), h - margin),
+    )
+
+
+def _label(
+    canvas: np.ndarray,
+    text: str,
+    colour: tuple[int, int, int],
+    centre: tuple[float, float],
+    radius: float,
+) -> None:
+    """A disc of the rank's colour in a white ring, with the number in its middle."""
+    fixed = (round(centre[0] * 2**SHIFT), round(centre[1] * 2**SHIFT))
+    for fill, size in ((DARK, 1.2), (WHITE, 1.12), (colour, 0.94)):
+        reach = round(size * radius * 2**SHIFT)
+        cv2.circle(canvas, fixed, reach, fill, cv2.FILLED, cv2.LINE_AA, SHIFT)
+    font, thickness = cv2.FONT_HERSHEY_DUPLEX, max(1, round(radius / 8))
+    (_, unit), _ = cv2.getTextSize("8", font, 1, 1)
+    scale = 1.1 * radius / unit / (1 if len(text) == 1 else 1.4)
+    side = int(4 * radius) + 8  # written once aside, to centre the ink and not the font's box
+    ink = np.zeros((side, side), np.uint8)
+    cv2.putText(ink, text, (side // 4, 3 * side // 4), font, scale, 255, thickness, cv2.LINE_AA)
+    x, y, width, height = cv2.boundingRect(ink)
+    bright = np.dot(colour, (0.299, 0.587, 0.114)) > 140
+    origin = (
+        round(centre[0] - width / 2) + side // 4 - x,
+        round(centre[1] - height / 2) + 3 * side // 4 - y,
+    )
+    cv2.putText(
+        canvas, text, origin, font, scale, DARK if bright else WHITE, thickness, cv2.LINE_AA
+    )

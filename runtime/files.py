@@ -1,0 +1,31 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to; put it in place when the block ends well.
+
+    The temporary name keeps the suffix (video writers choose the container by it) and starts with
+    a dot, so that a folder run never takes it for an input. If the block raises, nothing is left
+    and an earlier file at `path` stays as it was.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all; an earlier file is replaced."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)

@@ -1,0 +1,91 @@
+"""Fit a photo into the network's input: resize, then pad right and bottom with grey.
+
+Letters used in this package: B batch, Q queries, (h, w) a photo's own size, (H, W) the padded
+size the network sees. Mean and standard deviation are applied inside the exported graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+PAD = 128  # grey level of the padding, upstream's
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a photo lies in the network's input. Every field is (height, width) in pixels."""
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    padded: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LongestSide:
+    """Upstream's rule: scale the longest side to `size`, pad to a multiple of `multiple`."""
+
+    size: int
+    multiple: int = 32
+
+    def __post_init__(self) -> None:
+        _require_positive(size=self.size, multiple=self.multiple)
+
+    def geometry(self, h: int, w: int) -> Geometry:
+        resized = _scaled(h, w, self.size / max(h, w))
+        height, width = (-(-side // self.multiple) * self.multiple for side in resized)
+        return Geometry((h, w), resized, (height, width))
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The rule of static artifacts: the largest scale that fits, pad to `height` × `width`."""
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        _require_positive(height=self.height, width=self.width)
+
+    def geometry(self, h: int, w: int) -> Geometry:
+        resized = _scaled(h, w, min(self.height / h, self.width / w))
+        return Geometry((h, w), resized, (self.height, self.width))
+
+
+Rule = LongestSide | Fixed
+
+
+def letterbox(image: np.ndarray, rule: Rule) -> tuple[np.ndarray, Geometry]:
+    """Resize (OpenCV bilinear on uint8) and pad a photo.
+
+    image: (h, w, 3) uint8, any channel order. Returns the padded image, (H, W, 3) uint8, and its
+    Geometry. Raises ValueError for another dtype or shape, or an empty image.
+    """
+    check_photo(image)
+    geometry = rule.geometry(*image.shape[:2])
+    height, width = geometry.resized
+    padded = np.full((*geometry.padded, 3), PAD, np.uint8)  # (H, W, 3)
+    padded[:height, :width] = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return padded, geometry
+
+
+def check_photo(image: np.ndarray) -> None:
+    """Raise ValueError unless `image` is a non-empty (h, w, 3) uint8 array."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(
+            f"expected a non-empty uint8 RGB image of shape (h, w, 3), got {image.dtype} of shape "
+            f"{image.shape}; give a path or encoded bytes to have it converted"
+        )
+
+
+def _scaled(h: int, w: int, scale: float) -> tuple[int, int]:
+    """Upstream's rounding, and at least one pixel for extreme shapes."""
+    return max(1, int(h * scale + 0.5)), max(1, int(w * scale + 0.5))
+
+
+def _require_positive(**sides: int) -> None:
+    for name, value in sides.items():
+        if value < 1:
+            raise ValueError(f"letterbox {name} must be at least 1 pixel, got {value}")

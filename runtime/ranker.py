@@ -1,0 +1,175 @@
+"""The one call: a photo in, its ranked objects out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from dsgnn.runtime.artifact import Artifact, ArtifactError, Description, open_artifact
+from dsgnn.runtime.backends import Backend, TensorSpec, open_backend
+from dsgnn.runtime.images import ImageSource, read_image
+from dsgnn.runtime.letterbox import Fixed, Geometry, letterbox
+from dsgnn.runtime.postprocess import STRIDE, check_if_none, postprocess
+from dsgnn.runtime.ranking import Ranking
+
+BUNDLED = Path(__file__).parent / "models" / "nano.onnx"
+
+
+class Ranker:
+    """Rank the salient objects of photos with one loaded artifact.
+
+    `ranker(photo)` may be called from several threads at once, and a Ranker can be pickled (the
+    other process loads the artifact again).
+
+    Attributes: artifact (path, description, sha256, status), backend (its `picked` says what runs
+    it), threshold, if_none.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        backend: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        threshold: float | None = None,
+        if_none: str = "none",
+    ) -> None:
+        """Load an artifact.
+
+        model: an ONNX file made by `dsgnn-export`; None = the bundled nano. backend: "auto",
+        "onnxruntime" or "openvino". device: "auto", "cpu", "cuda" or "cuda:N"; what is named is
+        used or it is an error. threads: of one call on a CPU, 2 by default. threshold: score above
+        which an object is kept, 0…1; None = the artifact's own. if_none: what an image gives when
+        no score passes: "none" = no object, "all" = every query, as upstream does.
+
+        Raises FileNotFoundError, ArtifactError (not ours, damaged, not the file its sidecar
+        describes), BackendError (something is not installed, or does not fit), ValueError.
+        """
+        self._arguments = (model, backend, device, threads, threshold, if_none)
+        check_if_none(if_none)
+        if threshold is not None and not 0 <= threshold < 1:
+            raise ValueError(f"threshold must be in 0…1, got {threshold}")
+        path = BUNDLED if model is None else Path(model)
+        self.artifact: Artifact = open_artifact(path)
+        self.backend: Backend = open_backend(path, backend, device, threads)
+        _check_interface(self.backend, self.artifact.description)
+        own = self.artifact.description.threshold
+        self.threshold: float = own if threshold is None else threshold
+        self.if_none = if_none
+
+    def __call__(self, image: ImageSource) -> Ranking:
+        """Rank one photo.
+
+        image: a path, encoded bytes, or a (h, w, 3) uint8 RGB array. Returns its Ranking, with
+        milliseconds per stage. Raises OSError or ImageError if it cannot be read, ValueError for
+        an array of another form.
+        """
+        return self.batch([image])[0]
+
+    def batch(self, images: Iterable[ImageSource]) -> list[Ranking]:
+        """Rank several photos, in their order, those of equal padded size in one inference.
+
+        images: as for a single call; all of them are held in memory. A photo's "inference" time is
+        its share of the batch it was in.
+        """
+        photos = [self._prepare(image) for image in images]
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, photo in enumerate(photos):
+            by_size.setdefault(photo.geometry.padded, []).append(index)
+        limit = self.backend.inputs[0].shape[0] or max(1, len(photos))
+        rankings: dict[int, Ranking] = {}
+        for same in by_size.values():
+            for start in range(0, len(same), limit):
+                members = same[start : start + limit]
+                rankings.update(zip(members, self._rank([photos[i] for i in members]), strict=True))
+        return [rankings[index] for index in range(len(photos))]
+
+    def describe(self) -> dict[str, Any]:
+        """What ranks, for records: the `model` entry of results.json."""
+        facts = self.artifact.description
+        return {
+            "file": self.artifact.path.name,
+            "sha256": self.artifact.sha256,
+            "status": self.artifact.status,
+            "config": facts.config,
+            "weights": facts.weights,
+            "precision": facts.precision,
+            "toolkit": facts.toolkit,
+            "backend": self.backend.name,
+            "device": self.backend.device,
+            "threshold": self.threshold,
+            "if_none": self.if_none,
+        }
+
+    def __reduce__(self) -> tuple[type[Ranker], tuple[Any, ...]]:
+        return Ranker, self._arguments
+
+    def _prepare(self, image: ImageSource) -> _Photo:
+        start = perf_counter()
+        photo = read_image(image)
+        decoded = perf_counter()
+        padded, geometry = letterbox(photo, self.artifact.description.input)
+        ready = perf_counter()
+        return _Photo(padded, geometry, 1e3 * (decoded - start), 1e3 * (ready - decoded))
+
+    def _rank(self, photos: list[_Photo]) -> list[Ranking]:
+        """One inference over photos of equal padded size."""
+        start = perf_counter()
+        batch = np.stack([photo.padded for photo in photos])  # (B, H, W, 3)
+        outputs = self.backend.infer({"image": batch})
+        inference_ms = 1e3 * (perf_counter() - start) / len(photos)
+        rankings = []
+        for index, photo in enumerate(photos):
+            start = perf_counter()
+            ranking = postprocess(
+                outputs["saliency"][index],
+                outputs["score"][index],
+                outputs["masks"][index],
+                photo.geometry,
+                self.threshold,
+                self.if_none,
+            )
+            times = {
+                "decode": photo.decode_ms,
+                "preprocess": photo.preprocess_ms,
+                "inference": inference_ms,
+                "postprocess": 1e3 * (perf_counter() - start),
+            }
+            rankings.append(replace(ranking, timings_ms=times))
+        return rankings
+
+
+@dataclass(frozen=True, eq=False)
+class _Photo:
+    """A photo ready for the network: padded (H, W, 3) uint8, and what getting there took."""
+
+    padded: np.ndarray
+    geometry: Geometry
+    decode_ms: float
+    preprocess_ms: float
+
+
+def _check_interface(backend: Backend, description: Description) -> None:
+    """Raise ArtifactError unless the graph has the inputs and outputs its description promises."""
+    queries = description.queries
+    height = width = None
+    if isinstance(description.input, Fixed):
+        height, width = description.input.height, description.input.width
+    masks = (None, queries, height and height // STRIDE, width and width // STRIDE)
+    expected = {
+        "image": TensorSpec("image", np.dtype(np.uint8), (None, height, width, 3)),
+        "saliency": TensorSpec("saliency", np.dtype(np.float32), (None, queries)),
+        "score": TensorSpec("score", np.dtype(np.float32), (None, queries)),
+        "masks": TensorSpec("masks", np.dtype(np.float32), masks),
+    }
+    got = {spec.name: spec for spec in (*backend.inputs, *backend.outputs)}
+    for name, spec in expected.items():
+        if name not in got or not got[name].accepts(spec.dtype, spec.shape):
+            raise ArtifactError(
+                f"the graph does not fit its description: expected {name} to be {spec}, got "
+                f"{got.get(name, 'no such tensor')}; export the checkpoint again"
+            )
