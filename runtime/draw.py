@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+
 from dsgnn.runtime.letterbox import check_photo
 
 if TYPE_CHECKING:

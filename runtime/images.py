@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
 from dsgnn.runtime.letterbox import check_photo
 
 ImageSource = str | Path | bytes | np.ndarray

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+
 from dsgnn.runtime.letterbox import Geometry
 from dsgnn.runtime.ranking import RankedObject, Ranking
 

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+
 from dsgnn.runtime.artifact import Artifact, ArtifactError, Description, open_artifact
 from dsgnn.runtime.backends import Backend, TensorSpec, open_backend
 from dsgnn.runtime.images import ImageSource, read_image

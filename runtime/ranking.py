@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from dsgnn.runtime import rle
 from dsgnn.runtime.draw import draw_ranking
 

@@ -22,7 +22,11 @@ LAYERS = ("dsgnn.runtime", "dsgnn", "dsgnn.export", "dsgnn.benchmarks")
 BASE = {"numpy", "cv2", "click"}
 TORCH = {"torch", "torchvision", "timm"}
 # The only module of the runtime that may import a library beyond the base, inside a function.
-HOMES = {"tqdm": "dsgnn.runtime.run", "onnxruntime": "dsgnn.runtime.backends.onnx"}
+HOMES = {
+    "tqdm": "dsgnn.runtime.run",
+    "onnxruntime": "dsgnn.runtime.backends.onnx",
+    "openvino": "dsgnn.runtime.backends.openvino",
+}
 
 
 def modules() -> dict[str, Path]:

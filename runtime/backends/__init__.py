@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+
 from dsgnn.runtime.artifact import check_suffix
 
 BACKENDS = ("onnxruntime", "openvino")

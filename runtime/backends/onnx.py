@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from dsgnn.runtime.backends import Backend, BackendError, TensorSpec
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # both install the module `onnxruntime`
