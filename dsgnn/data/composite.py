@@ -244,15 +244,18 @@ class CompositeScenes:
         self, rng: np.random.Generator, frame: tuple[int, int], kind: str
     ) -> np.ndarray:
         """A background of size frame (H, W): a file, an empty part of a photo, or a texture."""
-        chosen = None
+        # Photos hold things worth a look that nobody annotated: rarely call a part of one empty.
+        from_photo, from_file = {
+            "procedural": (0.1, 0.15),
+            "empty": (0.2, 0.65),
+        }.get(kind, (0.5, 0.5))
         draw = rng.random()
-        if kind != "procedural" or draw < 0.25:
-            if self.library.photos and (draw < 0.1 or rng.random() < 0.5):
-                chosen = self.library.empty(int(rng.integers(len(self.library.photos))))
-            if chosen is None and self.library.background_files:
-                chosen = self.library.background(
-                    int(rng.integers(len(self.library.background_files)))
-                )
+        chosen = None
+        if self.library.photos and draw < from_photo:
+            chosen = self.library.empty(int(rng.integers(len(self.library.photos))))
+        files = self.library.background_files
+        if chosen is None and files and draw < from_photo + from_file:
+            chosen = self.library.background(int(rng.integers(len(files))))
         if chosen is None:
             return procedural.texture(rng, frame)
         h, w = chosen.shape[:2]

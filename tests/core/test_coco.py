@@ -1,0 +1,220 @@
+"""COCO-format files: outlines, run lengths, ranks, and what is said about broken ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dsgnn.data.coco import CocoError, CocoReader, read_photos
+from dsgnn.data.polygons import segmentation_to_mask
+
+H, W = 60, 80
+SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 40.0, 10.0, 40.0]]
+OTHER = [[50.0, 20.0, 70.0, 20.0, 70.0, 50.0, 50.0, 50.0]]
+
+
+def _annotation(segmentation=SQUARE, **fields):
+    return {
+        "id": 1, "image_id": 7, "category_id": 1, "segmentation": segmentation, **fields
+    }  # fmt: skip
+
+
+def _data(*annotations):
+    return {
+        "images": [{"id": 7, "file_name": "a.png", "width": W, "height": H}],
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "dining table"}],
+        "annotations": list(annotations),
+    }
+
+
+def _write(folder: Path, data) -> Path:
+    (folder / "images").mkdir(exist_ok=True)
+    image = np.random.default_rng(0).integers(0, 255, (H, W, 3), dtype=np.uint8)
+    cv2.imwrite(str(folder / "images" / "a.png"), image)
+    (folder / "instances.json").write_text(json.dumps(data))
+    return folder
+
+
+def _counts(mask: np.ndarray) -> list[int]:
+    """Run lengths the slow and obvious way."""
+    runs, value, length = [], False, 0
+    for pixel in mask.T.ravel():
+        if pixel != value:
+            runs.append(length)
+            value, length = pixel, 0
+        length += 1
+    return [*runs, length]
+
+
+def test_photos_are_rgb_and_sorted_by_id(tmp_path):
+    data = _data(_annotation())
+    data["images"].append({"id": 3, "file_name": "a.png", "width": W, "height": H})
+    photos = read_photos(_write(tmp_path, data))
+    assert [photo.id for photo in photos] == [3, 7]
+    assert [len(photo.instances) for photo in photos] == [0, 1]
+    bgr = cv2.imread(str(tmp_path / "images" / "a.png"))
+    assert np.array_equal(photos[0].read(), bgr[..., ::-1])
+    assert photos[1].instances[0].box == (10, 10, 30, 40)
+    assert photos[1].instances[0].area == 600
+
+
+def test_a_json_file_and_an_images_folder_may_be_given(tmp_path):
+    _write(tmp_path, _data(_annotation()))
+    (tmp_path / "instances.json").rename(tmp_path / "other.json")
+    (tmp_path / "images").rename(tmp_path / "jpg")
+    assert len(CocoReader(tmp_path / "other.json", tmp_path / "jpg")[0].ranks) == 1
+
+
+def test_crowds_are_left_out(tmp_path):
+    photos = read_photos(_write(tmp_path, _data(_annotation(), _annotation(iscrowd=1))))
+    assert len(photos[0].instances) == 1
+
+
+def test_drawn_outlines_differ_from_the_exact_masks_by_their_border_only(tmp_path):
+    corners = [[12.3, 5.1, 61.7, 14.9, 70.2, 51.4, 33.3, 30.8, 9.9, 55.5], [2.0, 2, 8, 2, 5, 9]]
+    instance = read_photos(_write(tmp_path, _data(_annotation(corners))))[0].instances[0]
+    drawn, exact = instance.draw((H, W)), segmentation_to_mask(corners, H, W)
+    border = cv2.morphologyEx(exact.view(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0
+    assert exact.sum() > 800
+    assert not ((drawn ^ exact) & ~border).any()
+
+
+def test_outlines_are_drawn_on_any_canvas(tmp_path):
+    instance = read_photos(_write(tmp_path, _data(_annotation())))[0].instances[0]
+    drawn = instance.draw((60, 40), scale=(2.0, 1.5), offset=(-20.0, 0.0))
+    expected = np.zeros((60, 40), bool)
+    expected[15:60, 0:40] = True  # x 10…30 → 0…40, y 10…40 → 15…60
+    assert (drawn ^ expected).sum() <= 40
+
+
+@pytest.mark.parametrize("hole", [False, True])
+def test_run_lengths_are_read_and_drawn_exactly(tmp_path, hole):
+    mask = np.zeros((H, W), bool)
+    mask[5:40, 8:60] = True
+    mask[15:25, 20:30] = not hole
+    mask[18:20, 23:26] = True  # an island in the hole
+    rle = {"size": [H, W], "counts": _counts(mask)}
+    reader = CocoReader(_write(tmp_path, _data(_annotation(rle))))
+    assert np.array_equal(reader.photos[0].instances[0].draw((H, W)), mask)
+    assert np.array_equal(reader[0].masks[0], mask)
+
+
+def test_the_object_visited_first_is_the_most_salient_one(tmp_path):
+    third = [[40.0, 2.0, 44.0, 2.0, 44.0, 8.0]]
+    folder = _write(
+        tmp_path,
+        _data(
+            _annotation(SQUARE, visiting_order=3),
+            _annotation(OTHER, visiting_order=1),
+            _annotation(third),  # never visited: clutter
+        ),
+    )
+    sample = CocoReader(folder)[0]
+    assert sample.name == "a"
+    best = sample.masks[sample.ranks.tolist().index(2)]
+    assert sorted(sample.ranks.tolist()) == [1, 2]
+    assert np.array_equal(best, segmentation_to_mask(OTHER, H, W))
+
+
+def test_without_an_order_the_rule_ranks(tmp_path):
+    folder = _write(
+        tmp_path,
+        _data(_annotation([[0.0, 0, W, 0, W, H, 0, H]], category_id=2), _annotation(SQUARE)),
+    )
+    sample = CocoReader(folder)[0]
+    assert sample.ranks.tolist() == [1]  # the table is clutter
+    assert np.array_equal(sample.masks[0], segmentation_to_mask(SQUARE, H, W))
+    assert CocoReader(folder).ranks == "rule"
+
+
+def test_the_rule_may_find_nothing(tmp_path):
+    sample = CocoReader(_write(tmp_path, _data(_annotation(category_id=2))))[0]
+    assert sample.masks.shape == (0, H, W) and sample.ranks.shape == (0,)
+
+
+def test_ranks_from_the_rule_may_be_asked_for_and_an_order_demanded(tmp_path):
+    folder = _write(tmp_path, _data(_annotation(visiting_order=1)))
+    assert CocoReader(folder, ranks="rule").ranks == "rule"
+    _write(tmp_path, _data(_annotation()))
+    with pytest.raises(CocoError, match=r'no annotations\[\].visiting_order; use ranks="rule"'):
+        CocoReader(folder, ranks="visiting_order")
+    with pytest.raises(ValueError, match="ranks must be \"rule\".*got 'size'"):
+        CocoReader(folder, ranks="size")
+
+
+def _broken(change):
+    data = _data(_annotation())
+    change(data)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("annotations"), r"instances\.json: annotations is missing"),
+        (lambda d: d.update(images={}), r"images must be list, got dict"),
+        (lambda d: d["images"][0].pop("width"), r"images\[0\]\.width is missing"),
+        (lambda d: d["images"].append(d["images"][0]), r"images\[1\]\.id 7 occurs twice"),
+        (
+            lambda d: d["categories"][1].update(name=5),
+            r"categories\[1\]\.name must be str, got int",
+        ),
+        (lambda d: d["annotations"][0].update(image_id=8), r"annotations\[0\]\.image_id 8 is not"),
+        (lambda d: d["annotations"][0].update(category_id=9), r"\.category_id 9 is not in categ"),
+        (lambda d: d["annotations"][0].pop("segmentation"), r"segmentation must be a list of poly"),
+        (
+            lambda d: d["annotations"][0].update(segmentation=[[1, 2, 3, 4]]),
+            r"annotations\[0\]\.segmentation\[0\] must be finite x, y pairs of three points",
+        ),
+        (
+            lambda d: d["annotations"][0].update(segmentation=[[1, 2, 3, float("nan"), 5, 6]]),
+            r"segmentation\[0\] must be finite",
+        ),
+        (
+            lambda d: d["annotations"][0].update(segmentation={"size": [H, W], "counts": [5, 5]}),
+            r"annotations\[0\]\.segmentation: the runs .* must add up to 4800, got 10",
+        ),
+        (
+            lambda d: d["annotations"][0].update(segmentation={"size": [W, H], "counts": [1]}),
+            r"annotations\[0\]\.segmentation: .*\[80, 60\]",
+        ),
+        (
+            lambda d: d["annotations"][0].update(segmentation={"size": [H, W], "counts": [H * W]}),
+            r"annotations\[0\]\.segmentation marks no pixel",
+        ),
+        (
+            lambda d: d["annotations"][0].update(visiting_order="first"),
+            r"annotations\[0\]\.visiting_order must be a whole number, got 'first'",
+        ),
+    ],
+)
+def test_mistakes_name_the_file_and_the_field(tmp_path, change, message):
+    folder = _write(tmp_path, _broken(change))
+    with pytest.raises(CocoError, match=message) as caught:
+        read_photos(folder)
+    assert str(folder / "instances.json") in str(caught.value)
+
+
+def test_a_shared_visiting_order_is_refused(tmp_path):
+    data = _data(_annotation(SQUARE, visiting_order=1), _annotation(OTHER, visiting_order=1))
+    with pytest.raises(CocoError, match=r"visiting_order of image 7 must differ, got \[1, 1\]"):
+        CocoReader(_write(tmp_path, data))
+
+
+def test_missing_and_unreadable_files_are_named(tmp_path):
+    with pytest.raises(CocoError, match=r"instances\.json: no such file; give a COCO JSON"):
+        read_photos(tmp_path)
+    (tmp_path / "instances.json").write_text("{")
+    with pytest.raises(CocoError, match="not JSON"):
+        read_photos(tmp_path)
+    folder = _write(tmp_path, _data(_annotation()))
+    (folder / "images" / "a.png").write_bytes(b"no image")
+    with pytest.raises(CocoError, match=r"a\.png: not a readable image"):
+        CocoReader(folder)[0]
+    cv2.imwrite(str(folder / "images" / "a.png"), np.zeros((10, 20, 3), np.uint8))
+    with pytest.raises(CocoError, match=r"say 80×60, the file is 20×10; resize"):
+        CocoReader(folder)[0]
