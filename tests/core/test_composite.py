@@ -1,0 +1,346 @@
+"""Composite scenes: deterministic, exact masks, an order the rule stands for, splits kept apart."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dsgnn.data import collect, composite, material, procedural
+from dsgnn.data.coco import read_photos
+from dsgnn.data.composite import ASPECTS, SHARES, CompositeScenes
+from dsgnn.data.material import Cutout, empty_region, held_out, photo_cutouts, premultiplied
+from dsgnn.data.paint import Layer, flatten, make_layer
+from dsgnn.data.saliency import MIN_GAP, SPAN, THRESHOLD, saliency_scores
+
+RED, GREEN = (220, 30, 30), (30, 200, 60)
+
+
+def _cutout_file(path: Path, seed: int) -> None:
+    """A textured disc: photographic by the rules of `collect`."""
+    rng = np.random.default_rng(seed)
+    bgra = np.zeros((96, 96, 4), np.uint8)
+    bgra[..., :3] = rng.integers(0, 256, 3) // 2 + rng.integers(0, 90, (96, 96, 1))
+    cv2.circle(alpha := np.zeros((96, 96), np.uint8), (48, 48), 40, 255, -1)
+    bgra[..., 3] = alpha
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), bgra)
+
+
+def _background_file(path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    noise = rng.integers(-6, 7, (384, 512, 3))
+    image = cv2.resize(small, (512, 384), interpolation=cv2.INTER_CUBIC) + noise
+    cv2.imwrite(str(path), image.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """Ten cut-outs and backgrounds; ten photos of a red person, half of them with a green dog."""
+    root = tmp_path_factory.mktemp("material")
+    for i in range(20):
+        _cutout_file(root / "cutouts" / ("animals", "food")[i % 2] / f"cut{i}.png", i)
+        _background_file(root / "backgrounds" / f"back{i}.jpg", 100 + i)
+    (root / "coco" / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for i in range(10):
+        image = np.random.default_rng(i).integers(90, 110, (240, 320, 3), dtype=np.uint8)
+        boxes = [(100, 60, 190, 200, 1, RED)] + [(20, 30, 90, 110, 2, GREEN)] * (i % 2)
+        for x0, y0, x1, y1, category, colour in boxes:
+            image[y0:y1, x0:x1] = colour
+            polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
+            annotations.append(
+                {"image_id": i, "category_id": category, "segmentation": [polygon], "iscrowd": 0}
+            )
+        cv2.imwrite(str(root / "coco" / "images" / f"{i}.png"), image[..., ::-1])
+        images.append({"id": i, "file_name": f"{i}.png", "width": 320, "height": 240})
+    categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "dog"}]
+    data = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "coco" / "instances.json").write_text(json.dumps(data))
+    return {name: root / name for name in ("cutouts", "backgrounds", "coco")}
+
+
+def _same(a, b) -> bool:
+    return (
+        a.name == b.name
+        and np.array_equal(a.image, b.image)
+        and np.array_equal(a.masks, b.masks)
+        and np.array_equal(a.ranks, b.ranks)
+    )
+
+
+def test_a_scene_is_the_same_whatever_was_made_before_it(folders):
+    first = CompositeScenes(**folders, size=96)
+    made = {i: first.scene(i) for i in range(25)}
+    second = CompositeScenes(**folders, size=96)
+    second.load()
+    for i in reversed(range(25)):
+        assert _same(second.scene(i), made[i])
+    third = pickle.loads(pickle.dumps(first))  # what a spawned worker gets
+    assert _same(third.scene(24), made[24])
+
+
+def test_seed_split_and_number_each_change_the_scene(folders):
+    scenes = CompositeScenes(**folders, size=64)
+    other = CompositeScenes(**folders, size=64, seed=1)
+    test = CompositeScenes(**folders, size=64, split="test")
+    images = [s.image for s in (scenes[0], scenes[1], other[0], test[0])]
+    for i, image in enumerate(images):
+        for later in images[i + 1 :]:
+            assert image.shape != later.shape or not np.array_equal(image, later)
+
+
+def test_len_and_iteration_end_but_any_number_can_be_made():
+    scenes = CompositeScenes(size=32, length=3)
+    assert len(scenes) == len(list(scenes)) == 3
+    with pytest.raises(IndexError, match="scene 3 of 3"):
+        scenes[3]
+    assert scenes.scene(10**12).image.shape[2] == 3
+
+
+def test_sizes_are_exact_or_the_longest_side(folders):
+    scenes = CompositeScenes(**folders, size=(48, 80))
+    assert scenes[0].image.shape == (48, 80, 3)
+    shapes = Counter(scenes.scene(i, size=96).image.shape[:2] for i in range(150))
+    allowed = {(round(96 * h / max(w, h)), round(96 * w / max(w, h))) for w, h in ASPECTS}
+    assert set(shapes) == allowed
+
+
+def test_without_folders_everything_is_procedural():
+    scenes = CompositeScenes(size=64)
+    samples = [scenes[i] for i in range(60)]
+    kinds = Counter(s.name.split("-")[-1] for s in samples)
+    assert set(kinds) == {"procedural", "empty"}
+    assert {len(s.ranks) for s in samples} >= {0, 1, 2}
+    assert all(s.image.std() > 0 for s in samples)
+
+
+def test_kinds_of_scenes_come_in_their_shares(folders):
+    scenes = CompositeScenes(**folders, size=32)
+    kinds = Counter(scenes[i].name.split("-")[-1] for i in range(500))
+    for kind, share in SHARES.items():
+        assert kinds[kind] / 500 == pytest.approx(share, abs=0.07)
+
+
+def test_at_most_max_objects_and_none_in_empty_scenes(folders):
+    scenes = CompositeScenes(**folders, size=64, max_objects=2)
+    counts = [(len(s.ranks), s.name) for s in (scenes[i] for i in range(150))]
+    assert {n for n, _ in counts} == {0, 1, 2}
+    assert all(n == 0 for n, name in counts if name.endswith("empty"))
+
+
+def test_the_place_in_the_list_does_not_tell_the_rank(folders):
+    scenes = CompositeScenes(**folders, size=64)
+    pairs = [s.ranks.tolist() for s in (scenes[i] for i in range(300)) if len(s.ranks) == 2]
+    assert 0.3 < np.mean([ranks == [2, 1] for ranks in pairs]) < 0.7
+
+
+def test_pasted_objects_are_ordered_by_the_rule_and_clearly(folders, monkeypatch):
+    """With the frame's colours left alone and one kind of object, the rule can be asked again."""
+    monkeypatch.setattr(composite, "develop", lambda rng, image, strength: image)
+    monkeypatch.setattr(material, "read_cutout", lambda path, kind: _disc())
+    monkeypatch.setattr(procedural, "shape", lambda rng: _disc())
+    scenes = CompositeScenes(folders["cutouts"], folders["backgrounds"], size=160)
+    several = 0
+    for i in range(150):
+        sample = scenes[i]
+        scores = saliency_scores(sample.image, sample.masks, ["animals"] * len(sample.ranks))
+        ordered = scores[np.argsort(sample.ranks)]
+        assert (np.diff(ordered) >= MIN_GAP).all()
+        assert (scores >= THRESHOLD + MIN_GAP).all()
+        assert np.ptp(ordered) <= SPAN if len(ordered) else True
+        assert (sample.masks.mean((1, 2)) >= 0.003).all()
+        several += len(scores) > 1
+    assert several > 20
+
+
+def _disc() -> Cutout:
+    cv2.circle(alpha := np.zeros((64, 64), np.uint8), (32, 32), 30, 255, -1)
+    colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return Cutout(premultiplied(np.dstack([colours, alpha])), "animals")
+
+
+def test_photo_scenes_carry_the_masks_of_the_photo(folders, monkeypatch):
+    monkeypatch.setattr(composite, "develop", lambda rng, image, strength: image)
+    scenes = CompositeScenes(coco=folders["coco"], size=128)
+    seen = 0
+    for i in range(80):
+        sample = scenes[i]
+        if not sample.name.endswith("photo"):
+            continue
+        for mask in sample.masks:
+            colour = np.median(sample.image[mask], axis=0)
+            assert np.abs(colour - RED).max() < 3 or np.abs(colour - GREEN).max() < 3
+            by_colour = np.abs(sample.image.astype(int) - colour).max(-1) < 60
+            assert (mask & by_colour).sum() / (mask | by_colour).sum() > 0.93
+            seen += 1
+    assert seen > 30
+
+
+def test_train_and_test_share_no_file_and_leave_none_out(folders, monkeypatch):
+    read: list[str] = []
+    original = cv2.imread
+    monkeypatch.setattr(
+        cv2, "imread", lambda p, *a: (read.append(Path(p).name), original(p, *a))[1]
+    )
+    used = {}
+    for split in ("train", "test"):
+        read.clear()
+        scenes = CompositeScenes(**folders, split=split, size=32)
+        for i in range(250):
+            scenes[i]
+        used[split] = set(read)
+    assert not used["train"] & used["test"]
+    assert used["train"] | used["test"] == {
+        p.name for folder in folders.values() for p in material.image_files(folder)
+    }
+    assert {n for n in used["test"] if n[0].isdigit()} == {"0.png", "5.png"}
+
+
+def test_one_file_in_five_is_held_out_by_name_for_ever():
+    assert 0.17 < np.mean([held_out(f"name{i}") for i in range(3000)]) < 0.23
+    names = ("lion", "tiger", "bear", "pig", "cow", "goat")
+    assert [name for name in names if held_out(name)] == ["pig", "cow"]
+
+
+def test_layers_paste_exactly_and_hide_what_lies_behind():
+    background = np.full((40, 60, 3), 100, np.uint8)
+    before = np.zeros((40, 60), bool)
+    before[0:20, 0:20] = True
+    alpha = np.zeros((20, 30), np.float32)
+    alpha[5:, :] = 1.0
+    alpha[4, :] = 0.5  # not above one half: not the object's
+    alpha[3, :] = 0.51
+    behind = Layer(alpha[..., None] * np.float32(RED), alpha, 10, 10, "x", 0.0, 30.0)
+    full = np.ones((10, 10), np.float32)
+    front = Layer(full[..., None] * np.float32(GREEN), full, 35, 20, "x", 0.0, 30.0)
+    image, (old, first, second) = flatten(background, [before], [behind, front])
+
+    expected = np.zeros((40, 60), bool)
+    expected[15:30, 10:40] = expected[13, 10:40] = True
+    expected[20:30, 35:45] = False
+    assert np.array_equal(first, expected)
+    assert second.sum() == 100 and second[20:30, 35:45].all()
+    assert np.array_equal(old, before & ~expected)
+    assert (image[second] == GREEN).all() and (image[20, 12] == RED).all()
+    assert (image[14, 20] == np.rint((np.array(RED) + 100) / 2)).all()
+    assert (image[35:] == 100).all() and (background == 100).all() and before.sum() == 400
+
+
+def test_shadows_darken_and_belong_to_nobody():
+    background = np.full((60, 60, 3), 200, np.uint8)
+    alpha = np.ones((20, 20), np.float32)
+    layer = Layer(alpha[..., None] * np.float32(RED), alpha, 20, 20, "x", 0.5, 40.0)
+    image, (mask,) = flatten(background, [], [layer])
+    assert mask.sum() == 400 and (image[mask] == RED).all()
+    assert (image[~mask] <= 200).all() and image[41, 30].max() < 200 and image[5, 5].min() == 200
+
+
+def test_an_object_cut_in_its_photo_is_cut_by_the_frame():
+    background = np.full((80, 100, 3), 90, np.uint8)
+    opaque = np.full((50, 30, 4), 255, np.uint8)
+    for seed in range(20):
+        cut = Cutout(opaque, "person", (False, False, False, True))
+        layer = make_layer(np.random.default_rng(seed), background, cut, 40.0, np.array([50, 20]))
+        assert layer is not None and layer.alpha[-1].max() > 0.9
+        assert layer.y + layer.alpha.shape[0] == 80
+        side = Cutout(opaque, "person", (True, False, False, False))
+        layer = make_layer(np.random.default_rng(seed), background, side, 40.0, np.array([50, 40]))
+        assert layer is not None and (layer.x == 0 or layer.x + layer.alpha.shape[1] == 100)
+
+
+def test_what_lies_outside_the_frame_is_not_pasted():
+    background = np.full((80, 100, 3), 90, np.uint8)
+    rng = np.random.default_rng(0)
+    assert make_layer(rng, background, _disc(), 40.0, np.array([-60.0, 40])) is None
+    layer = make_layer(rng, background, _disc(), 140.0, np.array([50.0, 40]))
+    assert layer is not None and layer.alpha.shape == (80, 100)
+    # 300 px of object, of which the frame would show an eighth
+    assert make_layer(rng, background, _disc(), 300.0, np.array([50.0, 40])) is None
+
+
+def test_copies_leave_out_the_small_the_cut_and_the_covered(tmp_path):
+    def square(x0, y0, x1, y1):
+        return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+
+    whole, small = square(20, 20, 120, 120), square(130, 10, 170, 50)
+    corner, left = square(260, 200, 320, 240 + 60), square(0, 150, 80, 235)
+    covered, coverer = square(150, 100, 250, 180), square(150, 90, 250, 100)
+    data = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 320, "height": 300}],
+        "categories": [{"id": 1, "name": "dog"}],
+        "annotations": [
+            {"image_id": 1, "category_id": 1, "segmentation": s}
+            for s in (whole, small, corner, left, covered, coverer)
+        ],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    image = np.random.default_rng(0).integers(0, 256, (300, 320, 3), dtype=np.uint8)
+    cutouts = list(photo_cutouts(read_photos(tmp_path)[0], image))
+    assert [(c.rgba.shape[:2], c.cut) for c in cutouts] == [
+        ((100, 100), (False, False, False, False)),
+        ((85, 80), (True, False, False, False)),
+    ]
+    first = cutouts[0].rgba
+    assert np.array_equal(first[50, 50, :3], image[70, 70]) and first[50, 50, 3] == 255
+    assert first[0, 50, 3] < 255  # feathered,
+    assert cutouts[1].rgba[40, 0, 3] == 255  # but not where the photo cut it
+
+
+def test_empty_regions_hold_no_object(folders):
+    for photo in read_photos(folders["coco"]):
+        region = empty_region(photo, photo.read(), np.random.default_rng(0), min_px=40)
+        assert region is not None and min(region.shape[:2]) >= 40
+        assert (np.abs(region.astype(int) - 100) <= 10).all()
+
+
+def test_wrong_arguments_and_files_are_named(tmp_path, folders):
+    with pytest.raises(ValueError, match='split must be "train" or "test", got \'val\''):
+        CompositeScenes(split="val")
+    with pytest.raises(ValueError, match="max_objects must be 1…5, got 6"):
+        CompositeScenes(max_objects=6)
+    with pytest.raises(FileNotFoundError, match="no images"):
+        CompositeScenes(cutouts=tmp_path)
+    _background_file(tmp_path / "opaque.png", 0)
+    split = "test" if held_out("opaque") else "train"
+    with pytest.raises(ValueError, match=r"no file falls into the \w+ split"):
+        CompositeScenes(cutouts=tmp_path, split="train" if split == "test" else "test")
+    with pytest.raises(ValueError, match=r"opaque\.png: a cut-out must be an 8-bit RGBA image"):
+        CompositeScenes(cutouts=tmp_path, split=split).load()
+    cv2.imwrite(str(tmp_path / "opaque.png"), np.zeros((9, 9, 4), np.uint8))
+    with pytest.raises(ValueError, match="transparent everywhere"):
+        CompositeScenes(cutouts=tmp_path, split=split).load()
+
+
+def test_collecting_takes_photographs_and_leaves_drawings(tmp_path):
+    source = tmp_path / "share"
+    _cutout_file(source / "animals" / "birds" / "crow.png", 1)
+    _cutout_file(source / "animals" / "cartoon" / "duck.png", 2)
+    flat = np.full((96, 96, 4), 200, np.uint8)
+    flat[:20, :, 3] = 0
+    cv2.imwrite(str(source / "animals" / "flat.png"), flat)
+    _background_file(source / "Meadow" / "contents" / "images" / "800x600.jpg", 3)
+    cv2.imwrite(str(source / "plain.jpg"), np.full((600, 800, 3), 128, np.uint8))
+    (source / "link.jpg").symlink_to(source / "Meadow" / "contents" / "images" / "800x600.jpg")
+
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "dsgnn.data.collect", str(out), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "1 cut-outs, 1 backgrounds" in done.stdout
+    written = sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*"))
+    assert written == ["backgrounds/Meadow.jpg", "cutouts/animals/birds/crow.png"]
+    crow = cv2.imread(str(out / written[1]), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(
+        crow[..., 3],
+        cv2.imread(str(source / "animals/birds/crow.png"), cv2.IMREAD_UNCHANGED)[..., 3],
+    )
+    assert len(collect.DEBIAN_PACKAGES) == 8
