@@ -162,7 +162,7 @@ def difference_loss(f: Tensor, p: Tensor) -> Tensor:
         scale = x.norm(dim=2, keepdim=True)
         x = x - x.mean(1, keepdim=True)  # per node, over images
         norm = x.norm(dim=2, keepdim=True)  # along nodes
-        return torch.where(norm > 1e-5 * scale, x / (norm + 1e-6), 0.0)
+        return torch.where(norm > 1e-5 * scale, x / norm.clamp(min=1e-12), 0.0)
 
     return (unit(f).transpose(-1, -2) @ unit(p)).square().mean((1, 2, 3))
 
@@ -176,7 +176,7 @@ def cross_image_loss(task: Tensor, matches: Matches, ranks: Tensor, counts: Tens
     """
     B, Q = task.shape[1:3]
     first, second = torch.triu_indices(B, B, 1, device=task.device)
-    order = matches.ranks(ranks).argsort(-1, descending=True, stable=True)  # (O, B, Q)
+    order = matches.ranks(ranks).argsort(dim=-1, descending=True, stable=True)  # (O, B, Q)
     top = task.gather(2, order[..., None].expand_as(task))
     similarity = F.cosine_similarity(top[:, first], top[:, second], dim=-1)  # (O, pairs, Q)
     k = torch.minimum(counts[first], counts[second]).clamp(max=Q)  # (pairs,)
