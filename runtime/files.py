@@ -10,16 +10,22 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, keep_interrupted: bool = False) -> Iterator[Path]:
     """Give a path beside `path` to write to; put it in place when the block ends well.
 
     The temporary name keeps the suffix (video writers choose the container by it) and starts with
     a dot, so that a folder run never takes it for an input. If the block raises, nothing is left
-    and an earlier file at `path` stays as it was.
+    and an earlier file at `path` stays as it was. keep_interrupted: put what was written in place
+    also on Ctrl-C, for files that are useful up to any point.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     try:
-        yield temporary
+        try:
+            yield temporary
+        except (KeyboardInterrupt, GeneratorExit):
+            if keep_interrupted and temporary.exists():
+                os.replace(temporary, path)
+            raise
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -106,6 +106,17 @@ class Ranker:
             "if_none": self.if_none,
         }
 
+    def __str__(self) -> str:
+        """One line for a person: which model, whether proven, and what runs it."""
+        facts, status = self.artifact.description, self.artifact.status
+        if self.artifact.sidecar is None:
+            status += " (no sidecar beside it)"
+        meaning = ", so the ranks mean nothing" if facts.weights == "synthetic" else ""
+        return (
+            f"{self.artifact.path.name}: {facts.config}, {facts.weights} weights{meaning}, "
+            f"{status}; {self.backend.picked}"
+        )
+
     def __reduce__(self) -> tuple[type[Ranker], tuple[Any, ...]]:
         return Ranker, self._arguments
 

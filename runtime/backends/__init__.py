@@ -75,7 +75,10 @@ class Backend(ABC):
                 raise BackendError(
                     f"input {name}: expected {spec}, got {value.dtype} {value.shape}"
                 )
-        return self._infer(feeds)
+        try:
+            return self._infer(feeds)
+        except Exception as error:  # the libraries' errors share no base class
+            raise BackendError(f"{self.name} failed: {error}") from error
 
     @abstractmethod
     def _infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...

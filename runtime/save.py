@@ -1,0 +1,159 @@
+"""What a run writes: pictures, results.json, JSON lines and annotated video."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import cv2
+import numpy as np
+
+from dsgnn.runtime.files import whole_file, write_whole
+from dsgnn.runtime.ranking import RankedObject, Ranking
+from dsgnn.runtime.sources import Source
+
+KINDS = ("overlay", "map", "masks", "crops", "json")
+VIDEO_KINDS = ("overlay", "json")
+RESULTS_SCHEMA = "dsgnn.results/1"
+JPEG_QUALITY = 92
+
+Record = Callable[[Mapping[str, Any]], None]
+
+
+def parse_kinds(text: str) -> tuple[str, ...]:
+    """ "overlay,json" to its kinds. Raises ValueError for one that is not in KINDS."""
+    kinds = tuple(part.strip() for part in text.split(","))
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"--save takes {','.join(KINDS)}, got {', '.join(map(repr, unknown))}")
+    return kinds
+
+
+def make_folder(out: Path) -> None:
+    """Make the output folder. Raises OSError if it cannot be made or written to."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise PermissionError(f"the output folder {out} cannot be written to")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the outputs of one source go, and which.
+
+    out: the output folder. kinds: some of KINDS. palette: of the map. inputs: every path the run
+    reads, which are not to be written over.
+    """
+
+    out: Path
+    source: Source
+    kinds: Collection[str]
+    palette: str
+    inputs: frozenset[Path | None]
+
+    def path(self, ending: str) -> Path:
+        """OUT/NAME.ending, with its folder made. Raises ValueError if it must not be written."""
+        path = self.out / f"{self.source.name}.{ending}"
+        if not path.parent.resolve().is_relative_to(self.out.resolve()):
+            raise ValueError(f"its output {path} would leave the output folder through a link")
+        if path.absolute() in self.inputs:
+            raise ValueError(f"its output {path} is one of the inputs: choose another --out")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def save_image(ranking: Ranking, photo: np.ndarray, target: Target) -> None:
+    """Write the pictures asked for. photo: (h, w, 3) uint8 RGB."""
+    if "overlay" in target.kinds:
+        _write_picture(target.path("overlay.jpg"), to_bgr(ranking.draw(photo)))
+    if "map" in target.kinds:
+        _write_picture(target.path("map.png"), ranking.rank_map(target.palette))
+    for item in ranking.objects:
+        if "masks" in target.kinds:
+            mask = item.mask.view(np.uint8) * 255
+            _write_picture(target.path(f"mask{item.rank}.png"), mask)
+        if "crops" in target.kinds and item.area > 0:
+            _write_picture(target.path(f"crop{item.rank}.png"), cut_out(photo, item))
+
+
+def cut_out(photo: np.ndarray, item: RankedObject) -> np.ndarray:
+    """The object's box, transparent where the mask is not: (box height, box width, 4) BGRA."""
+    x0, y0, x1, y1 = item.box
+    cut = cv2.cvtColor(photo[y0:y1, x0:x1], cv2.COLOR_RGB2BGRA)
+    cut[:, :, 3] = item.mask[y0:y1, x0:x1].view(np.uint8) * 255
+    return cut
+
+
+@contextmanager
+def results_file(path: Path, model: Mapping[str, Any]) -> Iterator[Record]:
+    """results.json: written image by image, in place when the run ends or on Ctrl-C."""
+    with _text_file(path) as file:
+        head = json.dumps({"schema": RESULTS_SCHEMA, "model": model})
+        file.write(f'{head[:-1]}, "images": [')
+        before = "\n"
+
+        def record(image: Mapping[str, Any]) -> None:
+            nonlocal before
+            file.write(before + json.dumps(image))
+            before = ",\n"
+
+        try:
+            yield record
+        finally:
+            file.write("\n]}\n")
+
+
+@contextmanager
+def lines_file(path: Path) -> Iterator[Record]:
+    """JSON lines, one per frame."""
+    with _text_file(path) as file:
+
+        def record(frame: Mapping[str, Any]) -> None:
+            file.write(json.dumps(frame) + "\n")
+
+        yield record
+
+
+@contextmanager
+def video_file(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Callable]:
+    """An MP4 to write (h, w, 3) uint8 BGR frames of `size` (width, height) to."""
+    with whole_file(path, keep_interrupted=True) as temporary:
+        code = cv2.VideoWriter.fourcc(*"mp4v")
+        writer = cv2.VideoWriter(str(temporary), code, rate, size)
+        try:
+            if not writer.isOpened():
+                raise OSError(f"OpenCV cannot write an mp4v video of {size[0]}×{size[1]} here")
+            yield writer.write
+        finally:
+            writer.release()
+
+
+@contextmanager
+def _text_file(path: Path) -> Iterator[TextIO]:
+    with (
+        whole_file(path, keep_interrupted=True) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
+        yield file
+
+
+def forget(_: Any) -> None:
+    """In place of a file that was not asked for."""
+
+
+def to_bgr(image: np.ndarray) -> np.ndarray:
+    """RGB to OpenCV's channel order."""
+    return cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+
+
+def _write_picture(path: Path, pixels: np.ndarray) -> None:
+    """Grey, BGR or BGRA in the format of the suffix, whole or not at all."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
+    done, data = cv2.imencode(path.suffix, pixels, options)
+    if not done:
+        raise ValueError(f"OpenCV cannot encode {path.name} of shape {pixels.shape}")
+    write_whole(path, data.tobytes())
