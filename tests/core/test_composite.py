@@ -92,8 +92,9 @@ def test_a_scene_is_the_same_whatever_was_made_before_it(folders):
 def test_seed_split_and_number_each_change_the_scene(folders):
     scenes = CompositeScenes(**folders, size=64)
     other = CompositeScenes(**folders, size=64, seed=1)
-    test = CompositeScenes(**folders, size=64, split="test")
-    images = [s.image for s in (scenes[0], scenes[1], other[0], test[0])]
+    images = [sample.image for sample in (scenes[0], scenes[1], other[0])]
+    for split in ("train", "test"):  # also where both have the same material
+        images.append(CompositeScenes(size=64, split=split)[0].image)
     for i, image in enumerate(images):
         for later in images[i + 1 :]:
             assert image.shape != later.shape or not np.array_equal(image, later)
@@ -144,16 +145,17 @@ def test_the_place_in_the_list_does_not_tell_the_rank(folders):
     assert 0.3 < np.mean([ranks == [2, 1] for ranks in pairs]) < 0.7
 
 
-def test_pasted_objects_are_ordered_by_the_rule_and_clearly(folders, monkeypatch):
+@pytest.mark.parametrize("kind", ["animals", "bowl"])
+def test_pasted_objects_are_ordered_by_the_rule_and_clearly(folders, monkeypatch, kind):
     """With the frame's colours left alone and one kind of object, the rule can be asked again."""
     monkeypatch.setattr(composite, "develop", lambda rng, image, strength: image)
-    monkeypatch.setattr(material, "read_cutout", lambda path, kind: _disc())
-    monkeypatch.setattr(procedural, "shape", lambda rng: _disc())
+    monkeypatch.setattr(material, "read_cutout", lambda path, _: _disc(kind))
+    monkeypatch.setattr(procedural, "shape", lambda rng: _disc(kind))
     scenes = CompositeScenes(folders["cutouts"], folders["backgrounds"], size=160)
     several = 0
     for i in range(150):
         sample = scenes[i]
-        scores = saliency_scores(sample.image, sample.masks, ["animals"] * len(sample.ranks))
+        scores = saliency_scores(sample.image, sample.masks, [kind] * len(sample.ranks))
         ordered = scores[np.argsort(sample.ranks)]
         assert (np.diff(ordered) >= MIN_GAP).all()
         assert (scores >= THRESHOLD + MIN_GAP).all()
@@ -163,10 +165,10 @@ def test_pasted_objects_are_ordered_by_the_rule_and_clearly(folders, monkeypatch
     assert several > 20
 
 
-def _disc() -> Cutout:
+def _disc(kind: str = "animals") -> Cutout:
     cv2.circle(alpha := np.zeros((64, 64), np.uint8), (32, 32), 30, 255, -1)
     colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    return Cutout(premultiplied(np.dstack([colours, alpha])), "animals")
+    return Cutout(premultiplied(np.dstack([colours, alpha])), kind)
 
 
 def test_photo_scenes_carry_the_masks_of_the_photo(folders, monkeypatch):
