@@ -81,7 +81,7 @@ def _outline(canvas: np.ndarray, item: RankedObject, stroke: int) -> None:
 
 
 def _label_centres(shown: list[RankedObject], h: int, w: int) -> list[tuple[float, float]]:
-    """For each object the (x, y) farthest from the edge of its visible part."""
+    """For each object an (x, y) deep inside its visible part, near the middle of it."""
     scale = min(1.0, LABEL_CELLS / max(h, w))
     size = max(1, round(w * scale)), max(1, round(h * scale))
     top = np.zeros(size[::-1], np.int32)  # rank on top, 0 = none
@@ -98,8 +98,10 @@ def _label_centres(shown: list[RankedObject], h: int, w: int) -> list[tuple[floa
         if place.any():
             bordered = cv2.copyMakeBorder(place.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
             depth = cv2.distanceTransform(bordered, cv2.DIST_L2, 3)[1:-1, 1:-1]
-            row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-            centres.append(((int(column) + 0.5) * w / size[0], (int(row) + 0.5) * h / size[1]))
+            deep = np.argwhere(depth >= 0.9 * depth.max())  # many cells in a long object
+            middle = np.argwhere(place).mean(axis=0)
+            row, column = deep[((deep - middle) ** 2).sum(axis=1).argmin()].tolist()
+            centres.append(((column + 0.5) * w / size[0], (row + 0.5) * h / size[1]))
         else:  # too small for the map
             x0, y0, x1, y1 = item.box
             centres.append(((x0 + x1) / 2, (y0 + y1) / 2))

@@ -1,0 +1,97 @@
+"""A network small enough to read, and scenes it understands.
+
+`colours.onnx` (574 bytes, made by test_backends.py::colours_graph) finds red, green, blue and
+yellow blobs: query 0, 1, 2 and 3; the larger and purer the blob the more salient; query 4 finds
+nothing. It has no size of its own and no metadata, so each test writes the description it needs.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsgnn.runtime import Ranker
+from dsgnn.runtime.artifact import Description
+from dsgnn.runtime.letterbox import Fixed
+
+HERE = Path(__file__).parent
+COLOURS = {"red": (230, 20, 20), "blue": (20, 20, 230), "green": (20, 230, 20)}
+
+Scene = Callable[..., np.ndarray]
+
+
+def description(**changes: object) -> Description:
+    facts = {
+        "config": "colours",
+        "input": Fixed(96, 128),
+        "queries": 5,
+        "threshold": 0.5,
+        "precision": "fp32",
+        "weights": "trained",
+        "source_sha256": "0" * 64,
+        "toolkit": "0.1.0",
+    }
+    return Description(**{**facts, **changes})
+
+
+def field(number: int, data: bytes) -> bytes:
+    """One length-delimited protobuf field."""
+    size = len(data)
+    varint = b""
+    while size >= 0x80:
+        varint += bytes([size & 0x7F | 0x80])
+        size >>= 7
+    return bytes([number << 3 | 2]) + varint + bytes([size]) + data
+
+
+@pytest.fixture
+def graph() -> bytes:
+    return (HERE / "colours.onnx").read_bytes()
+
+
+@pytest.fixture
+def write_model(graph: bytes) -> Callable[..., Path]:
+    """write_model(path, **facts): the graph with a description; metadata=None leaves it out."""
+
+    def write(path: Path, metadata: str | None = "", **facts: object) -> Path:
+        data = graph
+        if metadata is not None:
+            text = metadata or description(**facts).to_json()
+            data += field(14, field(1, b"dsgnn") + field(2, text.encode()))
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def model(tmp_path: Path, write_model: Callable[..., Path]) -> Path:
+    """An artifact of 96 × 128 pixels."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    return write_model(folder / "colours.onnx")
+
+
+@pytest.fixture
+def ranker(model: Path) -> Ranker:
+    return Ranker(model, backend="onnxruntime")
+
+
+@pytest.fixture
+def scene() -> Scene:
+    """scene(h, w, red=(y0, x0, y1, x1), …): coloured boxes on grey, (h, w, 3) uint8 RGB."""
+
+    def paint(h: int, w: int, **boxes: tuple[int, int, int, int]) -> np.ndarray:
+        image = np.full((h, w, 3), 128, np.uint8)
+        for colour, (y0, x0, y1, x1) in boxes.items():
+            image[y0:y1, x0:x1] = COLOURS[colour]
+        return image
+
+    return paint
+
+
+@pytest.fixture
+def photo(scene: Scene) -> np.ndarray:
+    """48 × 64: a large red box and a small blue one."""
+    return scene(48, 64, red=(8, 4, 40, 36), blue=(20, 44, 36, 60))

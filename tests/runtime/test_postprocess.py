@@ -1,0 +1,140 @@
+"""Postprocessing against what upstream gave its users, and the scenes it never met."""
+
+import tracemalloc
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dsgnn.runtime.letterbox import Fixed, LongestSide
+from dsgnn.runtime.postprocess import postprocess
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+GEOMETRY = Fixed(32, 32).geometry(32, 32)
+BLOB = np.pad(np.full((4, 4), 5.0, np.float32), 2, constant_values=-5.0)  # (8, 8)
+
+
+def rank(saliency, score, masks=None, geometry=GEOMETRY, threshold=0.5, if_none="none"):
+    masks = np.stack([BLOB] * len(saliency)) if masks is None else masks
+    return postprocess(np.float32(saliency), np.float32(score), masks, geometry, threshold, if_none)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "threshold", "kept"),
+    [("r50_assr_4", 576, 0.4, 3), ("r50_assr_7", 576, 0.4, 5), ("r50_irsr_5", 640, 0.75, 8)],
+)
+def test_equals_upstream(name: str, size: int, threshold: float, kept: int) -> None:
+    golden = np.load(GOLDEN / f"forward_{name}.npz")
+    exponents = np.exp(golden["cls_pred"])
+    score = (exponents / exponents.sum(1, keepdims=True))[:, 0]
+    geometry = LongestSide(size).geometry(*golden["image"].shape[:2])
+    ranking = postprocess(
+        golden["rank_pred"], score, golden["shape_mask_9"], geometry, threshold, "all"
+    )
+    by_query = sorted(ranking.objects, key=lambda item: item.query)
+    assert len(by_query) == kept
+    assert [item.saliency for item in by_query] == golden["final_scores"].tolist()
+    upstream_ranks = [kept + 1 - item.rank for item in by_query]  # they count up
+    assert upstream_ranks == golden["final_ranks"].tolist()
+    shape = golden["final_mask_shape"]
+    masks = np.unpackbits(golden["final_masks"])[: shape.prod()].reshape(shape).astype(bool)
+    for item, mask in zip(by_query, masks, strict=True):
+        assert np.count_nonzero(item.mask != mask) <= 2  # a logit within rounding of 0
+        rows, columns = np.flatnonzero(item.mask.any(1)), np.flatnonzero(item.mask.any(0))
+        assert item.box == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        assert item.area == pytest.approx(item.mask.mean())
+
+
+def test_keeps_strictly_above_the_threshold_and_orders_by_saliency() -> None:
+    ranking = rank([1.0, 3.0, -2.0, 9.0], [0.75, 0.9, 0.6, 0.5], threshold=0.5)
+    assert [(item.rank, item.query) for item in ranking.objects] == [(1, 1), (2, 0), (3, 2)]
+    assert ranking.objects[0].score == pytest.approx(0.9)
+
+
+def test_equal_saliencies_keep_the_query_order() -> None:
+    ranking = rank([1.0, 2.0, 1.0, 2.0], [0.9] * 4)
+    assert [item.query for item in ranking.objects] == [1, 3, 0, 2]
+
+
+def test_nothing_passes() -> None:
+    assert rank([1.0, 2.0], [0.1, 0.2]).objects == ()
+    assert [item.query for item in rank([1.0, 2.0], [0.1, 0.2], if_none="all").objects] == [1, 0]
+    # "all" is for empty scenes only
+    assert len(rank([1.0, 2.0], [0.1, 0.9], if_none="all").objects) == 1
+
+
+def test_an_empty_mask_stays_in_the_list() -> None:
+    masks = np.stack([BLOB, np.full_like(BLOB, -1.0)])
+    first, second = rank([2.0, 1.0], [0.9, 0.9], masks).objects
+    assert first.box == (8, 8, 24, 24) and first.area == first.mask.mean() > 0.2
+    assert second.box == (0, 0, 0, 0) and second.area == 0 and not second.mask.any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (37, 91), (480, 640)])
+def test_masks_have_the_photos_size(shape: tuple[int, int]) -> None:
+    geometry = LongestSide(64).geometry(*shape)
+    h, w = (side // 4 for side in geometry.padded)
+    (item,) = rank([1.0], [0.9], np.ones((1, h, w), np.float32), geometry).objects
+    assert item.mask.shape == shape and item.mask.all()
+    assert item.box == (0, 0, shape[1], shape[0]) and item.area == 1
+
+
+def test_padding_does_not_leak_into_the_photo() -> None:
+    geometry = Fixed(64, 64).geometry(32, 64)  # the lower half is padding
+    masks = np.full((1, 16, 16), -1.0, np.float32)
+    masks[:, 9:] = 50.0
+    assert rank([1.0], [0.9], masks, geometry).objects[0].area == 0
+
+
+def test_one_mask_at_a_time() -> None:
+    """Beside the masks themselves, the peak is about one float image."""
+    h, w = 1500, 2000
+    geometry = Fixed(96, 128).geometry(h, w)
+    masks = np.random.default_rng(0).standard_normal((5, 24, 32)).astype(np.float32)
+    warm = rank([1.0], [0.9], masks[:1], geometry)
+    tracemalloc.start()
+    ranking = rank([5.0, 4.0, 3.0, 2.0, 1.0], [0.9] * 5, masks, geometry)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(warm.objects) == 1 and len(ranking.objects) == 5
+    assert 5 * h * w < peak < (5 + 4 + 1) * h * w
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"if_none": "some"}, 'if_none must be "none" or "all", got \'some\''),
+        ({"saliency": np.zeros(3, np.float32)}, r"expected saliency \(3,\), score \(3,\)"),
+        ({"score": np.zeros((2, 1), np.float32)}, r"got \(2,\), \(2, 1\) and \(2, 8, 8\)"),
+        ({"masks": np.zeros((2, 9, 8), np.float32)}, r"masks \(2, 8, 8\), got .*\(2, 9, 8\)"),
+        ({"saliency": np.float32([1, np.nan])}, "not finite: the artifact is damaged"),
+        ({"score": np.float32([1, np.inf])}, "export it again in fp32"),
+    ],
+)
+def test_refuses_what_does_not_fit(changes: dict, message: str) -> None:
+    arguments = {
+        "saliency": np.zeros(2, np.float32),
+        "score": np.zeros(2, np.float32),
+        "masks": np.stack([BLOB] * 2),
+        "geometry": GEOMETRY,
+        "threshold": 0.5,
+    }
+    with pytest.raises(ValueError, match=message):
+        postprocess(**{**arguments, **changes})
+
+
+def test_half_precision_logits() -> None:
+    full = rank([1.0], [0.9], BLOB[None])
+    half = rank([1.0], [0.9], BLOB[None].astype(np.float16))
+    np.testing.assert_array_equal(half.objects[0].mask, full.objects[0].mask)
+
+
+def test_upsampling_is_bilinear_at_half_pixel_centres() -> None:
+    """Against the definition: sample a row of logits at (x + 0.5) / 4 - 0.5."""
+    logits = np.random.default_rng(1).standard_normal(8).astype(np.float32)
+    positions = np.clip((np.arange(32) + 0.5) / 4 - 0.5, 0, 7)
+    expected = np.interp(positions, np.arange(8), logits) > 0
+    (item,) = rank([1.0], [0.9], np.tile(logits, (8, 1))[None]).objects
+    np.testing.assert_array_equal(item.mask, np.tile(expected, (32, 1)))
+    assert cv2.countNonZero(item.mask.view(np.uint8)) == item.area * 32 * 32
