@@ -192,7 +192,7 @@ def _regions(gt_masks: np.ndarray, pred_masks: np.ndarray) -> tuple[np.ndarray, 
     pixels = np.diff(starts, append=size).astype(np.float64)
     if len(flat) <= 16:  # few enough for a table of all combinations of masks
         bits = np.arange(len(flat))
-        totals = np.bincount((2.0**bits @ cover).astype(np.int64), pixels)
+        totals: np.ndarray = np.bincount((2.0**bits @ cover).astype(np.int64), pixels)
         codes = np.flatnonzero(totals)
         cover, pixels = (codes >> bits[:, None] & 1).astype(np.float64), totals[codes]
     return cover[: len(gt_masks)], cover[len(gt_masks) :], pixels

@@ -1,0 +1,109 @@
+"""Ranked images from data sets on disk or made up: `open_data(spec, split)[i]` is a `Sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dsgnn.data.records import Samples
+
+FORMS = """
+  ASSR         obj_seg_data_{split}.json, images/, rank_order/
+  IRSR         Annotations/{split}.pkl, Images/
+  SIFR         {split}/{split}_annotations.json, {split}/rgb/
+  COCO format  {split}.json or instances_{split}.json, here or in annotations/; or instances.json;
+               or such a file itself; the photos in images/{split}/, {split}/ or images/
+  made up      composite:N or composite:N:FOLDER, N scenes (of cutouts/, backgrounds/, photos/)"""
+
+
+def open_data(spec: Path | str, split: str) -> Samples:
+    """Open one split, or several joined as in "train+val", of the data set that spec names.
+
+    spec: a folder or file of one of the `FORMS`, recognised by what is in it, or "composite:N…".
+    Where the authors give no validation split, val is a fixed part of train, which train then lacks
+    (see each reader). Images are read when asked for. `palette` of the result, where it has one,
+    is the palette its MAE is published with ("irsr" otherwise).
+    Raises ValueError when nothing is recognised or there is no such split, FileNotFoundError and
+    `dsgnn.data.records.AnnotationError` (a ValueError) for what is missing or broken.
+    """
+    from dsgnn.data.records import Joined
+
+    if not split or not all(split.split("+")):
+        raise ValueError(f"split must be a name or names joined by +, got {split!r}")
+    parts = [_open_one(str(spec), name) for name in split.split("+")]
+    return parts[0] if len(parts) == 1 else Joined(parts)
+
+
+def _open_one(spec: str, split: str) -> Samples:
+    if spec.startswith("composite:"):
+        return _open_composite(spec, split)
+    root = Path(spec)
+    if not root.exists():
+        raise FileNotFoundError(f"no data at {root}; expected one of{FORMS}")
+    if any(root.glob("obj_seg_data_*.json")):
+        from dsgnn.data.assr import AssrReader
+
+        return AssrReader(root, split)
+    if any(root.glob("Annotations/*.pkl")):
+        from dsgnn.data.irsr import IrsrReader
+
+        return IrsrReader(root, split)
+    if any(root.glob("*/*_annotations.json")):
+        from dsgnn.data.sifr import SifrReader
+
+        return SifrReader(root, split)
+    return _open_coco(root, split)
+
+
+def _open_coco(root: Path, split: str) -> Samples:
+    """A split's own file; or a part of the only file: "all", or train and val by the file names."""
+    from dsgnn.data.coco import CocoReader
+    from dsgnn.data.records import Subset, held_out
+
+    names = [
+        f"{folder}{stem}.json"
+        for folder in ("", "annotations/")
+        for stem in (split, f"instances_{split}")
+    ]
+    for path in (root / name for name in names):
+        if path.is_file():
+            folders = [root / "images" / split, root / split, root / "images", root]
+            return CocoReader(path, images=next(f for f in folders if f.is_dir()))
+    if not root.is_file() and not (root / "instances.json").is_file():
+        raise ValueError(f"{root} has no split {split!r} in a known form; expected one of{FORMS}")
+    if split not in ("train", "val", "all"):
+        raise ValueError(f"{root} is one set: its splits are train, val and all, got {split!r}")
+    reader = CocoReader(root)
+    return Subset(
+        reader,
+        [
+            index
+            for index, photo in enumerate(reader.photos)
+            if split == "all" or held_out(photo.path.name) == (split == "val")
+        ],
+    )
+
+
+def _open_composite(spec: str, split: str) -> Samples:
+    """Scenes of the test split's material for test, and other ones of the same for val."""
+    from dsgnn.data.composite import CompositeScenes
+
+    _, count, *folder = spec.split(":", 2)
+    if not count.isdigit() or not int(count):
+        raise ValueError(f"expected composite:N or composite:N:FOLDER, N scenes, got {spec!r}")
+    if split not in ("train", "val", "test"):
+        raise ValueError(f"the splits of composite scenes are train, val, test, got {split!r}")
+    material: dict[str, Any] = {}
+    if folder:
+        root = Path(folder[0])
+        names = {"cutouts": "cutouts", "backgrounds": "backgrounds", "coco": "photos"}
+        material = {key: root / name for key, name in names.items() if (root / name).is_dir()}
+        if not material:
+            raise ValueError(f"{root} has none of {', '.join(names.values())}")
+    return CompositeScenes(
+        **material,
+        split="train" if split == "train" else "test",
+        seed=1 if split == "val" else 0,
+        length=int(count),
+    )

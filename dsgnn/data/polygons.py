@@ -95,9 +95,10 @@ def _points(polygon: Sequence, number: int) -> np.ndarray:
             f"polygon {number}: expected x and y of at least 3 points (an even number of values, "
             f"6 or more), got {_brief(polygon)}"
         )
-    if not np.isfinite(values).all():
+    if not (np.abs(values) <= FARTHEST).all():  # also true of NaN
         raise ValueError(
-            f"polygon {number}: has a coordinate that is not finite: {_brief(polygon)}"
+            f"polygon {number}: a coordinate is not finite or beyond ±{FARTHEST} pixels: "
+            f"{_brief(polygon)}"
         )
     return values.reshape(-1, 2)
 

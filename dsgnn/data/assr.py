@@ -1,0 +1,75 @@
+"""ASSR (Siris et al., CVPR 2020): up to five ranked objects of an image, from attention shifts.
+
+    images/{split}/{img}.jpg
+    obj_seg_data_{split}.json      [{"img", "object_data": [{"bbox", "segmentation"}, …]}, …]
+    rank_order/{split}/{img}.json  {"rank_order": [one number per object of object_data]}
+
+An object is salient if its number exceeds 0.5; larger = more salient.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dsgnn.data.records import (
+    AnnotationError,
+    RankedImages,
+    Record,
+    check_split,
+    field,
+    numbers,
+    objects,
+    read_json,
+)
+
+PUBLISHED_IMAGES = {"train": 7646, "val": 1436, "test": 2418}
+SALIENT_ABOVE = 0.5
+
+
+class AssrReader(RankedImages):
+    """One split of ASSR: train, val or test.
+
+    root: the folder with the files above. Raises ValueError for another split, FileNotFoundError
+    when the split's annotations are not there, AnnotationError when they are broken.
+    """
+
+    palette = "assr"
+
+    def __init__(self, root: Path | str, split: str) -> None:
+        check_split(split, PUBLISHED_IMAGES)
+        self.root, self.split = Path(root), split
+        self.published_images = PUBLISHED_IMAGES[split]
+        self._path = self.root / f"obj_seg_data_{split}.json"
+        self._entries = read_json(self._path, list)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def record(self, index: int) -> Record:
+        where = f"{self._path}: [{index}]"
+        name = field(self._entries[index], "img", str, where)
+        found = objects(self._entries[index], "object_data", where)
+        rank_path = self.root / "rank_order" / self.split / f"{name}.json"
+        try:
+            content = read_json(rank_path, dict)
+        except FileNotFoundError as error:
+            raise AnnotationError(f"{where}: {error}") from None
+        at = f"{rank_path}: rank_order"
+        order = numbers(field(content, "rank_order", list, f"{rank_path}"), at)
+        if len(order) != len(found):
+            raise AnnotationError(
+                f"{at} has {len(order)} numbers, {where}.object_data {len(found)} objects; "
+                "they must be one to one"
+            )
+        salient = {
+            label: (annotation, value)
+            for (label, annotation), value in zip(found.items(), order, strict=True)
+            if value > SALIENT_ABOVE
+        }
+        return Record(
+            image=self.root / "images" / self.split / f"{name}.jpg",
+            where=where,
+            objects={label: annotation for label, (annotation, _) in salient.items()},
+            saliency=[value for _, value in salient.values()],
+            step=0.1,
+        )

@@ -1,0 +1,232 @@
+"""What the readers of ranked data sets share: an image's annotations, checked, and how to load it.
+
+A reader knows a folder's files and turns entry number i into a `Record`; `RankedImages` makes that
+a sequence of `Sample`. Annotations are read at once, pixels when an item is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path, PureWindowsPath
+from typing import Any, Protocol
+
+import numpy as np
+
+from dsgnn.data.polygons import segmentation_to_mask
+from dsgnn.data.sample import Sample
+from dsgnn.runtime.images import read_image
+
+
+class Samples(Protocol):
+    """What every data set is: it has a length, and numbers 0…len-1 (or from -1 down) give samples;
+    larger ones raise IndexError, so that a `for` loop ends.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+class AnnotationError(ValueError):
+    """An annotation is not what the data set's form says; names the file, the field and the fix."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image's annotations, pixels not read.
+
+    image: the file. where: the file and entry these come from, for messages. objects: the salient
+    ones only, {where: annotation with a `segmentation`}. saliency: one per object, larger = more
+    salient, with neighbours `step` apart when none is missing. size: (h, w) if the file states it.
+    Raises AnnotationError for an object without a segmentation.
+    """
+
+    image: Path
+    where: str
+    objects: dict[str, Any]
+    saliency: list[float]
+    step: float = 1.0
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for where, annotation in self.objects.items():
+            field(annotation, "segmentation", (list, tuple, dict, np.ndarray), where)
+
+    def read_image(self) -> np.ndarray:
+        """(h, w, 3) uint8 RGB. Raises AnnotationError if the file is missing, broken or resized."""
+        try:
+            image = read_image(self.image)
+        except FileNotFoundError:
+            raise AnnotationError(
+                f"{self.where}: no image {self.image}; is the folder complete?"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise AnnotationError(f"{self.where}: cannot read {self.image}: {error}") from error
+        if self.size is not None and image.shape[:2] != self.size:
+            raise AnnotationError(
+                f"{self.where}: height and width are {self.size[0]} and {self.size[1]}, but "
+                f"{self.image} has {image.shape[0]} and {image.shape[1]}; annotations only fit "
+                "the published image"
+            )
+        return image
+
+    def draw(self, where: str, height: int, width: int) -> np.ndarray:
+        """One of the objects as (height, width) bool. Raises AnnotationError if it is broken."""
+        try:
+            return segmentation_to_mask(self.objects[where]["segmentation"], height, width)
+        except ValueError as error:
+            raise AnnotationError(f"{where}.segmentation: {error}") from None
+
+    def load(self) -> Sample:
+        """Read the image, draw the objects and close their ranks up to 1…G.
+
+        Equal saliency (`dsgnn.data.check` reports it) is ordered as in the file.
+        """
+        image = self.read_image()
+        height, width = image.shape[:2]
+        masks = np.zeros((len(self.objects), height, width), bool)
+        for mask, where in zip(masks, self.objects, strict=True):
+            mask[:] = self.draw(where, height, width)
+        order = np.argsort(np.array(self.saliency, np.float64), kind="stable")
+        return Sample(image, masks, np.argsort(order) + 1, self.image.stem)
+
+
+class RankedImages(ABC):
+    """A split of a data set on disk; each sample is loaded when asked for.
+
+    split: its name. palette: the one its MAE is published with. published_images: how many images
+    the split should have, None where that was not published.
+    """
+
+    palette = "irsr"
+    published_images: int | None = None
+    split: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def record(self, index: int) -> Record:
+        """Entry number `index`, 0…len-1, checked. Raises AnnotationError if it is broken."""
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.record(range(len(self))[index]).load()
+
+
+class Joined:
+    """Several data sets after one another, such as train+val."""
+
+    def __init__(self, parts: Sequence[Samples]) -> None:
+        self.parts = parts
+        self.palette = getattr(parts[0], "palette", RankedImages.palette)
+        self.starts = np.cumsum([0] + [len(part) for part in parts])  # and the end
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        part, index = self.place(range(len(self))[index])
+        return self.parts[part][index]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Which part image number `index`, 0…len-1, is in, and its number there."""
+        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return part, index - int(self.starts[part])
+
+
+class Subset:
+    """Some images of a data set."""
+
+    def __init__(self, data: Samples, indices: Sequence[int]) -> None:
+        self.data, self.indices = data, indices
+        self.palette = getattr(data, "palette", RankedImages.palette)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.data[self.indices[index]]
+
+
+def held_out(name: str) -> bool:
+    """Whether a training image belongs to the validation split of sets published without one.
+
+    One in 20, by a hash of the file name (no folder), so that it depends on nothing else.
+    """
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 20 == 0
+
+
+def check_split(split: str, splits: Iterable[str]) -> None:
+    """Raise ValueError unless the split is one of those."""
+    if split not in splits:
+        raise ValueError(f"split must be one of {', '.join(splits)}, got {split!r}")
+
+
+def read_json(path: Path, expected: type) -> Any:
+    """Read a JSON file that holds a list or a dict.
+
+    Raises FileNotFoundError, or AnnotationError when it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no {path}; is the folder complete?") from None
+    except ValueError as error:
+        raise AnnotationError(f"{path}: not JSON ({error}); download it again") from None
+    if not isinstance(content, expected):
+        raise AnnotationError(f"{path} must hold {_a(expected)}, got {_a(type(content))}")
+    return content
+
+
+def field(entry: Any, name: str, expected: type | tuple[type, ...], where: str) -> Any:
+    """`entry[name]`, or an AnnotationError that says what is wrong with it and where."""
+    if not isinstance(entry, Mapping):
+        raise AnnotationError(f"{where} must be a dict with {name!r}, got {_a(type(entry))}")
+    if name not in entry:
+        raise AnnotationError(f"{where} has no {name!r}, only {', '.join(map(repr, entry))}")
+    value = entry[name]
+    if not isinstance(value, expected):
+        raise AnnotationError(f"{where}.{name} must be {_a(expected)}, got {_a(type(value))}")
+    return value
+
+
+def objects(entry: Any, name: str, where: str) -> dict[str, Any]:
+    """The annotations in the list `entry[name]`, by where each of them is."""
+    return {f"{where}.{name}[{i}]": o for i, o in enumerate(field(entry, name, list, where))}
+
+
+def number(value: Any, where: str) -> float:
+    """A finite number as float, or an AnnotationError."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise AnnotationError(f"{where} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def numbers(values: Iterable[Any], where: str) -> list[float]:
+    """Finite numbers as floats, or an AnnotationError that says which is none."""
+    return [number(value, f"{where}[{index}]") for index, value in enumerate(values)]
+
+
+def stated_size(entry: Mapping, where: str) -> tuple[int, int] | None:
+    """(h, w) of an entry that has both."""
+    if "height" not in entry or "width" not in entry:
+        return None
+    height, width = (number(entry[side], f"{where}.{side}") for side in ("height", "width"))
+    return int(height), int(width)
+
+
+def file_name(entry: Any) -> str:
+    """The last part of an entry's file_name, whichever slashes it has; "" if there is none."""
+    name = entry.get("file_name") if isinstance(entry, Mapping) else None
+    return PureWindowsPath(name).name if isinstance(name, str) else ""
+
+
+def _a(kinds: type | tuple[type, ...]) -> str:
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    return " or ".join(f"a {kind.__name__}" for kind in kinds)

@@ -1,0 +1,65 @@
+"""SIFR (Deng et al., CVPR 2024): objects ranked by human fixations.
+
+    {split}/{split}_annotations.json  [{"file_name", "image_id", "height", "width",
+                                        "annotations": [{"bbox", "segmentation", "gt_rank"}, …]}, …]
+    {split}/rgb/{file_name}
+
+for train and test. A larger gt_rank is more salient. There is no published validation split: one
+training image in 20 is held out by its file name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dsgnn.data.records import (
+    RankedImages,
+    Record,
+    check_split,
+    field,
+    file_name,
+    held_out,
+    number,
+    objects,
+    read_json,
+    stated_size,
+)
+
+
+class SifrReader(RankedImages):
+    """One split of SIFR: train (without the images held out), val (those) or test.
+
+    root: the folder with the files above. Raises ValueError for another split, FileNotFoundError
+    when the split's annotations are not there, AnnotationError when they are broken.
+    """
+
+    def __init__(self, root: Path | str, split: str) -> None:
+        check_split(split, ("train", "val", "test"))
+        self.split = split
+        folder = "test" if split == "test" else "train"
+        self._folder = Path(root) / folder
+        self._path = self._folder / f"{folder}_annotations.json"
+        self._entries = read_json(self._path, list)
+        self._indices = [
+            index
+            for index, entry in enumerate(self._entries)
+            if split == "test" or held_out(file_name(entry)) == (split == "val")
+        ]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def record(self, index: int) -> Record:
+        entry = self._entries[self._indices[index]]
+        where = f"{self._path}: [{self._indices[index]}]"
+        found = objects(entry, "annotations", where)
+        return Record(
+            image=self._folder / "rgb" / field(entry, "file_name", str, where),
+            where=where,
+            objects=found,
+            saliency=[
+                number(field(annotation, "gt_rank", object, at), f"{at}.gt_rank")
+                for at, annotation in found.items()
+            ],
+            size=stated_size(entry, where),
+        )
