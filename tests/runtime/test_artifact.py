@@ -1,0 +1,188 @@
+"""Descriptions, sidecars, and the files they refuse."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dsgnn.runtime.artifact import (
+    ArtifactError,
+    Description,
+    Sidecar,
+    onnx_metadata,
+    open_artifact,
+    read_sidecar,
+    sha256_of,
+    sidecar_path,
+    write_sidecar,
+)
+from dsgnn.runtime.letterbox import Fixed, LongestSide
+
+Write = Callable[..., Path]
+DESCRIPTION = Description("nano", Fixed(448, 576), 5, 0.4, "fp32", "trained", "ab" * 32, "0.1.0")
+
+
+def sidecar(path: Path, **changes: object) -> Sidecar:
+    facts = Sidecar(
+        file=path.name,
+        sha256=sha256_of(path),
+        verified=True,
+        parity=({"check": "saliency", "largest": 1e-5, "batch": 3},),
+        machine={"cpu": "x86_64"},
+        build={"seconds": 1.5},
+    )
+    return replace(facts, **changes)
+
+
+def test_description_as_json() -> None:
+    assert json.loads(DESCRIPTION.to_json()) == {
+        "schema": "dsgnn.artifact/1",
+        "config": "nano",
+        "input": {"rule": "fixed", "height": 448, "width": 576, "pad": 128, "colour": "rgb"},
+        "queries": 5,
+        "threshold": 0.4,
+        "precision": "fp32",
+        "weights": "trained",
+        "source_sha256": "ab" * 32,
+        "toolkit": "0.1.0",
+    }
+
+
+@pytest.mark.parametrize("rule", [Fixed(448, 576), LongestSide(576), LongestSide(640, 64)])
+def test_description_round_trip(rule) -> None:
+    described = replace(DESCRIPTION, input=rule)
+    assert Description.from_json(described.to_json()) == described
+
+
+def test_newer_facts_are_ignored() -> None:
+    facts = DESCRIPTION.to_dict()
+    assert Description.from_dict({**facts, "colour_of_the_sky": "blue"}) == DESCRIPTION
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"precision": "fp8"}, "precision must be one of fp32, fp16, bf16, int8, got 'fp8'"),
+        ({"weights": "random"}, "weights must be one of trained, published, synthetic, got 'ran"),
+        ({"queries": 0}, "queries ≥ 1 and a threshold in 0…1, got 0 and 0.4"),
+        ({"threshold": 1.0}, "got 5 and 1.0"),
+        (
+            {"schema": "dsgnn.artifact/2"},
+            "expected schema dsgnn.artifact/1, got 'dsgnn.artifact/2'",
+        ),
+        ({"input": {"rule": "crop", "pad": 128, "colour": "rgb"}}, "fixed or longest, got 'crop'"),
+        ({"input": {"rule": "fixed", "pad": 0, "colour": "bgr"}}, "rgb padded with 128, got 'bgr'"),
+        ({"input": {"rule": "fixed", "pad": 128, "colour": "rgb"}}, "description lacks 'height'"),
+    ],
+)
+def test_description_refuses(change: dict, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        Description.from_dict({**DESCRIPTION.to_dict(), **change})
+
+
+@pytest.mark.parametrize("name", ["config", "input", "queries", "threshold", "source_sha256"])
+def test_description_misses_a_fact(name: str) -> None:
+    facts = DESCRIPTION.to_dict()
+    del facts[name]
+    with pytest.raises(ArtifactError, match=f"the artifact's description lacks '{name}'"):
+        Description.from_dict(facts)
+
+
+def test_open_without_sidecar(model: Path) -> None:
+    artifact = open_artifact(model)
+    assert artifact.status == "unverified" and artifact.sidecar is None
+    assert artifact.description.config == "colours"
+    assert artifact.sha256 == sha256_of(model)
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_open_with_sidecar(model: Path, verified: bool) -> None:
+    written = sidecar(model, verified=verified, description=DESCRIPTION)
+    write_sidecar(model, written)
+    assert sidecar_path(model).name == "colours.onnx.json"
+    assert read_sidecar(model) == written
+    assert open_artifact(model).status == ("verified" if verified else "unverified")
+
+
+def test_a_file_that_changed_since_its_sidecar(model: Path, write_model: Write) -> None:
+    write_sidecar(model, sidecar(model))
+    write_model(model, threshold=0.6)
+    message = (
+        "colours.onnx is not the file that colours.onnx.json describes: expected sha256 .*, got "
+        ".*; export the checkpoint again, or delete the sidecar"
+    )
+    with pytest.raises(ArtifactError, match=message):
+        open_artifact(model)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "colours.onnx.json: the sidecar is not JSON"),
+        ("[1]", "colours.onnx.json: the sidecar must be a JSON object, got list"),
+        ("{}", "expected schema dsgnn.sidecar/1, got None: it was made by another version"),
+        ('{"schema": "dsgnn.sidecar/1", "file": "x"}', "the sidecar lacks 'sha256'"),
+    ],
+)
+def test_damaged_sidecar(model: Path, text: str, message: str) -> None:
+    sidecar_path(model).write_text(text)
+    with pytest.raises(ArtifactError, match=message):
+        open_artifact(model)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no model file at .*none\.onnx"):
+        open_artifact(tmp_path / "none.onnx")
+
+
+def test_an_onnx_file_of_somebody_else(tmp_path: Path, write_model: Write) -> None:
+    path = write_model(tmp_path / "other.onnx", metadata=None)
+    with pytest.raises(
+        ArtifactError, match="other.onnx has no `dsgnn` metadata.*dsgnn-export onnx"
+    ):
+        open_artifact(path)
+
+
+def test_metadata_that_is_no_json(tmp_path: Path, write_model: Write) -> None:
+    path = write_model(tmp_path / "other.onnx", metadata="hello")
+    with pytest.raises(ArtifactError, match="the artifact's description is not JSON"):
+        open_artifact(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 40, b"hello, this is text", b"\x00\x01" * 20])
+def test_no_onnx_file(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match="model.onnx is not an ONNX file, or it is damaged"):
+        open_artifact(path)
+
+
+def test_an_onnx_file_cut_short(model: Path) -> None:
+    whole = model.read_bytes()
+    for size in range(1, len(whole)):
+        model.write_bytes(whole[:size])
+        try:
+            assert "dsgnn" not in onnx_metadata(model)  # the cut fell between two fields
+        except ArtifactError as error:
+            assert "cut short" in str(error)
+
+
+@pytest.mark.parametrize("suffix", ["engine", "plan"])
+def test_engines(tmp_path: Path, suffix: str) -> None:
+    message = f"m.{suffix} is a TensorRT engine, .* give the .onnx file it was built from"
+    with pytest.raises(ArtifactError, match=message):
+        open_artifact(tmp_path / f"m.{suffix}")
+
+
+def test_other_suffix(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"expected a model file ending in \.onnx, got m\.pth"):
+        open_artifact(tmp_path / "m.pth")
+
+
+def test_metadata_is_what_onnx_reads(model: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    properties = onnx.load(model).metadata_props
+    assert onnx_metadata(model) == {item.key: item.value for item in properties}
+    assert set(onnx_metadata(model)) == {"dsgnn"}

@@ -1,0 +1,266 @@
+"""Both libraries on the same file; every refusal by its text."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dsgnn.runtime.artifact import ArtifactError
+from dsgnn.runtime.backends import Backend, BackendError, TensorSpec, open_backend
+from dsgnn.runtime.backends import onnx as onnx_backend
+from dsgnn.runtime.backends import openvino as openvino_backend
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), np.uint8)
+
+
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def backend(request: pytest.FixtureRequest, model: Path) -> Backend:
+    pytest.importorskip(request.param)
+    return open_backend(model, request.param)
+
+
+def expected(images: np.ndarray) -> dict[str, np.ndarray]:
+    """The graph by hand; see conftest."""
+    small = images.astype(np.float32).reshape(len(images), 24, 4, 32, 4, 3).mean((2, 4))
+    weights = np.float32([[2, -1, -1], [-1, 2, -1], [-1, -1, 2], [1, 1, -2], [0, 0, 0]]) / 32
+    masks = np.einsum("bhwc,qc->bqhw", small, weights)
+    masks += np.float32([-4, -4, -4, -10, -8])[:, None, None]
+    return {
+        "masks": masks,
+        "saliency": np.maximum(masks, 0).mean((2, 3)),
+        "score": 1 / (1 + np.exp(-masks.max((2, 3)))),
+    }
+
+
+def test_declares_and_computes(backend: Backend) -> None:
+    assert backend.inputs == (TensorSpec("image", np.dtype(np.uint8), (None, None, None, 3)),)
+    assert {spec.name for spec in backend.outputs} == {"saliency", "score", "masks"}
+    outputs = backend.infer({"image": IMAGES})
+    for name, values in expected(IMAGES).items():
+        assert outputs[name].dtype == np.float32
+        np.testing.assert_allclose(outputs[name], values, atol=1e-4)
+
+
+def test_results_stay_when_the_next_call_comes(backend: Backend) -> None:
+    first = backend.infer({"image": IMAGES[:1]})
+    kept = {name: values.copy() for name, values in first.items()}
+    backend.infer({"image": 255 - IMAGES[:1]})
+    for name, values in kept.items():
+        np.testing.assert_array_equal(first[name], values)
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, r"expected inputs \['image'\], got \[\]"),
+        ({"picture": IMAGES}, r"expected inputs \['image'\], got \['picture'\]"),
+        ({"image": IMAGES, "size": IMAGES}, r"got \['image', 'size'\]"),
+        (
+            {"image": IMAGES.astype(np.float32)},
+            r"input image: expected uint8 \(any, any, any, 3\), got float32 \(2, 96, 128, 3\)",
+        ),
+        ({"image": IMAGES[0]}, r"expected uint8 \(any, any, any, 3\), got uint8 \(96, 128, 3\)"),
+        ({"image": IMAGES.transpose(0, 3, 1, 2)}, r"got uint8 \(2, 3, 96, 128\)"),
+    ],
+)
+def test_refuses_wrong_inputs(backend: Backend, feeds: dict, message: str) -> None:
+    with pytest.raises(BackendError, match=message):
+        backend.infer(feeds)
+
+
+def test_a_failing_inference_is_named(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(feeds: dict) -> dict:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(backend, "_infer", out_of_memory)
+    with pytest.raises(BackendError, match=f"{backend.name} failed: no memory"):
+        backend.infer({"image": IMAGES})
+
+
+def test_says_what_is_used(backend: Backend, model: Path) -> None:
+    assert backend.picked == f"{backend.name} on cpu, 2 threads"
+    assert open_backend(model, backend.name, "cpu", 1).picked.endswith("on cpu, 1 threads")
+
+
+def test_auto_picks_by_what_is_installed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picked = open_backend(model).picked
+    assert picked.endswith("(auto: an ONNX file, and onnxruntime is installed)")
+    monkeypatch.setattr("dsgnn.runtime.backends.find_spec", lambda name: None)
+    message = r"no library to run an ONNX file.*pip install 'dsgnn\[cpu\]'.*'dsgnn\[openvino\]'"
+    with pytest.raises(BackendError, match=message):
+        open_backend(model)
+
+
+def test_auto_without_onnxruntime(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    only_openvino = {"openvino": True}
+    monkeypatch.setattr("dsgnn.runtime.backends.find_spec", only_openvino.get)
+    assert "onnxruntime is not)" in open_backend(model).picked
+    assert open_backend(model).name == "openvino"
+    with pytest.raises(BackendError, match="no library to run an ONNX file"):
+        open_backend(model, device="cuda")  # openvino could not
+
+
+def test_unknown_backend_threads_and_device(model: Path) -> None:
+    message = "backend must be auto, onnxruntime or openvino, got 'tensorrt'"
+    with pytest.raises(BackendError, match=message):
+        open_backend(model, "tensorrt")
+    with pytest.raises(BackendError, match="threads must be at least 1, got 0"):
+        open_backend(model, threads=0)
+    for device in ("gpu", "cuda:x", "cpu:1"):
+        with pytest.raises(BackendError, match=f"cpu, cuda or cuda:N, got '{device}'"):
+            open_backend(model, "onnxruntime", device)
+
+
+def test_engines_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="m.engine is a TensorRT engine"):
+        open_backend(tmp_path / "m.engine")
+
+
+@pytest.mark.parametrize(("device", "cuda"), [("cpu", (False, 0)), ("cuda:3", (True, 3))])
+def test_devices(device: str, cuda: tuple[bool, int]) -> None:
+    assert onnx_backend.parse_device(device) == cuda
+
+
+def test_cuda_without_its_provider(model: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has the CUDA provider")
+    message = "device cuda:0 .* no CUDA provider, only .*CPU.*pip install 'dsgnn.gpu.'"
+    with pytest.raises(BackendError, match=message):
+        open_backend(model, "onnxruntime", "cuda:0")
+
+
+def fake_onnxruntime(loaded: list[str], seen: dict) -> SimpleNamespace:
+    """Offers CUDA, and loads the given providers; as onnxruntime-gpu on a host without a driver."""
+
+    class Session:
+        def __init__(self, path, options, **arguments):
+            seen.update(arguments)
+
+        def disable_fallback(self):
+            seen["fallback"] = False
+
+        def get_providers(self):
+            return loaded
+
+        def get_inputs(self):
+            return []
+
+        get_outputs = get_inputs
+
+    return SimpleNamespace(
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        SessionOptions=SimpleNamespace,
+        InferenceSession=Session,
+    )
+
+
+def test_cuda_that_does_not_load(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict = {}
+    monkeypatch.setattr(onnx_backend, "check_packages", lambda: None)
+    monkeypatch.setitem(
+        sys.modules, "onnxruntime", fake_onnxruntime(["CPUExecutionProvider"], seen)
+    )
+    message = "device cuda .* could not load its CUDA provider: it needs an NVIDIA driver"
+    with pytest.raises(BackendError, match=message):
+        open_backend(model, "onnxruntime", "cuda")
+    assert open_backend(model, "onnxruntime", "auto").device == "cpu"
+
+
+def test_cuda_session(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict = {}
+    loaded = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnx_backend, "check_packages", lambda: None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime(loaded, seen))
+    backend = open_backend(model, "onnxruntime", "cuda:2")
+    assert backend.device == "cuda:2" and backend.picked == "onnxruntime on cuda:2"
+    assert seen["providers"] == [
+        ("CUDAExecutionProvider", {"device_id": 2}),
+        "CPUExecutionProvider",
+    ]
+    assert seen["disabled_optimizers"] == ["SkipLayerNormFusion"] and seen["fallback"] is False
+    open_backend(model, "onnxruntime", "cpu")
+    assert seen["providers"] == ["CPUExecutionProvider"]
+
+
+def test_both_onnxruntime_packages(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_backend, "version", lambda name: "1.0")
+    message = (
+        "onnxruntime and onnxruntime-gpu are both installed.*"
+        r"pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'dsgnn\[cpu\]'"
+    )
+    with pytest.raises(BackendError, match=message):
+        open_backend(model, "onnxruntime")
+
+
+def test_no_onnxruntime(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise onnx_backend.PackageNotFoundError(name)
+
+    monkeypatch.setattr(onnx_backend, "version", missing)
+    monkeypatch.setattr(onnx_backend, "find_spec", lambda name: None)
+    message = r"onnxruntime is not installed: pip install 'dsgnn\[cpu\]', or 'dsgnn\[gpu\]'"
+    with pytest.raises(BackendError, match=message):
+        open_backend(model, "onnxruntime")
+
+
+def test_no_openvino(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_backend, "find_spec", lambda name: None)
+    message = r"openvino is not installed: pip install 'dsgnn\[openvino\]'"
+    with pytest.raises(BackendError, match=message):
+        open_backend(model, "openvino")
+    with pytest.raises(BackendError, match="openvino runs on the CPU here, got device 'cuda'"):
+        open_backend(model, "openvino", "cuda")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_file_the_library_refuses(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(name)
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"\x08\x08")  # an IR version and no graph
+    with pytest.raises(BackendError, match=f"{name} cannot load broken.onnx: "):
+        open_backend(path, name)
+
+
+def colours_graph() -> bytes:
+    """How colours.onnx was made."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.float32([[2, -1, -1], [-1, 2, -1], [-1, -1, 2], [1, 1, -2], [0, 0, 0]]) / 32
+    bias = np.float32([-4, -4, -4, -10, -8])
+    nodes = [
+        helper.make_node("Cast", ["image"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["f"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["t"], ["p"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Conv", ["p", "w", "b"], ["masks"]),
+        helper.make_node("Relu", ["masks"], ["r"]),
+        helper.make_node("ReduceMean", ["r"], ["saliency"], axes=[2, 3], keepdims=0),
+        helper.make_node("ReduceMax", ["masks"], ["m"], axes=[2, 3], keepdims=0),
+        helper.make_node("Sigmoid", ["m"], ["score"]),
+    ]
+    shapes = {"saliency": ["B", 5], "score": ["B", 5], "masks": ["B", 5, "h", "w"]}
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["B", "H", "W", 3])],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()],
+        [
+            numpy_helper.from_array(weights.reshape(5, 3, 1, 1), "w"),
+            numpy_helper.from_array(bias, "b"),
+        ],
+    )
+    made = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+        producer_name="dsgnn tests",
+    )
+    return made.SerializeToString(deterministic=True)
+
+
+def test_the_graph_is_what_the_source_says(graph: bytes) -> None:
+    pytest.importorskip("onnx")
+    assert colours_graph() == graph

@@ -1,0 +1,226 @@
+"""Reading what people have. Files are made here by OpenCV and by hand."""
+
+import base64
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dsgnn.runtime.images import ImageError, decode, exif_orientation, read_image
+
+# 16 × 8 CMYK JPEG by Pillow: left half magenta + yellow = red, right half cyan + magenta = blue.
+CMYK = zlib.decompress(
+    base64.b64decode(
+        "eNr7f+P/OwY+x5T8pFSGFAYQ+H+bwZlBWkhEXERQWlxMXE5GWkHDSVtDVVUj0MrWwCkhNDUlPjQ2OqtiZmNW4YTi"
+        "6NjWrW0T5i1evXZ1esOek7uWHZ+5YvWS/wcYRDgYOBgEWJwFGXwFGSIFGbwFGf4fYZBnYGBkZQQDBihgZGJmYWVj"
+        "5+Dk4gYq2CrAwMTIzMzEwszKysIClK0FyjOwCLIKKRo6sgkHJrIrFYoYNU5cyKHstPGgaNDFDyrGSUVNnFxi4hKS"
+        "Uqpq6hqaWiamZuYWllbOLq5u7h6eXsEhoWHhEZFRySmpaekZmVnFJaVl5RWVVc0trW3tHZ1dkyZPmTpt+oyZsxYt"
+        "XrJ02fIVK1dt2rxl67btO3buOnT4yNFjx0+cPHXp8pWr167fuHnr4aPHT54+e/7i5auPnz5/+frt+4+fv/7fYuBj"
+        "cWbwZYhk8GZgsGd4uXrmurRdWZ+ttC9rrP9/EwB+soTi"
+    )
+)
+TOP_LEFT, TOP_RIGHT, BOTTOM_LEFT, BOTTOM_RIGHT = (
+    *((250, 10, 10), (10, 250, 10)),
+    *((10, 10, 250), (240, 240, 10)),
+)
+
+
+@pytest.fixture
+def quarters() -> np.ndarray:
+    """32 × 48 RGB, one colour in each quarter."""
+    image = np.zeros((32, 48, 3), np.uint8)
+    image[:16, :24], image[:16, 24:] = TOP_LEFT, TOP_RIGHT
+    image[16:, :24], image[16:, 24:] = BOTTOM_LEFT, BOTTOM_RIGHT
+    return image
+
+
+def encode(image: np.ndarray, suffix: str, *options: int) -> bytes:
+    """RGB(A) or grey to a file's bytes."""
+    order = {2: slice(None), 3: [2, 1, 0], 4: [2, 1, 0, 3]}
+    pixels = image if image.ndim == 2 else image[..., order[image.shape[2]]]
+    done, data = cv2.imencode(suffix, pixels, options)
+    assert done
+    return data.tobytes()
+
+
+def exif(orientation: int, order: str = "<") -> bytes:
+    mark = b"II" if order == "<" else b"MM"
+    entry = struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0)
+    return mark + struct.pack(order + "HIH", 42, 8, 1) + entry + bytes(4)
+
+
+def jpeg_with_exif(jpeg: bytes, block: bytes) -> bytes:
+    segment = b"Exif\0\0" + block
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+
+
+def png_with_exif(png: bytes, block: bytes) -> bytes:
+    chunk = b"eXIf" + block
+    packed = struct.pack(">I", len(block)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return png[:33] + packed + png[33:]  # after the header chunk
+
+
+def corners(image: np.ndarray) -> list[tuple[int, ...]]:
+    h, w = image.shape[:2]
+    places = [(h // 4, w // 4), (h // 4, -w // 4), (-h // 4, w // 4), (-h // 4, -w // 4)]
+    return [tuple(image[place].tolist()) for place in places]
+
+
+UPRIGHT = [TOP_LEFT, TOP_RIGHT, BOTTOM_LEFT, BOTTOM_RIGHT]
+# Where the four colours of the stored picture are seen, by the EXIF standard's definition: the
+# stored row 0 is the seen top, top, bottom, bottom, left, right, right, left side.
+SEEN = {
+    1: UPRIGHT,
+    2: [TOP_RIGHT, TOP_LEFT, BOTTOM_RIGHT, BOTTOM_LEFT],
+    3: [BOTTOM_RIGHT, BOTTOM_LEFT, TOP_RIGHT, TOP_LEFT],
+    4: [BOTTOM_LEFT, BOTTOM_RIGHT, TOP_LEFT, TOP_RIGHT],
+    5: [TOP_LEFT, BOTTOM_LEFT, TOP_RIGHT, BOTTOM_RIGHT],
+    6: [BOTTOM_LEFT, TOP_LEFT, BOTTOM_RIGHT, TOP_RIGHT],
+    7: [BOTTOM_RIGHT, TOP_RIGHT, BOTTOM_LEFT, TOP_LEFT],
+    8: [TOP_RIGHT, BOTTOM_RIGHT, TOP_LEFT, BOTTOM_LEFT],
+}
+
+
+@pytest.mark.parametrize("orientation", SEEN)
+def test_exif_rotation(quarters: np.ndarray, orientation: int) -> None:
+    jpeg = jpeg_with_exif(
+        encode(quarters, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 100), exif(orientation)
+    )
+    image = decode(jpeg)
+    assert image.shape == ((48, 32, 3) if orientation >= 5 else (32, 48, 3))
+    assert image.flags.c_contiguous
+    np.testing.assert_allclose(corners(image), SEEN[orientation], atol=12)
+    # OpenCV's own reading agrees.
+    flags = cv2.IMREAD_COLOR
+    np.testing.assert_array_equal(
+        image, cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)[..., ::-1]
+    )
+
+
+def test_exif_rotation_of_a_transparent_png(quarters: np.ndarray) -> None:
+    alpha = np.full((32, 48, 1), 255, np.uint8)
+    png = encode(np.concatenate([quarters, alpha], axis=2), ".png")
+    assert corners(decode(png_with_exif(png, exif(6, ">")))) == SEEN[6]
+
+
+@pytest.mark.parametrize(
+    ("block", "orientation"),
+    [
+        (exif(8), 8),
+        (exif(8, ">"), 8),
+        (exif(0), 1),
+        (exif(9), 1),
+        (b"", 1),
+        (b"XX" + exif(8)[2:], 1),
+        (exif(8)[:9], 1),
+        (exif(8)[:14], 1),
+        (b"II*\0\xff\xff\xff\xff", 1),
+    ],
+)
+def test_exif_blocks(block: bytes, orientation: int) -> None:
+    assert exif_orientation(block) == orientation
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tiff", ".bmp", ".jp2", ".ppm", ".gif"])
+def test_formats(quarters: np.ndarray, suffix: str) -> None:
+    options = (cv2.IMWRITE_WEBP_QUALITY, 101) if suffix == ".webp" else ()  # 101 = lossless
+    image = decode(encode(quarters, suffix, *options))
+    np.testing.assert_allclose(corners(image), UPRIGHT, atol=30 if suffix == ".gif" else 8)
+
+
+def test_grey_becomes_rgb() -> None:
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    image = decode(encode(grey, ".png"))
+    np.testing.assert_array_equal(image, np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_transparency_lies_on_white() -> None:
+    pixels = np.uint8([[(200, 100, 0, 255), (200, 100, 0, 0), (200, 100, 0, 51)]])
+    image = decode(encode(pixels, ".png"))
+    assert image.tolist() == [[[200, 100, 0], [255, 255, 255], [244, 224, 204]]]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_16_bits(channels: int) -> None:
+    levels = np.uint16([[0, 257 * 100, 65535, 128]])
+    pixels = np.repeat(levels[..., None], channels, axis=2)
+    if channels == 4:
+        pixels[..., 3] = 65535
+    image = decode(encode(pixels[..., 0] if channels == 1 else pixels, ".png"))
+    assert image.dtype == np.uint8
+    assert image.tolist() == [[[level] * 3 for level in (0, 100, 255, 0)]]
+
+
+def test_cmyk() -> None:
+    image = decode(CMYK)
+    assert image.shape == (8, 16, 3)
+    np.testing.assert_allclose(image[4, [2, 13]], [(255, 0, 0), (0, 0, 255)], atol=10)
+
+
+def test_one_pixel() -> None:
+    assert decode(encode(np.uint8([[(1, 2, 3)]]), ".png")).tolist() == [[[1, 2, 3]]]
+
+
+def test_every_kind_of_source(quarters: np.ndarray, tmp_path: Path) -> None:
+    data = encode(quarters, ".png")
+    path = tmp_path / "grüße 日本 🦊.png"
+    path.write_bytes(data)
+    for source in (path, str(path), data, bytearray(data), memoryview(data), quarters):
+        np.testing.assert_array_equal(read_image(source), quarters)
+    assert read_image(quarters) is quarters
+
+
+def heic() -> bytes:
+    return struct.pack(">I", 24) + b"ftypheic" + bytes(12)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"the file is empty \(0 bytes\)"),
+        (b"hello, this is text", "it is not an image .JPEG, PNG, WebP.* is expected"),
+        (heic(), "HEIC photos cannot be read here .* convert it to JPEG or PNG"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(30), r"the PNG data is damaged or cut short \(38 bytes\)"),
+    ],
+)
+def test_unreadable(data: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        decode(data)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff", ".bmp", ".gif"])
+def test_cut_short(suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    data = encode(noise, suffix)
+    for share in (0.1, 0.5, 0.95):
+        with pytest.raises(ImageError, match="data is damaged or cut short"):
+            decode(data[: int(share * len(data))])
+
+
+def test_floating_point_pixels() -> None:
+    data = encode(np.ones((4, 4), np.float32), ".tiff")
+    with pytest.raises(ImageError, match="expected 8 or 16 bits per channel, got float32 pixels"):
+        decode(data)
+
+
+def test_more_pixels_than_opencv_allows() -> None:
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    with pytest.raises(ImageError, match="OpenCV refuses the image|damaged or cut short"):
+        decode(png)
+
+
+def test_refuses_other_sources(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a non-empty uint8 RGB .* got float64"):
+        read_image(np.zeros((4, 4, 3)))
+    with pytest.raises(TypeError, match="expected a path, encoded bytes or a uint8 .* got list"):
+        read_image([1, 2, 3])
+    with pytest.raises(FileNotFoundError):
+        read_image(tmp_path / "nothing.jpg")
