@@ -169,8 +169,8 @@ class FPNPixelDecoder(nn.Module):
         self.fuse = conv_norm(width // 2, width // 2, 3)
         self.embed = nn.Conv2d(width // 2, width, 1)
 
-    def forward(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """As `DeformablePixelDecoder.forward`."""
+    def features(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """What `embed` is applied to, (B, C/2, H/4, W/4), and the memory."""
         memory: list[Tensor] = []
         for conv, output, x in zip(self.inputs, self.outputs, reversed(maps[1:]), strict=True):
             x = conv(x)
@@ -178,5 +178,9 @@ class FPNPixelDecoder(nn.Module):
                 x = x + resize(memory[-1], x.shape[-2:])
             memory.append(output(x))
         fine = self.lateral(maps[0])
-        fine = self.fuse(fine + resize(self.narrow(memory[-1]), fine.shape[-2:]))
+        return self.fuse(fine + resize(self.narrow(memory[-1]), fine.shape[-2:])), memory
+
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """As `DeformablePixelDecoder.forward`."""
+        fine, memory = self.features(maps)
         return self.embed(fine), memory

@@ -1,0 +1,70 @@
+"""`dsgnn-export`: checkpoints to deployable artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Export checkpoints to artifacts that are proven to give the same answers.
+
+    \b
+    Example:
+      dsgnn-export onnx model.safetensors -o model.onnx
+    """
+
+
+def _size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | str | None:
+    if value is None or value == "dynamic":
+        return value
+    try:
+        height, width = (int(side) for side in value.lower().split("x"))
+    except ValueError:
+        raise click.BadParameter(f"expected HxW such as 448x576, or dynamic, got {value!r}") from None
+    if height % 32 or width % 32 or height < 32 or width < 32:
+        raise click.BadParameter(f"height and width must be multiples of 32, got {value}")
+    return height, width
+
+
+@main.command()
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option("--size", callback=_size, help="HxW in pixels, multiples of 32, or dynamic. "
+              "Default: 4:3 at the configuration's size.")  # fmt: skip
+@click.option("--deform", type=click.Choice(["gridsample", "gather"]), default="gridsample",
+              show_default=True, help="How deformable attention samples.")  # fmt: skip
+@click.option("--synthetic", metavar="CONFIG", help="Random weights of a configuration, in place "
+              "of a checkpoint (benchmarks).")  # fmt: skip
+@click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="More photos for the parity check.")  # fmt: skip
+def onnx(
+    checkpoint: Path | None,
+    output: Path,
+    size: tuple[int, int] | str | None,
+    deform: str,
+    synthetic: str | None,
+    images: Path | None,
+) -> None:
+    """Write the deploy graph of CHECKPOINT as ONNX, once it matches PyTorch on real photos."""
+    from dsgnn.checkpoint import CheckpointError
+    from dsgnn.export.onnx import default_size, export_onnx, read_source
+    from dsgnn.export.parity import ParityError, parity_photos, table
+
+    if output.suffix != ".onnx":
+        raise click.UsageError(f"the output must end in .onnx, got {output.name}")
+    try:
+        source = read_source(checkpoint, synthetic)
+        chosen = default_size(source.model.config) if size is None else size
+        sidecar, results = export_onnx(
+            source, output, parity_photos(images), None if chosen == "dynamic" else chosen, deform
+        )
+    except (CheckpointError, ValueError, FileNotFoundError) as error:
+        raise click.UsageError(str(error)) from None
+    except ParityError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(table(results))
+    click.echo(f"{output}: verified, {output.stat().st_size / 1e6:.1f} MB, "
+               f"{sidecar.build['nodes']} nodes, sha256 {sidecar.sha256[:12]}…")  # fmt: skip

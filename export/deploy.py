@@ -1,0 +1,472 @@
+"""The deploy graph: the trained network rewritten for inference, exactly.
+
+uint8 (B, H, W, 3) letterboxed RGB → saliency (B, Q), score (B, Q), masks (B, Q, H/4, W/4) logits.
+Only the last output is computed, and every rewrite is exact algebra, held by a test against the
+part of `dsgnn.model` it replaces:
+
+- attention over a single key does not depend on the query: both such attentions of the graph
+  encoder fold into one C×C map of the global vector, and the first edges are one row per image;
+- A, B, U and V of a graph layer are one product; the common encoder runs once on both branches;
+- cross-attention has few queries and many keys: W_k is absorbed into the queries and W_v applied
+  after pooling, so no key or value tensor exists. The key bias and the level vector cancel in the
+  softmax; on the value side they are a constant. Both branches share the two large products;
+- resizing and the sum over channels commute: attention masks come from the pixel features resized
+  once per level; the last 1×1 convolution of the pixel embedding moves into the mask embedding;
+- in deformable attention, position, cell centre and scale fold into the sampling projection.
+  Everything is laid out with the cells last, so that nothing is transposed between products.
+
+B batch, Q queries, C width, M heads, D = C / M, K cells of one level, N cells of all levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dsgnn.graph import CIGDS, DomainSeparationHead, GraphEncoder, GraphLayer, LinearBlock
+from dsgnn.model import DSGNN, Branch
+from dsgnn.pixel_decoder import (
+    HEADS,
+    LEVELS,
+    POINTS,
+    DeformablePixelDecoder,
+    FPNPixelDecoder,
+    cell_centres,
+    resize,
+    sine_position,
+)
+from dsgnn.query_decoder import DecoderLayer
+from dsgnn.train import MEAN, STD
+
+BLOCKED = -1e4  # added to attention logits; finite, so that half precision has no NaN
+Size = tuple[int, int]
+
+
+def grid_sample(maps: Tensor, grid: Tensor) -> Tensor:
+    """Bilinear, zeros outside. maps: (N, D, h, w); grid: (N, P, K, 2) in [-1, 1] → (N, D, P, K)."""
+    return F.grid_sample(maps, grid, align_corners=False)
+
+
+def gather_sample(maps: Tensor, grid: Tensor) -> Tensor:
+    """`grid_sample` from Gather alone, for engines whose GridSample cannot be trusted."""
+    N, D, h, w = maps.shape
+    P, K = grid.shape[1:3]
+    x = (grid[..., 0] + 1) * (w / 2) - 0.5  # (N, P, K)
+    y = (grid[..., 1] + 1) * (h / 2) - 0.5
+    left, top = x.floor(), y.floor()
+    flat = maps.flatten(2)  # (N, D, h·w)
+    total = torch.zeros((), dtype=maps.dtype, device=maps.device)
+    for dx in (0, 1):
+        for dy in (0, 1):
+            cx, cy = left + dx, top + dy
+            inside = (cx >= 0) & (cx <= w - 1) & (cy >= 0) & (cy <= h - 1)
+            weight = (1 - (x - cx).abs()) * (1 - (y - cy).abs()) * inside
+            index = (cy.clamp(0, h - 1) * w + cx.clamp(0, w - 1)).long()
+            corner = flat.gather(2, index.flatten(1)[:, None].expand(-1, D, -1))
+            total = total + corner.view(N, D, P, K) * weight[:, None]
+    return total
+
+
+SAMPLERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gridsample": grid_sample,
+    "gather": gather_sample,
+}
+
+
+def _constant(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach().float().clone(), requires_grad=False)
+
+
+class DeployMSDA(nn.Module):
+    """Deformable attention with the cells last; see `dsgnn.pixel_decoder.MSDA`.
+
+    shapes: (h, w) of the three levels, where they are known at export; then position and centres
+    are constants folded in float64.
+    """
+
+    def __init__(self, attention: nn.Module, sampler: Callable, shapes: list[Size] | None,
+                 position: Tensor | None):  # fmt: skip
+        super().__init__()
+        self.sampler = sampler
+        # rows in the order level, head, point, (x, y); logits in the order head, level, point
+        offsets = attention.sampling_offsets
+        weight = offsets.weight.detach().double().view(HEADS, LEVELS, POINTS, 2, -1)
+        self.offset_weight = _constant(weight.transpose(0, 1).flatten(0, 3))
+        bias = offsets.bias.detach().double().view(HEADS, LEVELS, POINTS, 2).transpose(0, 1)
+        self.offset_bias = _constant(bias.reshape(-1, 1))
+        self.logit_weight = _constant(attention.attention_weights.weight)
+        self.logit_bias = _constant(attention.attention_weights.bias[:, None])
+        self.value_weight = _constant(attention.value_proj.weight)
+        self.value_bias = _constant(attention.value_proj.bias[:, None])
+        self.output = attention.output_proj
+        self.folded = shapes is not None and position is not None
+        if shapes is not None and position is not None:
+            centres = torch.cat([cell_centres(h, w, position.double()) for h, w in shapes])
+            scale = torch.tensor([[2 / w, 2 / h] for h, w in shapes], dtype=torch.float64)
+            scale = scale[:, None, None].expand(-1, HEADS, POINTS, -1).reshape(-1, 1)
+            offset_weight = weight.transpose(0, 1).flatten(0, 3) * scale
+            at = 2 * centres.T.repeat(LEVELS * HEADS * POINTS, 1) - 1  # (L·M·P·2, N)
+            shift = offset_weight @ position.double().T + bias.reshape(-1, 1) * scale + at
+            self.offset_weight = _constant(offset_weight)
+            self.offset_bias = _constant(shift)
+            logits = attention.attention_weights
+            self.logit_bias = _constant(
+                logits.weight.double() @ position.double().T + logits.bias.double()[:, None]
+            )
+
+    def forward(self, x: Tensor, position: Tensor, centres: Tensor, shapes: list[Size]) -> Tensor:
+        """x: (B, N, C) → (B, N, C). position (N, C) and centres (N, 2) are used if not folded."""
+        B, N, C = x.shape
+        seen = x.transpose(1, 2)  # (B, C, N); fused into the products
+        query = seen if self.folded else (x + position).transpose(1, 2)
+        offsets = (self.offset_weight @ query + self.offset_bias).view(
+            B, LEVELS, HEADS, POINTS, 2, N
+        )
+        logits = self.logit_weight @ query + self.logit_bias  # (B, M·L·P, N)
+        weights = logits.view(B * HEADS, LEVELS * POINTS, N).softmax(1)
+        values = self.value_weight @ seen + self.value_bias  # (B, C, N)
+        total: Tensor | None = None
+        parts = values.split([h * w for h, w in shapes], 2)
+        for level, (part, (h, w)) in enumerate(zip(parts, shapes, strict=True)):
+            grid = offsets[:, level].transpose(-1, -2).reshape(B * HEADS, POINTS, N, 2)
+            if not self.folded:
+                size = torch.stack([torch.scalar_tensor(s, dtype=x.dtype) for s in (w, h)])
+                grid = 2 * (grid / size + centres) - 1
+            maps = part.reshape(B * HEADS, C // HEADS, h, w)
+            sampled = self.sampler(maps, grid)  # (B·M, D, P, N)
+            weight = weights[:, None, level * POINTS : (level + 1) * POINTS]
+            pooled = (sampled * weight).sum(2)  # (B·M, D, N)
+            total = pooled if total is None else total + pooled
+        assert total is not None
+        return self.output(total.view(B, C, N).transpose(1, 2))
+
+
+class DeployDeformable(nn.Module):
+    """Pixel decoder → features before the last 1×1 convolution, tokens (B, K, C) per level."""
+
+    def __init__(self, decoder: DeformablePixelDecoder, sampler: Callable, size: Size | None):
+        super().__init__()
+        self.inputs, self.lateral, self.fuse = decoder.inputs, decoder.lateral, decoder.fuse
+        self.levels = decoder.levels
+        shapes = position = None
+        if size is not None:
+            shapes = [(size[0] // s, size[1] // s) for s in (32, 16, 8)]
+            position = self._position(shapes, decoder.levels.detach().double())
+        self.attentions = nn.ModuleList(
+            DeployMSDA(layer.attention, sampler, shapes, position) for layer in decoder.layers
+        )
+        self.layers = decoder.layers
+        self.folded = size is not None
+
+    @staticmethod
+    def _position(shapes: list[Size], levels: Tensor) -> Tensor:
+        C = levels.shape[1]
+        return torch.cat([
+            sine_position(h, w, C, levels).flatten(1).T + level
+            for (h, w), level in zip(shapes, levels, strict=True)
+        ])  # (N, C)
+
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Size]]:
+        inputs = [conv(x) for conv, x in zip(self.inputs, reversed(maps[1:]), strict=True)]
+        shapes = [(x.shape[-2], x.shape[-1]) for x in inputs]
+        x = torch.cat([x.flatten(2) for x in inputs], 2).transpose(1, 2)  # (B, N, C)
+        position = centres = x
+        if not self.folded:
+            position = self._position(shapes, self.levels)
+            centres = torch.cat([cell_centres(h, w, x) for h, w in shapes])
+        for layer, attention in zip(self.layers, self.attentions, strict=True):
+            x = layer.norm1(x + attention(x, position, centres, shapes))
+            x = layer.norm2(x + layer.ffn(x))
+        tokens = list(x.split([h * w for h, w in shapes], 1))
+        h, w = shapes[-1]
+        fine = self.lateral(maps[0])
+        top = tokens[-1].transpose(1, 2).reshape(x.shape[0], x.shape[2], h, w)
+        return self.fuse(fine + resize(top, fine.shape[-2:])), tokens, shapes
+
+
+class DeployFPN(nn.Module):
+    """`FPNPixelDecoder` without its last 1×1 convolution; memory as tokens."""
+
+    def __init__(self, decoder: FPNPixelDecoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Size]]:
+        features, memory = self.decoder.features(maps)
+        shapes = [(x.shape[-2], x.shape[-1]) for x in memory]
+        return features, [x.flatten(2).transpose(1, 2) for x in memory], shapes
+
+
+class DeployCrossAttention(nn.Module):
+    """The products of one layer's cross-attention that do not touch the memory."""
+
+    def __init__(self, attention: nn.MultiheadAttention, level: Tensor):
+        super().__init__()
+        C = attention.embed_dim
+        q, k, v = attention.in_proj_weight.detach().double().split(C)
+        bq, _, bv = attention.in_proj_bias.detach().double().split(C)
+        out = attention.out_proj
+        scale = (C // HEADS) ** -0.5
+        self.query_weight = _constant((q * scale).T)  # (C, C)
+        self.query_bias = _constant(bq * scale)
+        self.key = _constant(k.view(HEADS, C // HEADS, C))  # (M, D, C): absorbed by the queries
+        self.value = _constant(v.view(HEADS, C // HEADS, C).transpose(1, 2))  # (M, C, D)
+        self.out_weight = _constant(out.weight.T)
+        constant = out.weight.double() @ (v @ level.detach().double() + bv) + out.bias.double()
+        self.out_bias = _constant(constant)
+
+    def absorb(self, query: Tensor) -> Tensor:
+        """(B, Q, C) → (B, M, Q, C): what is multiplied with memory + sine position."""
+        B, Q, C = query.shape
+        heads = (query @ self.query_weight + self.query_bias).view(B, Q, HEADS, C // HEADS)
+        return heads.transpose(1, 2) @ self.key
+
+    def read_out(self, pooled: Tensor) -> Tensor:
+        """Memory pooled by each head, (B, M, Q, C) → (B, Q, C)."""
+        B, _, Q, C = pooled.shape
+        heads = (pooled @ self.value).transpose(1, 2).reshape(B, Q, C)
+        return heads @ self.out_weight + self.out_bias
+
+
+class DeploySelfAttention(nn.Module):
+    """Self-attention of a few queries. `q + position` stays explicit: folding it into a bias per
+    query makes TensorRT-RTX 1.7 fail to build."""
+
+    def __init__(self, attention: nn.MultiheadAttention):
+        super().__init__()
+        C = attention.embed_dim
+        weight = attention.in_proj_weight.detach().double().clone()
+        bias = attention.in_proj_bias.detach().double().clone()
+        scale = (C // HEADS) ** -0.5
+        weight[:C] *= scale
+        bias[:C] *= scale
+        self.qk_weight, self.qk_bias = _constant(weight[: 2 * C].T), _constant(bias[: 2 * C])
+        self.v_weight, self.v_bias = _constant(weight[2 * C :].T), _constant(bias[2 * C :])
+        self.out = attention.out_proj
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        B, Q, C = x.shape
+        both = ((x + position) @ self.qk_weight + self.qk_bias).view(B, Q, 2, HEADS, C // HEADS)
+        q, k = both.permute(2, 0, 3, 1, 4).unbind(0)  # (B, M, Q, D)
+        v = (x @ self.v_weight + self.v_bias).view(B, Q, HEADS, C // HEADS).transpose(1, 2)
+        attended = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.out(attended.transpose(1, 2).reshape(B, Q, C))
+
+
+class DeployDecoderLayer(nn.Module):
+    """One decoder layer without the products over the memory."""
+
+    def __init__(self, layer: DecoderLayer, level: Tensor):
+        super().__init__()
+        self.cross = DeployCrossAttention(layer.cross_attention, level)
+        self.own = DeploySelfAttention(layer.self_attention)
+        self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
+        self.ffn = layer.ffn
+
+    def finish(self, x: Tensor, position: Tensor, pooled: Tensor) -> Tensor:
+        """x, position: (B, Q, C); pooled: (B, M, Q, C) → the layer's output."""
+        x = self.norm1(x + self.cross.read_out(pooled))
+        x = self.norm2(x + self.own(x, position))
+        return self.norm3(x + self.ffn(x))
+
+
+class DeployBranch(nn.Module):
+    """A stack of decoder layers; with `embed`, also its mask embedding on the pixel features."""
+
+    def __init__(self, branch: Branch, levels: Tensor, embed: nn.Conv2d | None = None):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DeployDecoderLayer(layer, levels[i % LEVELS]) for i, layer in enumerate(branch.layers)
+        )
+        if hasattr(branch, "seeds"):
+            self.features, self.positions = branch.seeds.features, branch.seeds.positions
+        if embed is not None:
+            self.norm, self.mlp = branch.heads.norm, branch.heads.embed[:-1]
+            last = branch.heads.embed[-1]
+            conv = embed.weight.detach().double().flatten(1)  # (C, C')
+            bias = embed.bias.detach().double()[:, None]  # (C, 1)
+            fold = torch.cat((conv, bias), 1)  # mask = e · (conv F + bias)
+            self.mask_weight = _constant(last.weight.double().T @ fold)  # (C, C' + 1)
+            self.mask_bias = _constant(last.bias.double() @ fold)
+
+    def mask_embedding(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, Q, C) → weights on the pixel features (B, Q, C') and offset (B, Q, 1)."""
+        e = self.mlp(self.norm(x)) @ self.mask_weight + self.mask_bias
+        return e[..., :-1], e[..., -1:]
+
+
+def _group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """GroupNorm of vectors (B, C) as a LayerNorm over each group."""
+    grouped = x.unflatten(1, (norm.num_groups, -1))
+    return F.layer_norm(grouped, grouped.shape[-1:]).flatten(1) * norm.weight + norm.bias
+
+
+class DeployGraphLayer(nn.Module):
+    """One product for A, B, U and V; edges that are still one row stay one row in E."""
+
+    def __init__(self, layer: GraphLayer):
+        super().__init__()
+        self.weight = _constant(torch.cat([m.weight for m in (layer.A, layer.B, layer.U, layer.V)]).T)
+        self.E, self.norm_edge, self.norm_node = layer.E, layer.norm_edge, layer.norm_node
+
+    def forward(self, x: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (B, Q, C); edges: (B, Q, Q, C) or (B, 1, 1, C)."""
+        a, b, u, v = (x @ self.weight).chunk(4, -1)
+        message = a[:, :, None] + b[:, None] + self.E(edges)
+        edges = edges + self.norm_edge(message).relu()
+        gate = edges.sigmoid().softmax(2)
+        gathered = (gate * v[:, None]).sum(2) * (1 / x.shape[1])
+        return (x + self.norm_node(u + gathered)).relu(), edges
+
+
+class DeployGraphEncoder(nn.Module):
+    """`GraphEncoder` with its constant-key attentions folded."""
+
+    def __init__(self, encoder: GraphEncoder):
+        super().__init__()
+        self.summary, self.ffm, self.project = encoder.summary, encoder.ffm, encoder.edges.project
+        weight, bias = torch.eye(encoder.ffm.norm.normalized_shape[0], dtype=torch.float64), 0.0
+        for attention in (encoder.edges.node_attention, encoder.edges.edge_attention):
+            C = attention.embed_dim
+            v = attention.in_proj_weight.detach().double()[2 * C :]
+            bv = attention.in_proj_bias.detach().double()[2 * C :]
+            out = attention.out_proj
+            weight = out.weight.detach().double() @ v @ weight
+            bias = out.weight.double() @ (v @ bias + bv if isinstance(bias, Tensor) else bv)
+            bias = (bias + out.bias.double()).detach()
+        self.edge_weight, self.edge_bias = _constant(weight.T), _constant(bias)
+        self.layers = nn.ModuleList(DeployGraphLayer(layer) for layer in encoder.layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = _group_norm(self.summary.gather(x.flatten(1)), self.summary.norm1).relu()
+        g = _group_norm(self.summary.squeeze(g), self.summary.norm2).relu()
+        edges = self.project(g @ self.edge_weight + self.edge_bias)[:, None, None]  # (B, 1, 1, C)
+        start = x
+        for layer in self.layers:
+            x, edges = layer(x, edges)
+        return self.ffm(x + start)
+
+
+class DeployGraphHead(nn.Module):
+    """Queries of the branches → saliency (B, Q) and score (B, Q)."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        separate: CIGDS = head.separate
+        self.encode_s = DeployGraphEncoder(head.encode_s)
+        self.squeeze = _without_dropout(separate.squeeze)
+        self.separate = DeployGraphEncoder(separate.encode)
+        # class and rank in one product; two classes: the softmax is a sigmoid of the difference
+        contrast = head.classify.weight[:1] - head.classify.weight[1:]
+        self.read = nn.Linear(CIGDS.WIDTH, 2)
+        self.read.weight = _constant(torch.cat((head.rank.weight, contrast)))
+        self.read.bias = _constant(
+            torch.cat((head.rank.bias, head.classify.bias[:1] - head.classify.bias[1:]))
+        )
+        self.domains = isinstance(head, DomainSeparationHead)
+        if self.domains:
+            self.encode_t = DeployGraphEncoder(head.encode_t)
+            self.common = DeployGraphEncoder(head.common)
+            self.fuse_s, self.fuse_t = DeployGraphEncoder(head.fuse_s), DeployGraphEncoder(head.fuse_t)
+            self.fuse = _without_dropout(head.fuse)
+
+    def forward(self, queries: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        x = self.encode_s(queries[0])
+        if self.domains:
+            t = self.encode_t(queries[1])
+            c_s, c_t = self.common(torch.cat((x, t))).chunk(2)
+            x = self.fuse(torch.cat((self.fuse_t(c_t), self.fuse_s(c_s)), -1))
+        read = self.read(self.separate(self.squeeze(x)))  # (B, Q, 2)
+        return read[..., 0], read[..., 1].sigmoid()
+
+
+def _sine(shape: Size, like: Tensor) -> Tensor:
+    """Sine position of a level, (K, C); C and dtype as `like` (…, C)."""
+    return sine_position(*shape, like.shape[-1], like).flatten(1).T
+
+
+def _without_dropout(block: LinearBlock) -> nn.Sequential:
+    return nn.Sequential(*[m for m in block if not isinstance(m, nn.Dropout)])
+
+
+class DeployGraph(nn.Module):
+    """The whole network for inference.
+
+    size: (H, W) of a static input, multiples of 32; None for any size. deform: "gridsample" or
+    "gather", how deformable attention samples (ignored without it).
+    """
+
+    def __init__(self, model: DSGNN, size: Size | None = None, deform: str = "gridsample"):
+        super().__init__()
+        if size is not None and (size[0] % 32 or size[1] % 32 or min(size) < 32):
+            raise ValueError(f"size must be multiples of 32, got {size[0]}x{size[1]}")
+        if deform not in SAMPLERS:
+            raise ValueError(f"deform must be one of {', '.join(SAMPLERS)}, got {deform!r}")
+        model = model.eval().float()
+        self.config, self.size = model.config, size
+        std = torch.tensor(STD)
+        self.scale, self.shift = _constant(1 / std), _constant(-torch.tensor(MEAN) / std)
+        self.backbone = model.backbone
+        decoder = model.pixel_decoder
+        if isinstance(decoder, DeformablePixelDecoder):
+            self.pixels: nn.Module = DeployDeformable(decoder, SAMPLERS[deform], size)
+        else:
+            self.pixels = DeployFPN(decoder)
+        levels = model.levels.detach()
+        self.shape = DeployBranch(model.shape, levels, decoder.embed)
+        branches = [self.shape]
+        if model.config.texture:
+            self.texture = DeployBranch(model.texture, levels)
+            branches.append(self.texture)
+        self.branches = branches  # a plain list: both are registered above
+        if model.config.seeds == "peaks":
+            self.seeds = model.seeds
+        self.graph_head = DeployGraphHead(model.graph)
+        self.sine = nn.ParameterList()
+        if size is not None:
+            self.sine.extend(
+                _constant(_sine((size[0] // s, size[1] // s), levels)) for s in (32, 16, 8)
+            )
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """image: (B, H, W, 3) uint8 → saliency (B, Q), score (B, Q), masks (B, Q, H/4, W/4)."""
+        B = image.shape[0]
+        images = (image.float() * self.scale + self.shift).permute(0, 3, 1, 2)
+        features, tokens, shapes = self.pixels(self.backbone(images))
+        if self.config.seeds == "peaks":
+            h, w = shapes[-1]
+            grid = tokens[-1].transpose(1, 2).reshape(B, -1, h, w)
+            s, position, _, _ = self.seeds(grid)
+            queries, positions = [s], [position]
+        else:
+            queries = [branch.features.expand(B, -1, -1) for branch in self.branches]
+            positions = [branch.positions for branch in self.branches]
+        sine = list(self.sine) or [_sine(shape, tokens[0]) for shape in shapes]
+        keys = [(x + p).transpose(1, 2) for x, p in zip(tokens, sine, strict=True)]  # (B, C, K)
+        small = [resize(features, shape).flatten(2) for shape in shapes]  # (B, C', K)
+        for i in range(self.config.layers):
+            level = i % LEVELS
+            weight, offset = self.shape.mask_embedding(queries[0])
+            blocked = (weight @ small[level] + offset) < 0  # (B, Q, K)
+            blocked = blocked & ~blocked.all(-1, keepdim=True)
+            bias = torch.where(blocked, BLOCKED, 0.0)[:, None]  # (B, 1, Q, K)
+            layers = [branch.layers[i] for branch in self.branches]
+            asked = torch.cat([
+                layer.cross.absorb(x + p)
+                for layer, x, p in zip(layers, queries, positions, strict=True)
+            ], 1)  # (B, branches · M, Q, C)  # fmt: skip
+            rows = asked.flatten(1, 2)
+            logits = (rows @ keys[level]).unflatten(1, asked.shape[1:3])
+            attended = (logits + bias).softmax(-1).flatten(1, 2) @ tokens[level]
+            pooled = attended.unflatten(1, asked.shape[1:3]).split(HEADS, 1)
+            queries = [
+                layer.finish(x, p, part)
+                for layer, x, p, part in zip(layers, queries, positions, pooled, strict=True)
+            ]
+        weight, offset = self.shape.mask_embedding(queries[0])
+        masks = (weight @ features.flatten(2) + offset).unflatten(2, features.shape[-2:])
+        saliency, score = self.graph_head(queries)
+        return saliency, score, masks

@@ -1,0 +1,237 @@
+"""The parity gate: an artifact is used only after it gave the network's answers on real photos.
+
+Reference and candidate get the same letterboxed photos, one at a time and in batches (a graph that
+mixes up the images of a batch passes at batch 1), and are compared over the objects the reference
+keeps.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsgnn.runtime import samples
+from dsgnn.runtime.artifact import Description
+from dsgnn.runtime.images import ImageError, read_image
+from dsgnn.runtime.letterbox import Fixed, LongestSide, Rule, letterbox
+
+Answers = dict[str, np.ndarray]
+"""saliency (B, Q), score (B, Q), masks (B, Q, H/4, W/4) logits."""
+Infer = Callable[[np.ndarray], Answers]
+"""(B, H, W, 3) uint8 → Answers."""
+
+BATCHES = (1, 3)
+
+
+class ParityError(RuntimeError):
+    """An artifact that does not give the reference's answers."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an artifact of one precision may differ by.
+
+    saliency: largest difference (None = not limited). iou_min: of every mask, unless its pixels
+    (at stride 4) differ in at most `pixels` places. iou_mean: over all masks. margin: pairs of
+    objects whose saliencies lie further apart than this share of the range must keep their order.
+    """
+
+    saliency: float | None
+    iou_min: float
+    pixels: int
+    iou_mean: float
+    margin: float
+
+
+LIMITS = {
+    # two float32 programs round differently: saliencies closer than 1e-5 of the range are a tie
+    "fp32": Limits(saliency=1e-3, iou_min=0.999, pixels=4, iou_mean=0.999, margin=1e-5),
+    "fp16": Limits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02),
+    "bf16": Limits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02),
+    "int8": Limits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.95, margin=0.05),
+}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One comparison. Differences are over the kept objects; rank_agreement is the share of
+    clearly separated pairs in the same order; failures names the limits that were broken."""
+
+    batch: int
+    photos: int
+    objects: int
+    saliency_max: float
+    saliency_mean: float
+    score_max: float
+    score_mean: float
+    iou_min: float
+    iou_mean: float
+    pixels_max: int
+    rank_agreement: float
+    top1_identical: bool
+    failures: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "failures": list(self.failures), "passed": self.passed}
+
+
+def parity_photos(folder: Path | None = None) -> list[np.ndarray]:
+    """The sample photos in the package, and every readable image of a folder.
+
+    FileNotFoundError if the folder holds no image.
+    """
+    photos = [read_image(path) for path in samples()]
+    if folder is None:
+        return photos
+    more = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            try:
+                more.append(read_image(path))
+            except (ImageError, OSError):
+                continue
+    if not more:
+        raise FileNotFoundError(f"{folder} holds no readable image")
+    return photos + more
+
+
+def compare(
+    reference: Infer,
+    candidate: Infer,
+    photos: Sequence[np.ndarray],
+    description: Description,
+    batches: Sequence[int] = BATCHES,
+) -> list[Parity]:
+    """Run both over the photos, once per batch size; the limits are those of the precision."""
+    limits = LIMITS[description.precision]
+    return [
+        _compare(reference, candidate, _batches(photos, description.input, size), size,
+                 description.threshold, limits)
+        for size in batches
+    ]  # fmt: skip
+
+
+def _batches(photos: Sequence[np.ndarray], rule: Rule, size: int) -> Iterator[np.ndarray]:
+    """Letterboxed photos, (size, H, W, 3) each; the last batch is filled from the start."""
+    if size > 1 and isinstance(rule, LongestSide):  # one batch, one size
+        short = -(-rule.size * 3 // 4 // rule.multiple) * rule.multiple
+        rule = Fixed(short, rule.size)
+    padded = [letterbox(photo, rule)[0] for photo in photos]
+    for start in range(0, len(padded), size):
+        chosen = [padded[(start + i) % len(padded)] for i in range(size)]
+        yield np.stack(chosen)
+
+
+def _compare(
+    reference: Infer,
+    candidate: Infer,
+    batches: Iterator[np.ndarray],
+    size: int,
+    threshold: float,
+    limits: Limits,
+) -> Parity:
+    saliency, score, ious, pixels = [], [], [], []
+    pairs = agreeing = photos = 0
+    top1 = True
+    for images in batches:
+        want, got = reference(images), candidate(images)
+        for name, value in want.items():
+            if got[name].shape != value.shape:
+                raise ParityError(f"output {name} is {got[name].shape}, expected {value.shape}")
+        for b in range(len(images)):
+            photos += 1
+            kept = np.flatnonzero(want["score"][b] > threshold)
+            if not len(kept):  # nothing passes (synthetic weights): compare every query
+                kept = np.arange(want["score"].shape[1])
+            w, g = want["saliency"][b][kept], got["saliency"][b][kept]
+            saliency.extend(np.abs(w - g))
+            score.extend(np.abs(want["score"][b][kept] - got["score"][b][kept]))
+            on_w, on_g = want["masks"][b][kept] > 0, got["masks"][b][kept] > 0
+            union = (on_w | on_g).sum((1, 2))
+            ious.extend(np.where(union, (on_w & on_g).sum((1, 2)) / np.maximum(union, 1), 1.0))
+            pixels.extend((on_w != on_g).sum((1, 2)))
+            gap = w[:, None] - w[None]
+            clear = gap > limits.margin * np.ptp(want["saliency"][b])
+            pairs += int(clear.sum())
+            agreeing += int((clear & (g[:, None] > g[None])).sum())
+            top1 &= bool(w[np.argmax(g)] >= w.max() - limits.margin * np.ptp(want["saliency"][b]))
+    result = Parity(
+        batch=size,
+        photos=photos,
+        objects=len(saliency),
+        saliency_max=float(np.max(saliency)),
+        saliency_mean=float(np.mean(saliency)),
+        score_max=float(np.max(score)),
+        score_mean=float(np.mean(score)),
+        iou_min=float(np.min(ious)),
+        iou_mean=float(np.mean(ious)),
+        pixels_max=int(np.max(pixels)),
+        rank_agreement=agreeing / pairs if pairs else 1.0,
+        top1_identical=top1,
+    )
+    return Parity(**{**asdict(result), "failures": _failures(result, limits, ious, pixels)})
+
+
+def _failures(
+    result: Parity, limits: Limits, ious: Sequence[float], pixels: Sequence[int]
+) -> tuple[str, ...]:
+    failures = []
+    # written so that a NaN fails
+    if not (np.isfinite(result.saliency_max) and np.isfinite(result.score_max)):
+        failures.append("saliency or score is not finite")
+    if limits.saliency is not None and not result.saliency_max <= limits.saliency:
+        failures.append(f"saliency differs by {result.saliency_max:.2g} > {limits.saliency:g}")
+    if limits.saliency is not None and not result.score_max <= limits.saliency:
+        failures.append(f"score differs by {result.score_max:.2g} > {limits.saliency:g}")
+    apart = [iou for iou, n in zip(ious, pixels, strict=True)
+             if not iou >= limits.iou_min and n > limits.pixels]  # fmt: skip
+    if apart:
+        failures.append(f"{len(apart)} masks below IoU {limits.iou_min:g} (worst {min(apart):.3f})")
+    if not result.iou_mean >= limits.iou_mean and result.pixels_max > limits.pixels:
+        failures.append(f"mean mask IoU {result.iou_mean:.4f} < {limits.iou_mean:g}")
+    if result.rank_agreement < 1:
+        failures.append(f"order differs in {1 - result.rank_agreement:.1%} of the clear pairs")
+    if not result.top1_identical:
+        failures.append("another object is ranked first")
+    return tuple(failures)
+
+
+def table(results: Sequence[Parity]) -> str:
+    """The comparison for a person, one line per batch size."""
+    lines = ["batch photos objects  |Δsaliency| max   |Δscore| max   IoU min   mean   ranks  top-1"]
+    for r in results:
+        lines.append(
+            f"{r.batch:5d} {r.photos:6d} {r.objects:7d}  {r.saliency_max:16.2e}  "
+            f"{r.score_max:13.2e}  {r.iou_min:8.4f} {r.iou_mean:6.4f}  {r.rank_agreement:6.1%}  "
+            f"{'same' if r.top1_identical else 'DIFFERS'}"
+        )
+        lines.extend(f"      FAILED: {failure}" for failure in r.failures)
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """Where a check ran: processor, system and library versions."""
+    libraries = {}
+    for package in ("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy"):
+        try:
+            libraries[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "libraries": libraries,
+    }
