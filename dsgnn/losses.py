@@ -40,7 +40,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Batch:
-    """Targets padded to G objects. masks: (B, G, H, W) float; ranks: (B, G), 0 where padded;
+    """Targets padded to G ≥ 1 objects. masks: (B, G, H, W) float; ranks: (B, G), 0 where padded;
     counts: (B,)."""
 
     masks: Tensor
@@ -50,7 +50,7 @@ class Batch:
     @staticmethod
     def of(targets: Sequence[Target]) -> Batch:
         counts = [len(t.ranks) for t in targets]
-        G = max(counts)
+        G = max(1, *counts)
         H, W = targets[0].masks.shape[-2:]
         device = targets[0].masks.device
         masks = torch.zeros(len(targets), G, H, W, device=device)
@@ -108,8 +108,6 @@ class Matches:
     def ranks(self, ranks: Tensor) -> Tensor:
         """Rank of each query's object (O, B, Q), 0 = none. ranks: (B, G)."""
         index = self.object.clamp(min=0)
-        if ranks.shape[1] == 0:
-            return torch.zeros_like(index, dtype=ranks.dtype)
         found = ranks.expand(index.shape[0], -1, -1).gather(2, index)
         return torch.where(self.object >= 0, found, 0.0)
 
@@ -202,10 +200,13 @@ def object_centres(masks: Tensor, stride: int = 8) -> tuple[Tensor, Tensor]:
     return (-distance - 10.0 * ~well).flatten(2).argmax(-1), coverage
 
 
-def heat_loss(heat: Tensor, cells: Tensor, coverage: Tensor, counts: Tensor) -> Tensor:
+def heat_loss(
+    heat: Tensor, cells: Tensor, coverage: Tensor, counts: Tensor, total: Tensor
+) -> Tensor:
     """Focal loss of the centre heat-map (CenterNet, equation 1), scalar.
 
-    heat: (B, h, w) logits; cells: (B, G); coverage: (B, G, h, w); counts: (B,).
+    heat: (B, h, w) logits; cells: (B, G); coverage: (B, G, h, w); counts: (B,); total: objects that
+    the sum is divided by.
     """
     h, w = heat.shape[-2:]
     real = torch.arange(cells.shape[1], device=heat.device) < counts[:, None]  # (B, G)
@@ -217,7 +218,7 @@ def heat_loss(heat: Tensor, cells: Tensor, coverage: Tensor, counts: Tensor) -> 
     p = heat.sigmoid()
     positive = (1 - p) ** 2 * F.softplus(-heat) * (truth == 1)
     negative = (1 - truth) ** 4 * p**2 * F.softplus(heat) * (truth < 1)
-    return (positive + negative).sum() / counts.sum().clamp(min=1)
+    return (positive + negative).sum() / total
 
 
 class Criterion:
@@ -226,7 +227,8 @@ class Criterion:
     `Criterion(config)(output, images, targets)` → dict of weighted terms, each (O,) by decoder
     output (scalar terms are (1,)); their sum is the loss. `output` needs training outputs, `images`
     is what the network saw. `points` (P, 2) in [0, 1] replaces the random points everywhere.
-    `generator` makes the points repeatable.
+    `generator` makes the points repeatable. `objects`: what the losses summed over objects are
+    divided by, by default the number of objects in the batch; several processes give their mean.
     """
 
     def __init__(self, config: Config, points: int = POINTS):
@@ -240,6 +242,7 @@ class Criterion:
         targets: Sequence[Target],
         points: Tensor | None = None,
         generator: torch.Generator | None = None,
+        objects: Tensor | float | None = None,
     ) -> dict[str, Tensor]:
         out = output.training
         if out is None:
@@ -248,7 +251,7 @@ class Criterion:
         O, B, Q = out.masks.shape[:3]  # noqa: E741
         masks = out.masks.float()
         weights = torch.tensor(self.config.class_weights, device=masks.device)
-        total = batch.counts.sum().clamp(min=1)
+        total = (batch.counts.sum() if objects is None else torch.as_tensor(objects)).clamp(min=1)
         by_output = lambda x: x.float().unflatten(0, (O, B))  # noqa: E731  (O·B, …) → (O, B, …)
 
         def random_points(n: int, count: int) -> Tensor:
@@ -266,10 +269,9 @@ class Criterion:
                 2, out.cells[:, None].expand(-1, coverage.shape[1], -1)
             )  # (B, G, Q)
             cost = cost + 3 * (1 - inside.transpose(1, 2))
-            terms["heat"] = heat_loss(out.heat.float(), cells, coverage, batch.counts)[None]
-            union = torch.cat((batch.masks, torch.zeros_like(batch.masks[:, :1])), 1).amax(1) \
-                if batch.masks.shape[1] else torch.zeros_like(out.dense)  # fmt: skip
-            union = F.adaptive_avg_pool2d(union[:, None], out.dense.shape[-2:]).squeeze(1)
+            terms["heat"] = heat_loss(out.heat.float(), cells, coverage, batch.counts, total)[None]
+            union = batch.masks.amax(1, keepdim=True)
+            union = F.adaptive_avg_pool2d(union, out.dense.shape[-2:]).squeeze(1)
             terms["dense"] = F.binary_cross_entropy_with_logits(out.dense.float(), union)[None]
         graph = out.graph
         classes = {"shape": out.class_s.float(), "graph": by_output(graph.class_logits)}
@@ -299,14 +301,14 @@ class Criterion:
         terms["shape_rank"] = rank("shape", out.rank_s.float())
         m = matches["shape"]
         chosen = masks[m.o, m.b, m.q][:, None]  # (N, 1, h, w)
-        objects = batch.masks[m.b, m.g][:, None]  # (N, 1, H, W)
+        truths = batch.masks[m.b, m.g][:, None]  # (N, 1, H, W)
         with torch.no_grad():
             at = (
                 self._uncertain_points(chosen, random_points)
                 if points is None
                 else points.expand(len(chosen), -1, -1)
             )
-            truth = sample_points(objects, at).squeeze(1)  # (N, P)
+            truth = sample_points(truths, at).squeeze(1)  # (N, P)
         logits = sample_points(chosen, at).squeeze(1)
         bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
         p = logits.sigmoid()
@@ -330,7 +332,9 @@ class Criterion:
 
         for end in ("s", "t"):
             terms[f"domain_class_{end}"] = classify(f"graph_{end}")
-            terms[f"domain_rank_{end}"] = rank(f"graph_{end}", by_output(vars(graph)[f"rank_{end}"]))
+            terms[f"domain_rank_{end}"] = rank(
+                f"graph_{end}", by_output(vars(graph)[f"rank_{end}"])
+            )
         part = {
             name: by_output(value)
             for name, value in vars(graph).items()

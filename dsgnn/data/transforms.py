@@ -1,0 +1,130 @@
+"""From a `Sample` to what the network trains on: augmentation and batches (needs PyTorch).
+
+Differs from upstream: after flip, jitter and crop an object that left the picture is dropped and
+the ranks of the others closed up, so that they stay a permutation of 1…G; resizing is bilinear
+without antialiasing, as the letterbox of the runtime does it, so training and deployment see the
+same pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms.v2 import functional as F
+
+from dsgnn.data.sample import Sample
+from dsgnn.losses import Target
+from dsgnn.runtime.letterbox import PAD, LongestSide
+
+JITTER = (0.1, 2.0)  # range of large-scale jitter (Ghiasi et al., CVPR 2021)
+FILL = {tv_tensors.Image: PAD, tv_tensors.Mask: 0}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training image. image: (3, H, W) uint8 RGB. masks: (G, H, W) bool. ranks: (G,) int64, a
+    permutation of 1…G, G = most salient. name: of its sample."""
+
+    image: Tensor
+    masks: Tensor
+    ranks: Tensor
+    name: str
+
+    @property
+    def boxes(self) -> Tensor:
+        """(G, 4) float x0, y0, x1, y1 in pixels, x1 and y1 exclusive: what the masks cover."""
+        if not len(self.masks):
+            return torch.zeros(0, 4)
+        return masks_to_boxes(self.masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A batch. images: (B, H, W, 3) uint8 RGB, smaller ones padded right and bottom with 128."""
+
+    images: Tensor
+    targets: list[Target]
+    names: list[str]
+
+
+def example(sample: Sample) -> Example:
+    """A sample as it is."""
+    return Example(
+        tv_tensors.Image(torch.from_numpy(sample.image).permute(2, 0, 1)),
+        tv_tensors.Mask(torch.from_numpy(sample.masks)),
+        torch.from_numpy(sample.ranks),
+        sample.name,
+    )
+
+
+def augment(sample: Sample, kind: str, size: int, generator: torch.Generator) -> Example:
+    """Flip half of the samples; then by `kind`, the `augmentation` of a configuration:
+
+    "jitter": scale the longest side to `size` × 0.1…2.0, crop at random to at most size × size, pad
+    right and bottom to size × size. "flip": scale the longest side to `size`, pad to a multiple of
+    32, as the letterbox does.
+    """
+    item = example(sample)
+    image, masks = item.image, item.masks
+    if _uniform(generator) < 0.5:
+        image, masks = F.horizontal_flip(image), F.horizontal_flip(masks)
+    h, w = image.shape[-2:]
+    if kind == "jitter":
+        low, high = JITTER
+        longest = max(1, round(size * (low + (high - low) * _uniform(generator))))
+        image, masks = _resize(image, masks, LongestSide(longest).geometry(h, w).resized)
+        h, w = image.shape[-2:]
+        top, left = (int(_uniform(generator) * (max(0, side - size) + 1)) for side in (h, w))
+        window = top, left, min(h, size), min(w, size)
+        image, masks = F.crop(image, *window), F.crop(masks, *window)
+        padded = size, size
+    elif kind == "flip":
+        geometry = LongestSide(size).geometry(h, w)
+        image, masks = _resize(image, masks, geometry.resized)
+        padded = geometry.padded
+    else:
+        raise ValueError(f'augmentation must be "jitter" or "flip", got {kind!r}')
+    image, masks = (_pad(x, padded) for x in (image, masks))
+    return _without_vanished(Example(image, masks, item.ranks, item.name))
+
+
+def collate(examples: Sequence[Example]) -> Examples:
+    """Stack examples of any sizes: the smaller are padded to the largest height and width."""
+    height, width = (max(x.image.shape[side] for x in examples) for side in (1, 2))
+    images = torch.stack([_pad(x.image, (height, width)).as_subclass(Tensor) for x in examples])
+    return Examples(
+        images.permute(0, 2, 3, 1).contiguous(),  # (B, H, W, 3)
+        [
+            Target(_pad(x.masks, (height, width)).as_subclass(Tensor), x.ranks.float())
+            for x in examples
+        ],
+        [x.name for x in examples],
+    )
+
+
+def _uniform(generator: torch.Generator) -> float:
+    """In [0, 1)."""
+    return float(torch.rand((), generator=generator, dtype=torch.float64))
+
+
+def _resize(image: Tensor, masks: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Bilinear for the image, nearest for masks (v2 chooses by the type)."""
+    return F.resize(image, list(size), antialias=False), F.resize(masks, list(size))
+
+
+def _pad(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Right and bottom to (height, width)."""
+    bottom, right = (wanted - side for wanted, side in zip(size, x.shape[-2:], strict=True))
+    return F.pad(x, [0, 0, right, bottom], fill=FILL[type(x)]) if bottom or right else x
+
+
+def _without_vanished(item: Example) -> Example:
+    seen = item.masks.flatten(1).any(1)  # (G,)
+    ranks = item.ranks[seen]
+    closed_up = ranks.argsort().argsort() + 1
+    return Example(item.image, tv_tensors.Mask(item.masks[seen]), closed_up, item.name)
