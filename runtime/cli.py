@@ -118,7 +118,7 @@ def main(
         raise click.UsageError(str(error)) from error
     click.echo(ranker, err=True)
     if found.passed_over:
-        click.echo(f"passed over {found.passed_over} files that are no images or videos", err=True)
+        click.echo(f"passed over as neither image nor video: {found.passed_over}", err=True)
     try:
         summary = run(ranker, found.sources, out, kinds, palette)
     except OSError as error:

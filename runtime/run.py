@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
+import click
 import cv2
 
 from dsgnn.runtime.backends import BackendError
@@ -17,10 +18,12 @@ from dsgnn.runtime.images import read_image
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.save import (
     VIDEO_KINDS,
+    Frame,
     Record,
     Target,
     forget,
     lines_file,
+    real_place,
     results_file,
     save_image,
     to_bgr,
@@ -95,7 +98,8 @@ def run(
     for outcome in tqdm(outcomes, total=expected, unit="image", disable=hidden):
         summary.add(outcome)
         if outcome.error:
-            tqdm.write(f"{outcome.source.shown}: {outcome.error}", file=sys.stderr)
+            with tqdm.external_write_mode(file=sys.stderr):
+                click.echo(f"{outcome.source.shown}: {outcome.error}", err=True)
     return summary
 
 
@@ -116,7 +120,7 @@ def rank_sources(
     is listed in results.json with its error. Ctrl-C leaves results.json and the running video's
     files as far as they came. Raises OSError if results.json cannot be written.
     """
-    inputs = frozenset(source.path for source in sources)
+    inputs = frozenset(real_place(source.path) for source in sources if source.path)
     with ExitStack() as stack:
         record: Record = forget
         if "json" in kinds:
@@ -175,13 +179,18 @@ def _rank_video(ranker: Ranker, target: Target) -> Iterator[Outcome]:
             raise ValueError("no frame can be read: damaged, or no video that OpenCV decodes")
         size = frame.shape[1], frame.shape[0]
         write_line: Record = forget
-        write_frame: Callable = forget
+        write_frame: Frame = forget
         if "json" in target.kinds:
             write_line = stack.enter_context(lines_file(target.path("frames.jsonl")))
         if "overlay" in target.kinds:
             write_frame = stack.enter_context(video_file(target.path("overlay.mp4"), rate, size))
         count = 0
         while more:
+            if frame.shape[:2] != (size[1], size[0]):
+                raise ValueError(
+                    f"frame {count} is {frame.shape[1]}×{frame.shape[0]}, the video began with "
+                    f"{size[0]}×{size[1]}: cut it where the size changes"
+                )
             photo = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             decode_ms = 1e3 * (perf_counter() - start)
             ranking = ranker(photo)

@@ -23,6 +23,7 @@ RESULTS_SCHEMA = "dsgnn.results/1"
 JPEG_QUALITY = 92
 
 Record = Callable[[Mapping[str, Any]], None]
+Frame = Callable[[np.ndarray], None]
 
 
 def parse_kinds(text: str) -> tuple[str, ...]:
@@ -45,25 +46,30 @@ def make_folder(out: Path) -> None:
 class Target:
     """Where the outputs of one source go, and which.
 
-    out: the output folder. kinds: some of KINDS. palette: of the map. inputs: every path the run
-    reads, which are not to be written over.
+    out: the output folder. kinds: some of KINDS. palette: of the map. inputs: `real_place` of all
+    the run reads, which is not to be written over.
     """
 
     out: Path
     source: Source
     kinds: Collection[str]
     palette: str
-    inputs: frozenset[Path | None]
+    inputs: frozenset[Path]
 
     def path(self, ending: str) -> Path:
         """OUT/NAME.ending, with its folder made. Raises ValueError if it must not be written."""
         path = self.out / f"{self.source.name}.{ending}"
         if not path.parent.resolve().is_relative_to(self.out.resolve()):
             raise ValueError(f"its output {path} would leave the output folder through a link")
-        if path.absolute() in self.inputs:
+        if real_place(path) in self.inputs:
             raise ValueError(f"its output {path} is one of the inputs: choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def real_place(path: Path) -> Path:
+    """Where a file of this path lies, links in its folder followed."""
+    return path.parent.resolve() / path.name
 
 
 def save_image(ranking: Ranking, photo: np.ndarray, target: Target) -> None:
@@ -119,17 +125,31 @@ def lines_file(path: Path) -> Iterator[Record]:
 
 
 @contextmanager
-def video_file(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Callable]:
-    """An MP4 to write (h, w, 3) uint8 BGR frames of `size` (width, height) to."""
+def video_file(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Frame]:
+    """An MP4 to write (h, w, 3) uint8 BGR frames of `size` (width, height) to.
+
+    MPEG-4 has even sides: an odd one loses a pixel. Raises OSError if OpenCV cannot write it, or
+    did not write every frame (it would only log that).
+    """
     with whole_file(path, keep_interrupted=True) as temporary:
         code = cv2.VideoWriter.fourcc(*"mp4v")
         writer = cv2.VideoWriter(str(temporary), code, rate, size)
+        frames = 0
+
+        def write(frame: np.ndarray) -> None:
+            nonlocal frames
+            writer.write(frame)
+            frames += 1
+
         try:
             if not writer.isOpened():
                 raise OSError(f"OpenCV cannot write an mp4v video of {size[0]}×{size[1]} here")
-            yield writer.write
+            yield write
         finally:
             writer.release()
+        written = cv2.VideoCapture(str(temporary)).get(cv2.CAP_PROP_FRAME_COUNT)
+        if written != frames:
+            raise OSError(f"only {written:.0f} of {frames} frames were written: is the disk full?")
 
 
 @contextmanager

@@ -60,8 +60,9 @@ class Found:
 
 
 def find_sources(arguments: Iterable[str], out: Path) -> Found:
-    """Files, folders (recursive, without hidden ones), glob patterns and "-" to named sources.
+    """Files, folders, glob patterns and "-" (standard input) to named sources.
 
+    Folders are searched with their sub-folders, but for hidden files and linked folders.
     What lies in `out` is never taken from a folder or a pattern. An argument that leads to nothing
     becomes a source with a problem. Raises ValueError if `out` itself is given as a source.
     """
@@ -87,8 +88,11 @@ def find_sources(arguments: Iterable[str], out: Path) -> Found:
             more, others = _expand(argument, out)
             sources += more
             passed_over += others
-    once = {source.path: source for source in reversed(sources)}
-    return Found(name_outputs(list(reversed(once.values()))), passed_over)
+    once: dict[Path | None, Source] = {}
+    for source in sources:
+        depth = max(source.depth, once.get(source.path, source).depth)
+        once[source.path] = replace(once.get(source.path, source), depth=depth)
+    return Found(name_outputs(list(once.values())), passed_over)
 
 
 def _expand(argument: str, out: Path) -> tuple[list[Source], int]:
@@ -151,7 +155,7 @@ def _name(source: Source, detail: int) -> str:
     name = PurePath(*parts[-depth:])
     if detail == 0:
         return name.with_suffix("").as_posix()
-    if depth > len(parts):
+    if depth > len(parts) + 1:  # not at once: the others may go on to longer names
         digest = hashlib.sha256(os.fsencode(source.path)).hexdigest()[:8]
         return f"{name.as_posix()}-{digest}"
     return name.as_posix()

@@ -1,0 +1,143 @@
+"""dsgnn-run as a person meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from dsgnn.runtime.cli import main
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: np.ndarray) -> Path:
+    """A folder to stand in, with photos/a.png and photos/b.png."""
+    folder = tmp_path / "here"
+    (folder / "photos").mkdir(parents=True)
+    for name in ("a", "b"):
+        data = cv2.imencode(".png", photo[..., ::-1])[1].tobytes()
+        (folder / "photos" / f"{name}.png").write_bytes(data)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
+    return CliRunner().invoke(main, [str(part) for part in arguments], input=stdin)
+
+
+def test_a_folder(place: Path, model: Path) -> None:
+    result = call("photos", "--out", "out", "--model", model)
+    assert result.exit_code == 0, result.output
+    assert "colours.onnx: colours, trained weights, unverified (no sidecar" in result.output
+    assert "2 images ranked, 4 objects; ms per image: decode " in result.output
+    names = sorted(path.name for path in Path("out").iterdir())
+    assert names == ["a.overlay.jpg", "b.overlay.jpg", "results.json"]
+
+
+def test_options_reach_the_ranker(place: Path, model: Path) -> None:
+    result = call(
+        *("photos/*.png", "--out", "deep/out", "--model", model, "--save", "json,map"),
+        *("--threshold", "0.9999", "--if-none", "all", "--palette", "irsr"),
+        *("--backend", "onnxruntime", "--device", "cpu", "--threads", "1"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "onnxruntime on cpu, 1 threads" in result.output
+    record = json.loads(Path("deep/out/results.json").read_text())
+    assert record["model"]["threshold"] == 0.9999 and record["model"]["if_none"] == "all"
+    assert [len(image["objects"]) for image in record["images"]] == [5, 5]
+    grey = cv2.imread("deep/out/a.map.png", cv2.IMREAD_UNCHANGED)
+    assert set(np.unique(grey)) == {0, 204, 255}  # 5 and 4 fifths: the rest have no mask
+
+
+def test_failures_are_named_and_the_rest_is_done(place: Path, model: Path) -> None:
+    Path("photos/broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 broken")
+    Path("photos/notes.txt").touch()
+    result = call("photos", "missing.png", "--out", "out", "--model", model)
+    assert result.exit_code == 1
+    assert "photos/broken.jpg: the JPEG data is damaged or cut short (11 bytes)" in result.output
+    assert "missing.png: there is no such file or folder" in result.output
+    assert "2 images ranked" in result.output
+    assert result.output.rstrip().endswith("2 inputs failed: photos/broken.jpg, missing.png")
+    assert "passed over as neither image nor video: 1" in result.output
+
+
+def test_standard_input(place: Path, model: Path) -> None:
+    data = Path("photos/a.png").read_bytes()
+    result = call("-", "--out", "out", "--model", model, stdin=data)
+    assert result.exit_code == 0, result.output
+    assert Path("out/stdin.overlay.jpg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "out"], "Missing argument 'SOURCE...'"),
+        (["photos"], "Missing option '--out'"),
+        (["photos", "--out", "photos/a.png"], "'photos/a.png' is a file"),
+        (["photos", "--out", "photos"], "the output folder photos is also a source"),
+        (["photos", "--out", "photos/a.png/b"], "Not a directory"),
+        (
+            ["photos", "--out", "out", "--save", "boxes"],
+            "--save takes overlay,map,masks,crops,json",
+        ),
+        (["photos", "--out", "out", "--threshold", "2"], "threshold must be in 0…1, got 2.0"),
+        (["photos", "--out", "out", "--model", "m.onnx"], "there is no model file at m.onnx"),
+        (["photos", "--out", "out", "--model", "m.engine"], "m.engine is a TensorRT engine"),
+        (["photos", "--out", "out", "--model", "m.pth"], "expected a model file ending in .onnx"),
+        (["photos", "--out", "out", "--device", "gpu"], "device must be auto, cpu, cuda or cuda:N"),
+        (["photos", "--out", "out", "--threads", "0"], "threads must be at least 1, got 0"),
+        (["photos", "--out", "out", "--backend", "x"], "'x' is not one of 'auto', 'onnxruntime'"),
+    ],
+)
+def test_wrong_use(place: Path, model: Path, arguments: list[str], message: str) -> None:
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", str(model)]
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not Path("out").exists()
+
+
+def test_results_that_cannot_be_written(place: Path, model: Path) -> None:
+    Path("out/results.json").mkdir(parents=True)
+    result = call("photos", "--out", "out", "--model", model)
+    assert result.exit_code == 1
+    assert "results.json cannot be written: " in result.output
+    assert not [path for path in Path("out").iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_that_cannot_be_written_to(
+    place: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsgnn.runtime.save.os.access", lambda path, mode: path != Path("out"))
+    result = call("photos", "--out", "out", "--model", model)
+    assert result.exit_code == 2
+    assert "the output folder out cannot be written to" in result.output
+
+
+def test_help_names_every_kind_and_status() -> None:
+    result = call("--help")
+    assert result.exit_code == 0
+    for text in ("overlay,map,masks,crops,json", "results.json", "Exit status: 0", "< photo.jpg"):
+        assert text in result.output
+
+
+def test_the_installed_command(place: Path, model: Path) -> None:
+    """A process of its own: exit status, output, and no noise from OpenCV."""
+    Path("photos/broken.png").write_bytes(Path("photos/a.png").read_bytes()[:60])
+    command = Path(sys.executable).with_name("dsgnn-run")
+    done = subprocess.run(
+        [command, "photos", "--out", "out", "--model", model], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    first, *others = done.stdout.splitlines()
+    assert first.startswith("2 images ranked, 4 objects; ms per image: decode ")
+    assert others == ["1 input failed: photos/broken.png"]
+    said = [line for line in done.stderr.splitlines() if not line.startswith("libpng")]
+    assert said[0].startswith("colours.onnx: colours")
+    assert said[1].startswith("photos/broken.png: the PNG data is damaged or cut short")
+    assert len(said) == 2

@@ -1,0 +1,419 @@
+"""Whole runs: what is written, what is not, and what is said."""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from dsgnn.runtime import Ranker
+from dsgnn.runtime.files import whole_file, write_whole
+from dsgnn.runtime.run import STAGES, Outcome, Summary, rank_sources, run
+from dsgnn.runtime.save import KINDS, make_folder, parse_kinds
+from dsgnn.runtime.sources import find_sources
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to stand in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def go(ranker: Ranker, place: Path) -> Callable[..., list[Outcome]]:
+    def rank(*arguments: str, kinds=KINDS, out: str = "out", palette: str = "assr"):
+        make_folder(Path(out))
+        found = find_sources(arguments, Path(out))
+        return list(rank_sources(ranker, found.sources, Path(out), kinds, palette))
+
+    return rank
+
+
+def write(path: str, image: np.ndarray) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(cv2.imencode(Path(path).suffix, image[..., ::-1])[1].tobytes())
+
+
+def read(path: str) -> np.ndarray:
+    return cv2.imread(path, cv2.IMREAD_UNCHANGED)
+
+
+def results(out: str = "out") -> dict:
+    return json.loads(Path(out, "results.json").read_text())
+
+
+def files(out: str = "out") -> list[str]:
+    return sorted(
+        path.relative_to(out).as_posix() for path in Path(out).rglob("*") if path.is_file()
+    )
+
+
+def clip(path: str, scene, frames: int = 12, size: tuple[int, int] = (48, 64)) -> None:
+    """A red box that moves right, 10 frames a second."""
+    codes = {".mp4": "mp4v", ".avi": "MJPG"}
+    code = cv2.VideoWriter.fourcc(*codes[Path(path).suffix])
+    writer = cv2.VideoWriter(path, code, 10, size[::-1])
+    for index in range(frames):
+        writer.write(scene(*size, red=(8, index, 40, index + 32))[..., ::-1])
+    writer.release()
+
+
+def test_everything_of_one_photo(go, photo: np.ndarray, ranker: Ranker) -> None:
+    write("photo.png", photo)
+    (outcome,) = go("photo.png")
+    assert outcome.objects == 2 and not outcome.error
+    assert sorted(outcome.timings_ms) == sorted(STAGES)
+    assert files() == [
+        *("photo.crop1.png", "photo.crop2.png", "photo.map.png", "photo.mask1.png"),
+        *("photo.mask2.png", "photo.overlay.jpg", "results.json"),
+    ]
+    ranking = ranker(photo)
+    red, blue = ranking.objects
+    np.testing.assert_array_equal(read("out/photo.mask1.png"), red.mask * np.uint8(255))
+    np.testing.assert_array_equal(read("out/photo.mask2.png"), blue.mask * np.uint8(255))
+    np.testing.assert_array_equal(read("out/photo.map.png"), ranking.rank_map())
+    overlay = read("out/photo.overlay.jpg")[..., ::-1].astype(int)
+    assert np.abs(overlay - ranking.draw(photo)).mean() < 12  # JPEG
+    x0, y0, x1, y1 = red.box
+    crop = read("out/photo.crop1.png")
+    np.testing.assert_array_equal(crop[..., 2::-1], photo[y0:y1, x0:x1])
+    np.testing.assert_array_equal(crop[..., 3], red.mask[y0:y1, x0:x1] * np.uint8(255))
+    assert results() == {
+        "schema": "dsgnn.results/1",
+        "model": ranker.describe(),
+        "images": [{"file": "photo.png", **ranking.to_dict()}],
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_was_asked_for(go, photo: np.ndarray, kind: str) -> None:
+    write("photo.png", photo)
+    go("photo.png", kinds=(kind,))
+    endings = {"overlay": ".overlay.jpg", "map": ".map.png", "json": "results.json"}
+    expected = endings.get(kind, f".{kind[:-1]}")
+    assert files() and all(expected in name for name in files())
+
+
+def test_palette(go, photo: np.ndarray) -> None:
+    write("photo.png", photo)
+    go("photo.png", kinds=("map",), palette="irsr")
+    assert set(np.unique(read("out/photo.map.png"))) == {0, 128, 255}
+
+
+def test_an_object_with_an_empty_mask(place: Path, model: Path, scene) -> None:
+    write("grey.png", scene(48, 64))
+    ranker = Ranker(model, if_none="all")
+    make_folder(Path("out"))
+    found = find_sources(["grey.png"], Path("out"))
+    (outcome,) = rank_sources(ranker, found.sources, Path("out"), KINDS)
+    assert outcome.objects == 5 and not outcome.error
+    assert "grey.mask5.png" in files() and "grey.crop1.png" not in files()
+    assert results()["images"][0]["objects"][0]["bbox"] == [0, 0, 0, 0]
+    assert not read("out/grey.mask1.png").any()
+
+
+def test_a_bad_file_does_not_stop_the_others(go, photo: np.ndarray) -> None:
+    write("photos/a.png", photo)
+    write("photos/deep/c.png", photo)
+    Path("photos/b.jpg").write_bytes(b"hello")
+    outcomes = go("photos", "missing.jpg")
+    assert [(item.source.shown, item.error) for item in outcomes] == [
+        ("photos/a.png", ""),
+        ("photos/b.jpg", outcomes[1].error),
+        ("photos/deep/c.png", ""),
+        ("missing.jpg", "there is no such file or folder"),
+    ]
+    assert outcomes[1].error.startswith("it is not an image (JPEG, PNG")
+    assert "deep/c.overlay.jpg" in files()
+    bad = results()["images"][1]
+    expected = {"file": "photos/b.jpg", "width": None, "height": None, "objects": []}
+    assert bad == {**expected, "error": outcomes[1].error}
+    assert len(results()["images"]) == 4
+
+
+def test_equal_names_never_overwrite_each_other(go, scene) -> None:
+    write("a/x.png", scene(48, 64, red=(8, 8, 40, 40)))
+    write("b/x.png", scene(48, 64, green=(8, 8, 40, 40)))
+    write("a/x.bmp", scene(48, 64, blue=(8, 8, 40, 40)))
+    go("a/x.png", "b/x.png", "a/x.bmp", kinds=("crops",))
+    colours = [read(f"out/{name}.crop1.png")[16, 16, 2::-1] for name in ("a/x.png", "b/x.png")]
+    colours.append(read("out/x.bmp.crop1.png")[16, 16, 2::-1])
+    np.testing.assert_array_equal(colours, [(230, 20, 20), (20, 230, 20), (20, 20, 230)])
+    assert len(files()) == 3
+
+
+def test_unicode_names(go, photo: np.ndarray) -> None:
+    write("Füße 日本 🦊.png", photo)
+    go("Füße 日本 🦊.png")
+    assert "Füße 日本 🦊.overlay.jpg" in files()
+    assert results()["images"][0]["file"] == "Füße 日本 🦊.png"
+
+
+def test_a_name_that_is_not_unicode(go, photo: np.ndarray) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    write(name, photo)
+    assert not go(name)[0].error
+    assert os.fsencode(results()["images"][0]["file"]) == b"caf\xe9.png"
+
+
+def test_standard_input(go, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = cv2.imencode(".png", photo[..., ::-1])[1].tobytes()
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    (outcome,) = go("-")
+    assert outcome.objects == 2 and "stdin.overlay.jpg" in files()
+    assert results()["images"][0]["file"] == "stdin"
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
+    assert go("-")[0].error == "the file is empty (0 bytes)"
+
+
+def test_an_earlier_run_is_replaced_and_the_rest_left(go, photo: np.ndarray, scene) -> None:
+    write("photo.png", photo)
+    go("photo.png")
+    Path("out/mine.txt").write_text("keep")
+    write("photo.png", scene(48, 64))
+    go("photo.png", kinds=("map", "json"))
+    assert not read("out/photo.map.png").any()
+    assert results()["images"][0]["objects"] == []
+    assert Path("out/mine.txt").read_text() == "keep"
+
+
+def test_an_output_that_is_an_input(go, photo: np.ndarray) -> None:
+    write("photo.png", photo)
+    write("photo.overlay.jpg", photo)
+    before = Path("photo.overlay.jpg").read_bytes()
+    outcomes = go("photo.png", "photo.overlay.jpg", kinds=("overlay",), out=".")
+    assert outcomes[0].error == (
+        "its output photo.overlay.jpg is one of the inputs: choose another --out"
+    )
+    assert not outcomes[1].error and Path("photo.overlay.jpg").read_bytes() == before
+
+
+def test_nothing_is_written_outside_the_output_folder(go, photo: np.ndarray) -> None:
+    write("photos/deep/x.png", photo)
+    Path("elsewhere").mkdir()
+    Path("out").mkdir()
+    Path("out/deep").symlink_to(Path("elsewhere").resolve(), target_is_directory=True)
+    (outcome,) = go("photos", kinds=("overlay",))
+    assert outcome.error == (
+        "its output out/deep/x.overlay.jpg would leave the output folder through a link"
+    )
+    assert files("elsewhere") == []
+
+
+def test_a_failing_write_leaves_nothing(
+    go, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("photo.png", photo)
+    whole = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        whole(path, data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    (outcome,) = go("photo.png", kinds=("overlay", "json"))
+    assert outcome.error == "No space left on device"
+    assert files() == ["results.json"]
+    assert results()["images"][0]["error"] == "No space left on device"
+
+
+def test_whole_files(place: Path) -> None:
+    path = Path("file.txt")
+    write_whole(path, b"one")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as temporary:
+        temporary.write_bytes(b"half")
+        assert temporary.parent == path.parent and temporary.suffix == ".txt"
+        assert temporary.name.startswith(".")
+        raise ZeroDivisionError
+    assert files(".") == ["file.txt"] and path.read_bytes() == b"one"
+    for keep, text in ((False, b"one"), (True, b"half")):
+        with pytest.raises(KeyboardInterrupt), whole_file(path, keep) as temporary:
+            temporary.write_bytes(b"half")
+            raise KeyboardInterrupt
+        assert files(".") == ["file.txt"] and path.read_bytes() == text
+    with pytest.raises(KeyboardInterrupt), whole_file(path, True):
+        raise KeyboardInterrupt  # before anything was written
+    assert path.read_bytes() == b"half"
+
+
+class Stopping:
+    """A ranker that is interrupted after some photos."""
+
+    def __init__(self, ranker: Ranker, after: int, error: type[BaseException]) -> None:
+        self.ranker, self.left, self.error = ranker, after, error
+
+    def describe(self) -> dict:
+        return self.ranker.describe()
+
+    def __call__(self, photo):
+        if not self.left:
+            raise self.error("stop")
+        self.left -= 1
+        return self.ranker(photo)
+
+
+def test_interrupted_photos_leave_what_was_done(place, ranker, photo: np.ndarray) -> None:
+    for index in range(4):
+        write(f"photos/{index}.png", photo)
+    make_folder(Path("out"))
+    found = find_sources(["photos"], Path("out"))
+    stopping = Stopping(ranker, 2, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopping, found.sources, Path("out"))
+    assert [image["file"] for image in results()["images"]] == ["photos/0.png", "photos/1.png"]
+    assert files() == ["0.overlay.jpg", "1.overlay.jpg", "results.json"]
+
+
+def test_a_bug_leaves_the_earlier_results(place, ranker, photo: np.ndarray) -> None:
+    write("photo.png", photo)
+    make_folder(Path("out"))
+    Path("out/results.json").write_text("earlier")
+    found = find_sources(["photo.png"], Path("out"))
+    with pytest.raises(ZeroDivisionError):
+        run(Stopping(ranker, 0, ZeroDivisionError), found.sources, Path("out"))
+    assert files() == ["results.json"]
+    assert Path("out/results.json").read_text() == "earlier"
+
+
+def frames(path: str) -> list[np.ndarray]:
+    capture, found = cv2.VideoCapture(path), []
+    while (pair := capture.read())[0]:
+        found.append(pair[1][..., ::-1])
+    return found
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.avi"])
+def test_a_video(go, ranker: Ranker, scene, name: str) -> None:
+    clip(name, scene)
+    outcomes = go(name, kinds=("overlay", "json"))
+    assert len(outcomes) == 12 and all(item.objects == 1 for item in outcomes)
+    assert files() == ["clip.frames.jsonl", "clip.overlay.mp4", "results.json"]
+    assert results()["images"] == []
+    lines = [json.loads(line) for line in Path("out/clip.frames.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(12))
+    assert [line["time_s"] for line in lines] == pytest.approx([i / 10 for i in range(12)])
+    assert {line["file"] for line in lines} == {name}
+    lefts = [line["objects"][0]["bbox"][0] for line in lines]
+    assert lefts == pytest.approx(range(12), abs=2) and lefts == sorted(lefts)
+    drawn = frames("out/clip.overlay.mp4")
+    assert len(drawn) == 12 and drawn[0].shape == (48, 64, 3)
+    expected = ranker(frames(name)[5]).draw(frames(name)[5])
+    assert np.abs(drawn[5].astype(int) - expected).mean() < 20  # lossy
+
+
+def test_a_video_and_a_photo_of_one_name(go, scene, photo: np.ndarray) -> None:
+    clip("x.mp4", scene, frames=3)
+    write("x.png", photo)
+    go("x.mp4", "x.png", kinds=("overlay", "json"))
+    expected = ["results.json", "x.mp4.frames.jsonl", "x.mp4.overlay.mp4", "x.png.overlay.jpg"]
+    assert files() == expected
+
+
+def test_a_video_gives_no_masks(go, scene) -> None:
+    clip("clip.mp4", scene, frames=3)
+    (outcome,) = go("clip.mp4", kinds=("masks", "map"))
+    assert outcome.error == "a video gives overlay and json, got --save masks,map"
+    assert files() == []
+
+
+def test_no_video(go) -> None:
+    Path("clip.mp4").write_bytes(b"hello")
+    (outcome,) = go("clip.mp4", kinds=("overlay", "json"))
+    assert outcome.error == "no frame can be read: damaged, or no video that OpenCV decodes"
+    assert files() == ["results.json"]
+    assert results()["images"][0]["error"] == outcome.error
+
+
+def test_a_video_cut_short_keeps_what_was_read(go, scene) -> None:
+    clip("clip.avi", scene, frames=40)
+    data = Path("clip.avi").read_bytes()
+    Path("clip.avi").write_bytes(data[: len(data) // 2])
+    *ranked, failed = go("clip.avi", kinds=("overlay", "json"))
+    assert 5 < len(ranked) < 35
+    assert failed.error == (
+        f"it ends after {len(ranked)} of the 40 frames it declares: cut short or damaged; what "
+        "could be read is in place"
+    )
+    assert len(Path("out/clip.frames.jsonl").read_text().splitlines()) == len(ranked)
+    assert len(frames("out/clip.overlay.mp4")) == len(ranked)
+
+
+def test_a_video_that_changes_size(go, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([(48, 64), (48, 64), (64, 48)])
+    capture = SimpleNamespace(
+        get=lambda what: 0.0,  # no frame rate, no number of frames
+        read=lambda: (True, np.full((*next(sizes), 3), 128, np.uint8)),
+        release=lambda: None,
+    )
+    monkeypatch.setattr("dsgnn.runtime.run.cv2.VideoCapture", lambda path: capture)
+    Path("clip.mp4").touch()
+    *ranked, failed = go("clip.mp4", kinds=("overlay", "json"))
+    assert len(ranked) == 2
+    message = "frame 2 is 48×64, the video began with 64×48: cut it where the size changes"
+    assert failed.error == message
+    assert files() == ["results.json"]
+
+
+def test_an_interrupted_video_leaves_what_was_done(place, ranker: Ranker, scene) -> None:
+    clip("clip.mp4", scene)
+    make_folder(Path("out"))
+    found = find_sources(["clip.mp4"], Path("out"))
+    with pytest.raises(KeyboardInterrupt):
+        run(Stopping(ranker, 5, KeyboardInterrupt), found.sources, Path("out"))
+    assert len(frames("out/clip.overlay.mp4")) == 5
+    assert len(Path("out/clip.frames.jsonl").read_text().splitlines()) == 5
+    assert results()["images"] == []
+
+
+def test_kinds() -> None:
+    assert parse_kinds("overlay, json") == ("overlay", "json")
+    message = "--save takes overlay,map,masks,crops,json, got 'boxes', ''"
+    with pytest.raises(ValueError, match=message):
+        parse_kinds("map,boxes,")
+
+
+def test_summary(go, photo: np.ndarray) -> None:
+    write("photo.png", photo)
+    summary = Summary()
+    assert str(summary) == "0 images ranked, 0 objects"
+    summary.add(Outcome(find_sources(["photo.png"], Path("out")).sources[0], 1, {"decode": 2.0}))
+    stages = "decode 2.0, preprocess 0.0, inference 0.0, postprocess 0.0, save 0.0"
+    assert str(summary) == f"1 image ranked, 1 object; ms per image: {stages}"
+    for outcome in go("a.jpg", "b.jpg"):
+        summary.add(outcome)
+    assert str(summary).endswith("\n2 inputs failed: a.jpg, b.jpg")
+
+
+def test_videos_that_opencv_cannot_write(go, scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip("clip.mp4", scene, frames=4)
+    real = cv2.VideoWriter
+
+    class Losing:
+        """Drops every second frame, as a full disk does, without a word."""
+
+        fourcc = staticmethod(real.fourcc)
+
+        def __init__(self, *arguments) -> None:
+            self.writer, self.calls = real(*arguments), 0
+            self.isOpened, self.release = self.writer.isOpened, self.writer.release
+
+        def write(self, frame: np.ndarray) -> None:
+            self.calls += 1
+            if self.calls % 2:
+                self.writer.write(frame)
+
+    monkeypatch.setattr("dsgnn.runtime.save.cv2.VideoWriter", Losing)
+    assert go("clip.mp4")[-1].error == "only 2 of 4 frames were written: is the disk full?"
+    monkeypatch.setattr(Losing, "__init__", lambda self, *arguments: None)
+    monkeypatch.setattr(Losing, "isOpened", lambda self: False, raising=False)
+    monkeypatch.setattr(Losing, "release", lambda self: None, raising=False)
+    assert go("clip.mp4")[-1].error == "OpenCV cannot write an mp4v video of 64×48 here"
+    assert "clip.overlay.mp4" not in files()

@@ -1,0 +1,157 @@
+"""Which files a run takes, and names that never meet."""
+
+from pathlib import Path
+
+import pytest
+
+from dsgnn.runtime.sources import Source, find_sources, name_outputs
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to stand in, with photos in a/, a/deep/ and b/."""
+    for name in (
+        *("a/x.jpg", "a/x.png", "a/y.JPEG", "a/deep/x.jpg", "a/clip.mp4", "a/notes.txt"),
+        *("a/.hidden.jpg", "a/.trash/z.jpg", "b/x.jpg", "b/photo.heic", "empty/readme.txt"),
+        *("out/x.overlay.jpg", "a[1].jpg"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(*arguments: str, out: str = "out") -> dict[str, str]:
+    """What is taken → the name of its outputs."""
+    found = find_sources(arguments, Path(out))
+    assert not [source for source in found.sources if source.problem]
+    return {source.shown: source.name for source in found.sources}
+
+
+def problems(*arguments: str) -> dict[str, str]:
+    found = find_sources(arguments, Path("out"))
+    return {source.shown: source.problem for source in found.sources if source.problem}
+
+
+def test_a_file(tree: Path) -> None:
+    assert names("a/x.jpg") == {"a/x.jpg": "x"}
+    (source,) = find_sources(["a/x.jpg"], tree / "out").sources
+    assert source.path == tree / "a/x.jpg" and not source.is_video
+
+
+def test_a_folder(tree: Path) -> None:
+    assert names("b") == {"b/photo.heic": "photo", "b/x.jpg": "x"}
+    assert names("a") == {
+        "a/clip.mp4": "clip",
+        "a/x.jpg": "x.jpg",
+        "a/x.png": "x.png",
+        "a/y.JPEG": "y",
+        "a/deep/x.jpg": "deep/x",
+    }
+    found = find_sources(["a"], tree / "out")
+    assert found.passed_over == 1  # notes.txt; hidden files are not spoken of
+    assert [source.is_video for source in found.sources] == [True, False, False, False, False]
+
+
+def test_the_output_folder_is_not_taken(tree: Path) -> None:
+    assert "./out/x.overlay.jpg" in names(".", out="elsewhere")
+    assert "./out/x.overlay.jpg" not in names(".")
+    assert "out/x.overlay.jpg" not in names("*/*.jpg")
+
+
+def test_the_output_folder_as_a_source(tree: Path) -> None:
+    message = "the output folder a is also a source.*give --out a folder of its own"
+    for source in ("a", "./a/", str(tree / "a")):
+        with pytest.raises(ValueError, match=message):
+            find_sources([source], Path("a"))
+
+
+def test_equal_names_keep_suffixes_then_folders(tree: Path) -> None:
+    assert names("a/x.jpg", "b/x.jpg", "a/x.png") == {
+        "a/x.jpg": "a/x.jpg",
+        "b/x.jpg": "b/x.jpg",
+        "a/x.png": "x.png",
+    }
+    assert names("a/x.png", "b/x.jpg") == {"a/x.png": "x.png", "b/x.jpg": "x.jpg"}
+    assert names("a", "b")["b/x.jpg"] == "b/x.jpg"
+
+
+def test_the_order_of_the_sources_makes_no_difference(tree: Path) -> None:
+    assert names("a", "b/x.jpg", "a/deep") == names("a/deep", "a", "b/x.jpg")
+
+
+def test_a_source_given_twice_is_taken_once(tree: Path) -> None:
+    assert names("a/x.jpg", "./a/x.jpg", str(tree / "a/x.jpg")) == {"a/x.jpg": "x"}
+    shown = [source.shown for source in find_sources(["b/x.jpg", "b", "-", "-"], tree).sources]
+    assert shown == ["b/x.jpg", "b/photo.heic", "stdin"]
+
+
+def test_patterns_that_the_shell_left(tree: Path) -> None:
+    assert names("a/*.jpg") == {"a/x.jpg": "x"}
+    assert set(names("**/x.*")) == {"a/x.jpg", "a/x.png", "a/deep/x.jpg", "b/x.jpg"}
+    assert names("[b]") == names("b")  # a pattern that matches a folder
+    assert names("a[1].jpg") == {"a[1].jpg": "a[1]"}  # a file of that very name
+
+
+def name(*paths: str) -> list[str]:
+    return [item.name for item in name_outputs([Source(Path(path), path) for path in paths])]
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["/p/a.jpg", "/p/b.jpg"], ["a", "b"]),
+        (["/p/1/a.jpg", "/p/2/a.jpg"], ["1/a.jpg", "2/a.jpg"]),
+        (["/p/1/q/a.jpg", "/p/2/q/a.jpg"], ["1/q/a.jpg", "2/q/a.jpg"]),
+        (["/p/1/q/a.jpg", "/p/2/q/a.jpg", "/q/a.jpg"], ["1/q/a.jpg", "2/q/a.jpg", "q/a.jpg"]),
+        # a name that looks like another's longer form
+        (["/p/a.jpg", "/p/a.png", "/p/a.jpg.png"], ["p/a.jpg", "a.png", "a.jpg.png"]),
+        # names that differ in letter case or Unicode form only
+        (["/p/1/A.jpg", "/p/2/a.JPG"], ["1/A.jpg", "2/a.JPG"]),
+        (["/p/1/\u00e9.jpg", "/p/2/e\u0301.jpg"], ["1/\u00e9.jpg", "2/e\u0301.jpg"]),
+    ],
+)
+def test_names(paths: list[str], expected: list[str]) -> None:
+    assert name(*paths) == expected
+    assert name(*reversed(paths)) == expected[::-1]
+
+
+def test_paths_that_differ_in_letter_case_only() -> None:
+    upper, lower = name("/p/A.jpg", "/p/a.jpg")
+    assert upper.startswith("p/A.jpg-") and lower.startswith("p/a.jpg-")
+    assert upper.casefold() != lower.casefold()
+
+
+def test_standard_input_and_a_file_of_that_name() -> None:
+    sources = [Source(None, "stdin"), Source(Path("/p/stdin.jpg"), "p/stdin.jpg")]
+    assert [item.name for item in name_outputs(sources)] == ["stdin", "stdin.jpg"]
+
+
+def test_many_names_never_meet() -> None:
+    """Every path of three levels over a few awkward parts."""
+    parts = ["a", "A", "a.jpg", "stdin"]
+    paths = [f"/{one}/{two}/{three}.jpg" for one in parts for two in parts for three in parts]
+    named = name(*paths)
+    assert len({item.casefold() for item in named}) == len(paths) == 64
+
+
+def test_arguments_that_lead_to_nothing(tree: Path) -> None:
+    assert problems("nothing.jpg", "*.png", "empty", "a/x.jpg") == {
+        "nothing.jpg": "there is no such file or folder",
+        "*.png": "nothing matches the pattern (what lies in out is not taken)",
+        "empty": "the folder holds no image or video",
+    }
+
+
+def test_linked_folders_are_not_followed(tree: Path) -> None:
+    (tree / "b/loop").symlink_to(tree / "b", target_is_directory=True)
+    assert names("b") == {"b/photo.heic": "photo", "b/x.jpg": "x"}
+
+
+def test_a_folder_that_cannot_be_listed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def walk(top, onerror):
+        onerror(PermissionError(13, "Permission denied", "b/secret"))
+        yield "b", [], ["x.jpg"]
+
+    monkeypatch.setattr("dsgnn.runtime.sources.os.walk", walk)
+    assert problems("b") == {"b/secret": "Permission denied"}
