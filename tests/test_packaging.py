@@ -138,6 +138,14 @@ def test_the_bundled_model_ranks_a_photo(bare: Path, source: Path, tmp_path: Pat
     assert results["images"][0]["objects"][0]["rank"] == 1
 
 
+@pytest.mark.parametrize("where", ["", "def test(): "])
+def test_no_test_is_skipped_for_a_missing_library(where: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "test_it.py").write_text(f"import pytest\n{where}pytest.importorskip('absent')")
+    with pytest.raises(AssertionError, match=r"absent.*: add it to \[dev\] in setup.cfg"):
+        run(sys.executable, "-m", "pytest", cwd=tmp_path)
+
+
 def test_types(wheel: Path, tmp_path: Path) -> None:
     """mypy on the installed package: only there are dsgnn.runtime and the others in one place."""
     pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--target", tmp_path)
