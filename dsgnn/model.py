@@ -26,6 +26,15 @@ from dsgnn.query_decoder import (
     texture_maps,
 )
 
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 RGB → (B, 3, H, W) float, the network's input."""
+    mean, std = (torch.tensor(v, device=images.device) for v in (MEAN, STD))
+    return ((images.float() - mean) / std).permute(0, 3, 1, 2)
+
 
 @dataclass(frozen=True)
 class TrainingOutput:
@@ -176,4 +185,4 @@ def build_model(config: str | Config) -> DSGNN:
     return DSGNN(get_config(config)).eval()
 
 
-__all__ = ["DSGNN", "Output", "TrainingOutput", "build_model"]
+__all__ = ["DSGNN", "MEAN", "STD", "Output", "TrainingOutput", "build_model", "normalise"]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dsgnn.graph import CIGDS, DomainSeparationHead, GraphEncoder, GraphLayer, LinearBlock
-from dsgnn.model import DSGNN, Branch
+from dsgnn.model import MEAN, STD, DSGNN, Branch
 from dsgnn.pixel_decoder import (
     HEADS,
     LEVELS,
@@ -39,7 +39,6 @@ from dsgnn.pixel_decoder import (
     sine_position,
 )
 from dsgnn.query_decoder import DecoderLayer
-from dsgnn.train import MEAN, STD
 
 BLOCKED = -1e4  # added to attention logits; finite, so that half precision has no NaN
 Size = tuple[int, int]
@@ -377,7 +376,8 @@ class DeployGraphHead(nn.Module):
         x = self.encode_s(queries[0])
         if self.domains:
             t = self.encode_t(queries[1])
-            c_s, c_t = self.common(torch.cat((x, t))).chunk(2)
+            both = self.common(torch.cat((x, t)))  # one run of the common encoder
+            c_s, c_t = both[: x.shape[0]], both[x.shape[0] :]
             x = self.fuse(torch.cat((self.fuse_t(c_t), self.fuse_s(c_s)), -1))
         read = self.read(self.separate(self.squeeze(x)))  # (B, Q, 2)
         return read[..., 0], read[..., 1].sigmoid()

@@ -17,11 +17,10 @@ from dsgnn.checkpoint import load_checkpoint
 from dsgnn.config import Config
 from dsgnn.export.deploy import DeployGraph, Size
 from dsgnn.export.parity import Answers, Infer, Parity, ParityError, compare, machine, table
-from dsgnn.model import DSGNN, build_model
+from dsgnn.model import DSGNN, build_model, normalise
 from dsgnn.runtime.artifact import METADATA_KEY, Description, Sidecar, sha256_of, write_sidecar
 from dsgnn.runtime.backends import Backend, open_backend
 from dsgnn.runtime.letterbox import Fixed, LongestSide
-from dsgnn.train import normalise
 
 OPSET = 18  # from 20 on TensorRT's parser reads GridSample as nearest
 INPUT, OUTPUTS = "image", ("saliency", "score", "masks")
@@ -83,7 +82,11 @@ def build_onnx(graph: torch.nn.Module, size: Size | None, example: Size) -> onnx
         output_names=list(OUTPUTS), dynamic_shapes={"image": shape}, verbose=False,
     )  # fmt: skip
     assert program is not None
-    return program.model_proto
+    proto = program.model_proto
+    for axis, side in enumerate(proto.graph.input[0].type.tensor_type.shape.dim):
+        if axis in shape and not side.dim_param:  # the exporter falls back silently
+            raise RuntimeError(f"the exporter fixed axis {axis} of the input to {side.dim_value}")
+    return proto
 
 
 def torch_infer(model: DSGNN) -> Infer:
