@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -100,15 +99,12 @@ def main(
 
     Exit status: 0 all done, 1 some inputs failed (they are named), 2 wrong use or configuration.
     """
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # failures are told in our own words
-    import cv2
-
     from dsgnn.runtime.ranker import Ranker
-    from dsgnn.runtime.run import run
+    from dsgnn.runtime.run import run, silence_opencv
     from dsgnn.runtime.save import make_folder, parse_kinds
     from dsgnn.runtime.sources import find_sources
 
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    silence_opencv()
     try:
         kinds = parse_kinds(save)
         found = find_sources(sources, out)

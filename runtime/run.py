@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -101,6 +102,15 @@ def run(
             with tqdm.external_write_mode(file=sys.stderr):
                 click.echo(f"{outcome.source.shown}: {outcome.error}", err=True)
     return summary
+
+
+def silence_opencv() -> None:
+    """Keep OpenCV's log of damaged files off the terminal: failures are told in our words."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    if hasattr(cv2, "setLogLevel"):  # OpenCV 4
+        cv2.setLogLevel(0)
+    else:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def rank_sources(
