@@ -1,35 +1,31 @@
 """Checkpoints: ours (safetensors with the configuration inside) and the published ones.
 
-Published files are PyTorch pickles. They are read with PyTorch's restricted unpickler, which
-executes nothing; parts it refuses (the training framework's metadata) are not needed.
+Published files are pickles; `dsgnn.pickled` takes the tensors out and runs nothing. Every parameter
+of ours has one in a published checkpoint and the other way round; only names and three layouts
+differ (`_convert`).
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from dsgnn.config import CONFIGS, Config, config_from_dict, get_config
 from dsgnn.model import DSGNN, build_model
+from dsgnn.pickled import CheckpointError, read_tensors
+from dsgnn.runtime.files import write_whole
 
 SCHEMA = "dsgnn.checkpoint/1"
+WEIGHTS = ("trained", "published", "synthetic")
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message says why and what to do."""
-
-
-# upstream's name → ours, first match wins; parts not listed keep their name
-_ATTENTION = ((r"attentions\.0\.attn\.", "cross_attention."), (r"attentions\.1\.attn\.", "self_attention."))
+# Upstream's name → ours: the first prefix that fits, and then all of its rules in order. Parts
+# that no rule names are called the same.
 _RENAMES = {
     "backbone.": (
         (r"^backbone\.patch_embed\.projection\.", "backbone.body.patch_embed.proj."),
@@ -104,7 +100,8 @@ _RENAMES = {
         (r"^(shape|texture)_mask_embed\.", r"\1.heads.embed."),
         (r"^(shape|texture)_transformer_decoder\.post_norm\.", r"\1.heads.norm."),
         (r"^(shape|texture)_transformer_decoder\.", r"\1."),
-        *_ATTENTION,
+        (r"attentions\.0\.attn\.", "cross_attention."),
+        (r"attentions\.1\.attn\.", "self_attention."),
         (r"ffns\.0\.layers\.0\.0\.", "ffn.0."),
         (r"ffns\.0\.layers\.1\.", "ffn.2."),
         (r"norms\.0\.", "norm1."),
@@ -131,7 +128,7 @@ def upstream_name(name: str) -> str:
 
 def _convert(name: str, value: Tensor) -> Tensor:
     """Layout changes: graph convolution over the nodes → linear; Swin's merge order."""
-    if ".global_layer.gfe" in name and name.endswith("weight"):
+    if name.endswith((".gfe1.weight", ".gfe2.weight")):
         return value.transpose(1, 2).flatten(1)  # (4C, C, Q) → (4C, Q·C)
     if ".downsample." in name and name.startswith("backbone.stages."):
         # upstream's 4C axis is (c, dy, dx), timm's (dx, dy, c)
@@ -141,13 +138,13 @@ def _convert(name: str, value: Tensor) -> Tensor:
 
 
 def load_upstream(model: DSGNN, state_dict: Mapping[str, Tensor]) -> None:
-    """Load published weights, every upstream tensor used exactly once.
+    """Load published weights into `model`, every upstream tensor used exactly once.
 
-    CheckpointError lists the missing, unexpected and mis-shaped names.
+    state_dict: upstream name → tensor, as `read_tensors` gives it. Raises CheckpointError that
+    lists the missing (by our names), unexpected and mis-shaped ones; the model is then unchanged.
     """
     own = model.state_dict()
     converted: dict[str, Tensor] = {}
-    source: dict[str, str] = {}
     unexpected, shapes = [], []
     for name, value in state_dict.items():
         if name.endswith("relative_position_index"):
@@ -156,17 +153,24 @@ def load_upstream(model: DSGNN, state_dict: Mapping[str, Tensor]) -> None:
         if ours not in own or ours in converted:
             unexpected.append(name)
             continue
-        value = _convert(name, value)
-        if value.shape != own[ours].shape:
-            shapes.append(f"{name}: {tuple(value.shape)}, expected {tuple(own[ours].shape)}")
-        converted[ours], source[ours] = value, name
-    missing = sorted(set(own) - set(converted))
+        try:
+            converted[ours] = _convert(name, value)
+        except (IndexError, RuntimeError):  # has not the dimensions that are to be reordered
+            converted[ours] = value
+        if converted[ours].shape != own[ours].shape:
+            shapes.append(
+                f"{name} {tuple(value.shape)} gives {tuple(converted[ours].shape)}, "
+                f"not {tuple(own[ours].shape)}"
+            )
     report = [
         f"{title} ({len(names)}): {', '.join(names[:20])}{' …' if len(names) > 20 else ''}"
-        for title, names in (("missing", missing), ("unexpected", unexpected),
-                             ("mis-shaped", shapes))
+        for title, names in (
+            ("missing", sorted(set(own) - set(converted))),
+            ("unexpected", unexpected),
+            ("mis-shaped", shapes),
+        )
         if names
-    ]  # fmt: skip
+    ]
     if report:
         raise CheckpointError(
             f"not a published {model.config.name} checkpoint; " + "; ".join(report)
@@ -175,110 +179,40 @@ def load_upstream(model: DSGNN, state_dict: Mapping[str, Tensor]) -> None:
 
 
 def infer_config(state_dict: Mapping[str, Tensor]) -> Config:
-    """The published configuration whose shapes these are.
+    """The published configuration whose shapes these are (no two share them all).
 
-    Two configurations can share shapes only if they differ in training alone; none do.
+    Raises CheckpointError when it is none of them.
     """
-    features = state_dict.get("panoptic_head.structure_query_feat.weight")
-    if features is None:
+    queries = state_dict.get("panoptic_head.structure_query_feat.weight")
+    if queries is None:
         raise CheckpointError(
-            "this does not look like a DSGNN checkpoint: panoptic_head.structure_query_feat.weight "
-            f"is missing; the file holds {', '.join(list(state_dict)[:3]) or 'nothing'} …"
+            "this is no DSGNN checkpoint: panoptic_head.structure_query_feat.weight is missing; "
+            f"the file holds {', '.join(list(state_dict)[:3]) or 'nothing'} …"
         )
-    data = {5: "assr", 8: "irsr"}.get(len(features))
-    patch = state_dict.get("backbone.patch_embed.projection.weight")
-    if patch is None:
-        kind: str | None = "r50"
-    else:
-        blocks = len({n for n in state_dict if re.match(r"backbone\.stages\.2\.blocks\.\d+\.norm1\.w", n)})
-        kind = {(96, 6): "swin-t", (96, 18): "swin-s", (128, 18): "swin-b",
-                (192, 18): "swin-l"}.get((len(patch), blocks))  # fmt: skip
-    if data is None or kind is None:
-        raise CheckpointError(
-            f"no published configuration has {len(features)} queries"
-            + (f" and a Swin of width {len(patch)}" if patch is not None else "")
-            + "; name one with --config"
-        )
-    return CONFIGS[f"{kind}-{data}"]
-
-
-def read_upstream(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a published `.pth` file, without running any code in it.
-
-    Accepts {"state_dict": …, "meta": …} and a bare mapping. Objects that are no tensors or plain
-    values are replaced by inert placeholders and dropped. CheckpointError otherwise.
-    """
-    path = Path(path)
-    try:
-        content = _load_without_code(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: not a PyTorch checkpoint that can be read safely "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-        ) from None
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    tensors = (
-        {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        if isinstance(state, Mapping)
-        else {}
+    block = re.compile(r"backbone\.(layer3|stages\.2\.blocks)\.\d+\.")
+    blocks = {found[0] for found in map(block.match, state_dict) if found}
+    stem = state_dict.get(
+        "backbone.patch_embed.projection.weight", state_dict.get("backbone.conv1.weight")
     )
-    if not tensors:
-        raise CheckpointError(f'{path}: holds no tensors under "state_dict"')
-    return tensors
-
-
-class _Inert:
-    """Stands in for whatever object a pickle names that is no tensor: takes anything, does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
-    def append(self, item: Any) -> None: ...
-
-    def extend(self, items: Any) -> None: ...
-
-
-_ALLOWED = {
-    ("collections", "OrderedDict"),
-    ("torch", "Size"),
-    ("torch._utils", "_rebuild_tensor"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-}
-
-
-class _TensorsOnly(pickle.Unpickler):
-    """Every name a pickle can call goes through `find_class`: only these few exist here."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        storage = module == "torch" and name.endswith("Storage")
-        if storage or (module, name) in _ALLOWED:
-            return super().find_class(module, name)
-        return _Inert
-
-
-class _tensors_only:
-    """What `torch.load` expects of a pickle module."""
-
-    Unpickler = _TensorsOnly
-
-    @staticmethod
-    def load(file: Any, **kwargs: Any) -> Any:
-        return _TensorsOnly(file, **kwargs).load()
-
-
-def _load_without_code(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_tensors_only)
+    shapes = (0 if stem is None else len(stem), len(blocks), len(queries))
+    backbones = {(64, 6): "r50", (96, 6): "swin-t", (96, 18): "swin-s", (128, 18): "swin-b",
+                 (192, 18): "swin-l"}  # fmt: skip
+    backbone, data = backbones.get(shapes[:2]), {5: "assr", 8: "irsr"}.get(shapes[2])
+    if backbone is None or data is None:
+        raise CheckpointError(
+            "no published configuration has a backbone of width {} with {} blocks in its third "
+            "stage and {} queries; choose one with --config to see what differs".format(*shapes)
+        )
+    return CONFIGS[f"{backbone}-{data}"]
 
 
 def convert(source: str | Path, target: str | Path, config: str | None = None) -> Config:
-    """Published `.pth` → our safetensors; the configuration is inferred when not named."""
-    state = read_upstream(source)
+    """Published `.pth` → our safetensors, and the configuration it has (inferred if not named).
+
+    Raises CheckpointError when the file is not a published checkpoint, ValueError when the
+    configuration is unknown. `target` is written whole or not at all.
+    """
+    state = read_tensors(source)
     chosen = get_config(config) if config else infer_config(state)
     model = build_model(chosen)
     load_upstream(model, state)
@@ -288,18 +222,17 @@ def convert(source: str | Path, target: str | Path, config: str | None = None) -
 
 def save_checkpoint(path: str | Path, model: DSGNN, weights: str = "trained") -> None:
     """Write a checkpoint, whole or not at all. weights: "trained", "published" or "synthetic"."""
-    path = Path(path)
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     header = {"schema": SCHEMA, "weights": weights, "config": json.dumps(model.config.to_dict())}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata=header)
-    part.replace(path)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    write_whole(Path(path), save(tensors, metadata=header))
 
 
 def load_checkpoint(path: str | Path) -> tuple[DSGNN, str]:
     """A model in eval mode from `save_checkpoint`, and where its weights are from.
 
-    CheckpointError when the file is not one of ours.
+    Raises CheckpointError when the file is missing, damaged or not one of ours.
     """
     path = Path(path)
     if not path.is_file():
@@ -307,20 +240,20 @@ def load_checkpoint(path: str | Path) -> tuple[DSGNN, str]:
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
+            if header.get("schema") != SCHEMA:
+                raise CheckpointError(
+                    f"{path}: schema is {header.get('schema')!r}, expected {SCHEMA!r}; was it "
+                    "written by this version of dsgnn?"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path}: not a safetensors checkpoint ({error}); published .pth files are converted "
-            "with dsgnn-convert first"
+            f"{path}: not a safetensors checkpoint, or cut short ({error}); a published .pth file "
+            "is converted with dsgnn-convert first"
         ) from None
-    if header.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path}: schema is {header.get('schema')!r}, expected {SCHEMA!r}; "
-            "was it written by dsgnn?"
-        )
-    model = build_model(config_from_dict(json.loads(header["config"])))
     try:
+        model = build_model(config_from_dict(json.loads(header["config"])))
         model.load_state_dict(tensors)
-    except RuntimeError as error:
+        return model, header["weights"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return model, header["weights"]

@@ -57,11 +57,19 @@ class Config:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"config {self.name}: {name} must be one of {', '.join(allowed)}, "
-                                 f"got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"config {self.name}: {name} must be one of {', '.join(allowed)}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        if self.seeds == "peaks" and self.texture:
+            raise ValueError(
+                f"config {self.name}: seeds='peaks' needs texture=False, the texture "
+                "branch has learned seeds only"
+            )
         if self.width % 32:
-            raise ValueError(f"config {self.name}: width must be a multiple of 32, "
-                             f"got {self.width}")
+            raise ValueError(
+                f"config {self.name}: width must be a multiple of 32, got {self.width}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `config_from_dict` is the inverse."""
@@ -72,9 +80,14 @@ def config_from_dict(values: dict[str, Any]) -> Config:
     """The `Config` that `to_dict` wrote; ValueError names the fields that are unknown."""
     known = {f.name for f in fields(Config)}
     if unknown := sorted(set(values) - known):
-        raise ValueError(f"unknown fields in the configuration: {', '.join(unknown)}; "
-                         "was this checkpoint written by a newer version of dsgnn?")
-    return Config(**{**values, "class_weights": tuple(values["class_weights"])})
+        raise ValueError(
+            f"unknown fields in the configuration: {', '.join(unknown)}; "
+            "was this checkpoint written by a newer version of dsgnn?"
+        )
+    options = {k: tuple(v) if isinstance(v, list) else v  # JSON has no tuples
+               for k, v in values["backbone_options"].items()}  # fmt: skip
+    weights = tuple(values["class_weights"])
+    return Config(**{**values, "backbone_options": options, "class_weights": weights})
 
 
 _R50_ASSR = Config(
@@ -134,3 +147,51 @@ def get_config(config: str | Config) -> Config:
     if config not in CONFIGS:
         raise ValueError(f"unknown configuration {config!r}; choose one of {', '.join(CONFIGS)}")
     return CONFIGS[config]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the trained weights of one configuration are, and how good they are said to be.
+
+    config, data: what they are and were trained on. sa_sor: as published by the authors, on the
+    test split; None where nothing is published. source: where the file is. convert: the command
+    that makes it ours, "" where none is needed. sha256: of the file, None where we do not know it.
+    """
+
+    config: str
+    data: str
+    sa_sor: float | None
+    source: str
+    convert: str
+    sha256: str | None = None
+
+
+def _published(config: str, data: str, sa_sor: float) -> Weights:
+    return Weights(
+        config, data, sa_sor, "the authors' release, see the paper's repository",
+        f"dsgnn-convert upstream.pth -o {config}.safetensors",
+    )  # fmt: skip
+
+
+ZOO: tuple[Weights, ...] = (
+    Weights("nano", "composite scenes", None, "in the package, as ONNX", ""),
+    _published("r50-assr", "ASSR", 0.716),
+    _published("r50-irsr", "IRSR", 0.569),
+    _published("swin-l-assr", "ASSR", 0.761),
+    _published("swin-l-irsr", "IRSR", 0.607),
+)
+"""The weights there are. Published files are not ours to hand on."""
+
+
+def zoo_table() -> str:
+    """`ZOO` as the Markdown table between <!-- zoo --> and <!-- /zoo --> in the README."""
+    lines = ["| configuration | trained on | SA-SOR, published | weights | convert | sha256 |",
+             "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for w in ZOO:
+        sa_sor = "–" if w.sa_sor is None else f"{w.sa_sor:.3f}".lstrip("0")
+        command = f"`{w.convert}`" if w.convert else "not needed"
+        lines.append(
+            f"| `{w.config}` | {w.data} | {sa_sor} | {w.source} | {command} | "
+            f"{f'`{w.sha256}`' if w.sha256 else 'unknown' if w.convert else 'in its sidecar'} |"
+        )
+    return "\n".join(lines)
