@@ -23,10 +23,11 @@ def _runs(mask: np.ndarray) -> np.ndarray:
     h, w = mask.shape
     grey = mask.view(np.uint8)
     x, y, width, height = cv2.boundingRect(grey)  # only the box is scanned
-    columns = np.zeros((width, height + 2), np.int8)  # a background cell on both ends
+    columns = np.zeros((width, height + 2), np.uint8)  # a background cell on both ends
     columns[:, 1:-1] = cv2.transpose(grey[y : y + height, x : x + width]) if width else 0
-    column, row = np.nonzero(np.diff(columns, axis=1))  # starts and ends in turn, (2 n,) each
-    edges = (column + x) * h + row + y  # positions in the whole photo
+    flat = columns.ravel()
+    column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), height + 2)
+    edges = (column + x) * h + row + y  # starts and ends in turn, positions in the whole photo
     # A run that reaches the photo's last row goes on at the top of the next column.
     joined = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1
     edges = np.delete(edges, np.concatenate([joined, joined + 1]))
