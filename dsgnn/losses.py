@@ -125,7 +125,7 @@ def rank_loss(scores: Tensor, ranks: Tensor, balanced: bool) -> Tensor:
 
     Published form: pairs weigh |r_i - r_j| / W with W = Σ k (Q - k), so in an image of few objects
     nearly all the weight lies on pairs of object and none. Balanced: pairs of two objects, and
-    pairs of object and none, are normalised apart (weights 4 and 0.5).
+    pairs of object and none, are normalised apart (weights 2 and 0.5).
     """
     Q = scores.shape[-1]
     i, j = torch.triu_indices(Q, Q, 1, device=scores.device)
@@ -141,7 +141,7 @@ def rank_loss(scores: Tensor, ranks: Tensor, balanced: bool) -> Tensor:
         w = weight * chosen
         return ((w * loss).sum(-1) / w.sum(-1).clamp(min=1)).mean(-1)
 
-    return 4 * mean(both) + 0.5 * mean(~both)
+    return 2 * mean(both) + 0.5 * mean(~both)
 
 
 def similarity_loss(f_s: Tensor, f_t: Tensor) -> Tensor:

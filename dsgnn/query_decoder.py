@@ -84,16 +84,20 @@ class PeakSeeds(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """memory: (B, C, h, w) at stride 8.
 
-        centres: (B, Q) flat cell to seed from, or -1 to take the next peak (training).
+        centres: (B, Q) flat cells to seed from, -1 = none, the next peak takes its place (training).
         → features, positions (B, Q, C), heat-map logits (B, h, w), cells (B, Q) flat indices.
         """
         B, C, h, w = memory.shape
         heat = self.heat(memory).squeeze(1)  # (B, h, w)
         score = heat.detach()
         peak = score == F.max_pool2d(score[:, None], 5, stride=1, padding=2).squeeze(1)
+        if centres is not None:  # true centres come first and silence the peaks around them
+            true = torch.zeros_like(score).flatten(1)
+            true = true.scatter_reduce(1, centres.clamp(min=0), (centres >= 0).float(), "amax")
+            score = score + 1e4 * true.view_as(score)
+            around = F.max_pool2d(true.view_as(score)[:, None], 5, stride=1, padding=2).squeeze(1)
+            peak = (peak & (around == 0)) | (true.view_as(score) > 0)
         cells = torch.where(peak, score, score - 1e4).flatten(1).topk(self.queries).indices
-        if centres is not None:
-            cells = torch.where(centres >= 0, centres, cells)
         index = cells[:, :, None].expand(-1, -1, C)  # (B, Q, C)
         features = memory.flatten(2).transpose(1, 2).gather(1, index)
         position = sine_position(h, w, C, memory).flatten(1).T.expand(B, -1, -1).gather(1, index)
