@@ -117,19 +117,17 @@ def _to_rgb(pixels: np.ndarray) -> np.ndarray:
     if pixels.shape[2] != 4:
         raise ImageError(f"expected 1, 3 or 4 channels, got {pixels.shape[2]}")
     rgb = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB)
-    alpha = pixels[:, :, 3]
+    alpha = pixels[:, :, 3].astype(np.uint16)
     if alpha.min() < 255:
         for channel in range(3):  # one at a time: 48-megapixel photos
-            blend = rgb[:, :, channel] * alpha.astype(np.uint16) + 255 * (
-                255 - alpha.astype(np.uint16)
-            )
+            blend = rgb[:, :, channel] * alpha + 255 * (255 - alpha)
             rgb[:, :, channel] = (blend + 127) // 255
     return rgb
 
 
 def _why_unreadable(data: bytes) -> str:
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
-        return "HEIC photos cannot be read here (OpenCV has no decoder): convert it to JPEG or PNG"
+        return "HEIC photos cannot be read (OpenCV has no decoder): convert it to JPEG or PNG"
     for signature, name in SIGNATURES.items():
         if data.startswith(signature):
             return f"the {name} data is damaged or cut short ({len(data)} bytes)"

@@ -50,11 +50,12 @@ class Ranker:
         Raises FileNotFoundError, ArtifactError (not ours, damaged, not the file its sidecar
         describes), BackendError (something is not installed, or does not fit), ValueError.
         """
-        self._arguments = (model, backend, device, threads, threshold, if_none)
         check_if_none(if_none)
         if threshold is not None and not 0 <= threshold < 1:
             raise ValueError(f"threshold must be in 0…1, got {threshold}")
         path = BUNDLED if model is None else Path(model)
+        lasting = None if model is None else path.absolute()  # for processes that run elsewhere
+        self._arguments = (lasting, backend, device, threads, threshold, if_none)
         self.artifact: Artifact = open_artifact(path)
         self.backend: Backend = open_backend(path, backend, device, threads)
         _check_interface(self.backend, self.artifact.description)

@@ -166,7 +166,8 @@ def _rank_image(ranker: Ranker, target: Target, record: Record) -> Outcome:
     ranking = ranker(photo)
     start = perf_counter()
     save_image(ranking, photo, target)
-    record({"file": target.source.shown, **ranking.to_dict()})
+    if "json" in target.kinds:
+        record({"file": target.source.shown, **ranking.to_dict()})
     timings = {**ranking.timings_ms, "decode": decode_ms, "save": 1e3 * (perf_counter() - start)}
     return Outcome(target.source, len(ranking.objects), timings)
 
@@ -205,9 +206,11 @@ def _rank_video(ranker: Ranker, target: Target) -> Iterator[Outcome]:
             decode_ms = 1e3 * (perf_counter() - start)
             ranking = ranker(photo)
             start = perf_counter()
-            place = {"file": source.shown, "frame": count, "time_s": round(count / rate, 6)}
-            write_line({**place, **ranking.to_dict()})
-            write_frame(to_bgr(ranking.draw(photo)))
+            if "json" in target.kinds:
+                place = {"file": source.shown, "frame": count, "time_s": round(count / rate, 6)}
+                write_line({**place, **ranking.to_dict()})
+            if "overlay" in target.kinds:
+                write_frame(to_bgr(ranking.draw(photo)))
             save_ms = 1e3 * (perf_counter() - start)
             timings = {**ranking.timings_ms, "decode": decode_ms, "save": save_ms}
             yield Outcome(source, len(ranking.objects), timings)

@@ -134,15 +134,15 @@ def _expand(argument: str, out: Path) -> tuple[list[Source], int]:
 
 
 def name_outputs(sources: list[Source]) -> tuple[Source, ...]:
-    """Give every source an output name that no other source of the run has."""
-    detail = [0] * len(sources)
+    """Give every source that can be ranked an output name that no other of the run has."""
+    detail = {source: 0 for source in sources if not source.problem}
     while True:
-        names = [_name(source, more) for source, more in zip(sources, detail, strict=True)]
-        keys = [unicodedata.normalize("NFC", name).casefold() for name in names]
-        taken = Counter(keys)
-        if max(taken.values(), default=1) == 1:
-            return tuple(replace(s, name=n) for s, n in zip(sources, names, strict=True))
-        detail = [more + (taken[key] > 1) for more, key in zip(detail, keys, strict=True)]
+        names = {source: _name(source, more) for source, more in detail.items()}
+        keys = {s: unicodedata.normalize("NFC", name).casefold() for s, name in names.items()}
+        taken = Counter(keys.values())
+        if len(taken) == len(keys):
+            return tuple(replace(source, name=names.get(source, "")) for source in sources)
+        detail = {source: more + (taken[keys[source]] > 1) for source, more in detail.items()}
 
 
 def _name(source: Source, detail: int) -> str:

@@ -182,7 +182,7 @@ def heic() -> bytes:
     [
         (b"", r"the file is empty \(0 bytes\)"),
         (b"hello, this is text", "it is not an image .JPEG, PNG, WebP.* is expected"),
-        (heic(), "HEIC photos cannot be read here .* convert it to JPEG or PNG"),
+        (heic(), "HEIC photos cannot be read .* convert it to JPEG or PNG"),
         (b"\x89PNG\r\n\x1a\n" + bytes(30), r"the PNG data is damaged or cut short \(38 bytes\)"),
     ],
 )

@@ -187,8 +187,10 @@ def test_threads_share_a_ranker(model: Path, scene, backend: str) -> None:
             same(one, other)
 
 
-def test_pickles(model: Path, photo: np.ndarray) -> None:
-    ranker = Ranker(str(model), backend="onnxruntime", threads=1, threshold=0.3, if_none="all")
+def test_pickles(model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    ranker = Ranker(model.name, backend="onnxruntime", threads=1, threshold=0.3, if_none="all")
+    monkeypatch.chdir("/")  # where a worker process may run
     copy = pickle.loads(pickle.dumps(ranker))
     assert copy.describe() == ranker.describe() and copy.backend.threads == 1
     same(copy(photo), ranker(photo))

@@ -143,6 +143,11 @@ def test_arguments_that_lead_to_nothing(tree: Path) -> None:
     }
 
 
+def test_a_missing_file_takes_no_name(tree: Path) -> None:
+    found = find_sources(["a/x.jpg", "gone/x.jpg"], tree / "out")
+    assert [source.name for source in found.sources] == ["x", ""]
+
+
 def test_linked_folders_are_not_followed(tree: Path) -> None:
     (tree / "b/loop").symlink_to(tree / "b", target_is_directory=True)
     assert names("b") == {"b/photo.heic": "photo", "b/x.jpg": "x"}
