@@ -2,7 +2,7 @@
 
 Published files are pickles; `dsgnn.pickled` takes the tensors out and runs nothing. Every parameter
 of ours has one in a published checkpoint and the other way round; only names and three layouts
-differ (`_convert`).
+differ (`upstream_value`).
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def upstream_name(name: str) -> str:
     )
 
 
-def _convert(name: str, value: Tensor) -> Tensor:
-    """Layout changes: graph convolution over the nodes → linear; Swin's merge order."""
+def upstream_value(name: str, value: Tensor) -> Tensor:
+    """In our layout: graph convolution over the nodes → linear; Swin's merge order."""
     if name.endswith((".gfe1.weight", ".gfe2.weight")):
         return value.transpose(1, 2).flatten(1)  # (4C, C, Q) → (4C, Q·C)
     if ".downsample." in name and name.startswith("backbone.stages."):
@@ -154,7 +154,7 @@ def load_upstream(model: DSGNN, state_dict: Mapping[str, Tensor]) -> None:
             unexpected.append(name)
             continue
         try:
-            converted[ours] = _convert(name, value)
+            converted[ours] = upstream_value(name, value)
         except (IndexError, RuntimeError):  # has not the dimensions that are to be reordered
             converted[ours] = value
         if converted[ours].shape != own[ours].shape:

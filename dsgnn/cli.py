@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,6 +23,16 @@ def needs(extra: str) -> Iterator[None]:
         raise click.UsageError(
             f"{error.name} is not installed: pip install 'dsgnn[{extra}]'"
         ) from None
+
+
+def parse_size(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """ "448x576" to (448, 576)."""
+    if text is None:
+        return None
+    height, _x, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise click.BadParameter(f"expected HxW such as 448x576, got {text!r}")
+    return int(height), int(width)
 
 
 @click.command(context_settings=HELP)
@@ -61,3 +72,116 @@ def convert(source: Path, output: Path, config: str | None) -> None:
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error}") from None
     click.echo(f"{output}: {chosen.name}, {output.stat().st_size / 1e6:.0f} MB")
+
+
+@click.command(context_settings=HELP)
+@click.option("--config", required=True, metavar="NAME", type=click.Choice(list(CONFIGS)),
+              help=f"One of {', '.join(CONFIGS)}.")  # fmt: skip
+@click.option("--data", required=True, metavar="DATA",
+              help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N or composite:N:FOLDER: "
+              "made-up scenes without end to train on, N others to evaluate on.")  # fmt: skip
+@click.option("--out", required=True, metavar="RUN",
+              type=click.Path(file_okay=False, path_type=Path),
+              help="Folder of the run, made if missing.")  # fmt: skip
+@click.option("--init", metavar="FILE", type=click.Path(exists=True, path_type=Path),
+              help="Weights to start from: a checkpoint of dsgnn, or COCO Mask2Former as the "
+              "detection framework's .pth or transformers' file or folder.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on with the run in RUN, exactly as if it had not "
+              "stopped; start it if there is none.")  # fmt: skip
+@click.option("--amp", type=click.Choice(["off", "bf16", "fp16"]), default="off",
+              show_default=True, help="Mixed precision.")  # fmt: skip
+@click.option("--split", default="train", show_default=True,
+              help="Split to train on; train+val is the published recipe for ASSR.")  # fmt: skip
+@click.option("--val", default="val", show_default=True,
+              help="Split to evaluate on and choose the best checkpoint by, or none.")  # fmt: skip
+@click.option("--iterations", type=click.IntRange(1),
+              help="Optimiser steps; the schedule keeps its form.  [default: the "
+              "configuration's]")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1),
+              help="Images per process and pass.  [default: the configuration's]")  # fmt: skip
+@click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True,
+              help="Passes per optimiser step.")  # fmt: skip
+@click.option("--every", type=click.IntRange(1), metavar="N",
+              help="Evaluate and save every N iterations.  [default: 20 times]")  # fmt: skip
+@click.option("--workers", type=click.IntRange(0), default=2, show_default=True,
+              help="Processes that prepare images, for each training process.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Of everything random.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
+@click.version_option(package_name="dsgnn")
+def train(config: str, data: str, out: Path, **options: Any) -> None:
+    """Train a network. One process, or as many as torchrun starts.
+
+    \b
+    dsgnn-train --config nano --data composite:300 --out runs/nano
+    dsgnn-train --config r50-assr --data ASSR --init mask2former.pth --out runs/r50
+    torchrun --nproc-per-node 8 --no-python dsgnn-train --config swin-l-irsr \\
+        --data IRSR --init mask2former-swin-large --amp bf16 --out runs/swin
+
+    RUN gets last.safetensors and best.safetensors (highest SA-SOR on --val), state.pt (for
+    --resume), log.jsonl, curve.png, init.json (what --init took) and tensorboard/.
+
+    Exit status: 0 done, 1 stopped (a loss was not finite, or the data is broken), 2 wrong use.
+    """
+    with needs("train"):
+        from dsgnn.train import run
+
+    try:
+        run(config, data, out, **options)
+    except (FloatingPointError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+@click.command(context_settings=HELP)
+@click.argument("model", required=False, metavar="[MODEL]",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path))  # fmt: skip
+@click.option("--predictions", metavar="FILE",
+              type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="A results.json instead of a MODEL, from dsgnn-run or any method in its "
+              "form.")  # fmt: skip
+@click.option("--data", required=True, metavar="DATA",
+              help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N[:FOLDER].")  # fmt: skip
+@click.option("--split", default="test", show_default=True, help="Split to measure.")
+@click.option("--protocol", type=click.Choice(["dsgnn", "official"]), default="dsgnn",
+              show_default=True,
+              help="As the published code, or SA-SOR as its authors.")  # fmt: skip
+@click.option("--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
+              help="Write metrics.json, per_image.csv and results.json there.")  # fmt: skip
+@click.option("--size", metavar="HxW", callback=parse_size,
+              help="A checkpoint sees photos at this size, as a static artifact does.")  # fmt: skip
+@click.option("--worst", type=click.IntRange(0), default=0, metavar="N",
+              help="Draw the N images of lowest SA-SOR and the truth, into DIR/worst.")  # fmt: skip
+@click.option("--if-none", type=click.Choice(["all", "none"]), default="all", show_default=True,
+              help="Where no object passes the threshold, count all, as the published code does, "
+              "or none.")  # fmt: skip
+@click.option("--backend", default="auto", show_default=True,
+              help="Inference library for an artifact.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@click.version_option(package_name="dsgnn")
+def evaluate(model: Path | None, data: str, **options: Any) -> None:
+    """Measure MODEL, a checkpoint (.safetensors) or an exported artifact, on a data set.
+
+    \b
+    dsgnn-eval runs/r50/best.safetensors --data ASSR --out scores --worst 20
+    dsgnn-eval r50-assr.onnx --data ASSR --protocol official
+    dsgnn-eval --predictions ranked/results.json --data IRSR
+
+    Artifacts and predictions need no PyTorch.
+
+    Exit status: 0 done, 1 the data or the predictions are broken, 2 wrong use.
+    """
+    from dsgnn.evaluate import evaluate as measure
+    from dsgnn.evaluate import table
+    from dsgnn.runtime.backends import BackendError
+
+    try:
+        with needs("train"):
+            figures = measure(model, data, **options)
+    except (BackendError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    click.echo(table(figures))

@@ -1,134 +1,305 @@
-"""Training: the published recipes and `nano`'s, on one process or many (`torchrun`).
+"""Training on one process or many (`torchrun`), resumed exactly.
 
-Every random draw of an iteration comes from a seed of (seed, iteration, process), so a resumed
-run continues exactly as an uninterrupted one would.
+What is random in an iteration follows from (seed, iteration, pass, process) alone, so a resumed run
+continues as an uninterrupted one would. Differs from upstream: where several passes make a step,
+each counts the same.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.nn.parallel import DistributedDataParallel
 
+from dsgnn.batches import Epochs, Key, Scenes, Source, load, mix
 from dsgnn.checkpoint import save_checkpoint
-from dsgnn.config import Config
+from dsgnn.config import Config, get_config
+from dsgnn.data import open_data
+from dsgnn.data.composite import CompositeScenes
 from dsgnn.data.sample import Sample
-from dsgnn.losses import POINTS, Batch, Criterion, Target, object_centres
-from dsgnn.model import DSGNN, build_model
+from dsgnn.data.transforms import Examples
+from dsgnn.evaluate import measure, model_ranker
+from dsgnn.init import initialise
+from dsgnn.journal import EVALUATED, Journal, curve
+from dsgnn.losses import Batch, Criterion, Target, object_centres
+from dsgnn.metrics import summarise
+from dsgnn.model import DSGNN, build_model, normalise
+from dsgnn.parallel import gather, join, leave, mean, process, share_buffers
+from dsgnn.recipe import Recipe, parameter_groups, recipe_for
+from dsgnn.runtime.files import whole_file, write_whole
 
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
+AMP = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+log = logging.getLogger("dsgnn")
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How long and how fast.
+@dataclass
+class State:
+    """What a run continues from. run: facts that must not change on the way. best: SA-SOR."""
 
-    batch: images per process. backbone_scale: factor on the backbone's learning rate. clip: limit
-    of the gradient norm. milestones: iterations at which the learning rate drops to a tenth; with
-    none it follows a cosine to zero after `warmup` iterations. points: sampled by the mask losses.
-    ema: decay of the averaged weights that are evaluated and kept, 0 = none. sizes: (until, px):
-    images are px × px until that share of the iterations is done.
+    model: DSGNN
+    average: DSGNN | None
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    run: dict[str, Any]
+    iteration: int = 0
+    best: float = -np.inf
+
+    @property
+    def kept(self) -> DSGNN:
+        """The weights that are evaluated and saved."""
+        return self.average or self.model
+
+    def save(self, out: Path) -> None:
+        """Write state.pt and last.safetensors, each whole or not at all."""
+        content = {name: part.state_dict() for name, part in self._parts().items()}
+        content |= {"run": self.run, "iteration": self.iteration, "best": self.best}
+        with whole_file(out / "state.pt") as part:
+            torch.save(content, part)
+        save_checkpoint(out / "last.safetensors", self.kept)
+
+    def load(self, out: Path) -> None:
+        """ValueError when the run in `out` had another configuration, recipe, seed, …"""
+        device = next(self.model.parameters()).device
+        content = torch.load(out / "state.pt", map_location=device, weights_only=True)
+        changed = [
+            f"{name} was {content['run'][name]}, now {value}"
+            for name, value in self.run.items()
+            if content["run"][name] != value
+        ]
+        if changed:
+            raise ValueError(
+                f"{out} cannot be resumed with other settings ({'; '.join(changed)}): resume with "
+                f"the same ones, or start another run with --init {out / 'last.safetensors'}"
+            )
+        for name, part in self._parts().items():
+            part.load_state_dict(content[name])
+        self.iteration, self.best = content["iteration"], content["best"]
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"model": self.model, "optimiser": self.optimiser, "scaler": self.scaler}
+        return parts | ({"average": self.average} if self.average else {})
+
+
+def train(
+    config: Config,
+    source: Source,
+    out: Path,
+    recipe: Recipe | None = None,
+    *,
+    validation: Sequence[Sample] | None = None,
+    init: Path | None = None,
+    resume: bool = False,
+    amp: str = "off",
+    seed: int = 0,
+    workers: int = 0,
+    every: int | None = None,
+    log_every: int = 50,
+    device: str | torch.device = "cpu",
+) -> DSGNN:
+    """Train, and leave last.safetensors, best.safetensors, state.pt, log.jsonl and TensorBoard
+    events in `out`.
+
+    validation: evaluated (protocol `dsgnn`) every `every` iterations, when everything is saved too,
+    by default 20 times; "best" is the highest SA-SOR there. init: weights to start from, see
+    `dsgnn.init`. resume: go on with the run in `out`, if there is one. amp: "off", "bf16", "fp16".
+    workers: processes that prepare images. In a process group every process calls this.
+    → the model with the weights that were kept (the averaged ones with `recipe.ema`), eval mode.
+    Raises FloatingPointError with the batch's names when the loss or its gradient is not finite:
+    the last checkpoint stays as it was; ValueError for settings that do not fit.
     """
-
-    iterations: int = 36_000
-    batch: int = 2
-    learning_rate: float = 1e-4
-    backbone_scale: float = 0.1
-    weight_decay: float = 0.05
-    clip: float = 0.01
-    milestones: tuple[int, ...] = (15_000, 30_000)
-    warmup: int = 0
-    points: int = POINTS
-    ema: float = 0.0
-    sizes: tuple[tuple[float, int], ...] = ()
-
-    def rate(self, iteration: int) -> float:
-        """Factor on the learning rate."""
-        if self.milestones:
-            return 0.1 ** sum(iteration >= m for m in self.milestones)
-        if iteration < self.warmup:
-            return (iteration + 1) / self.warmup
-        done = (iteration - self.warmup) / max(1, self.iterations - self.warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-    def size(self, iteration: int, default: int) -> int:
-        """Side of the square images of an iteration, in pixels."""
-        for until, size in self.sizes:
-            if iteration < until * self.iterations:
-                return size
-        return default
-
-
-PUBLISHED = Recipe()
-NANO = Recipe(
-    iterations=5_000, batch=12, learning_rate=1e-3, backbone_scale=1.0, clip=5.0, milestones=(),
-    warmup=200, points=2048, ema=0.999, sizes=((0.6, 160), (0.85, 224), (1.0, 288)),
-)  # fmt: skip
-
-
-def recipe_for(config: Config) -> Recipe:
-    """The recipe a configuration was made for."""
-    return NANO if config.seeds == "peaks" else PUBLISHED
-
-
-class Scenes(Protocol):
-    """Training data: any number → a sample of the given (height, width)."""
-
-    def scene(self, number: int, size: tuple[int, int]) -> Sample: ...
-
-
-class _Loader(Dataset):
-    def __init__(self, scenes: Scenes):
-        self.scenes = scenes
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        number, size = key
-        return self.scenes.scene(number, (size, size))
-
-
-def normalise(images: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 RGB → (B, 3, H, W) float, the network's input."""
-    mean, std = (torch.tensor(v, device=images.device) for v in (MEAN, STD))
-    return ((images.float() - mean) / std).permute(0, 3, 1, 2)
-
-
-def collate(samples: Sequence[Sample]) -> tuple[Tensor, list[Target], list[str]]:
-    images = torch.from_numpy(np.stack([s.image for s in samples]))
-    targets = [Target(torch.from_numpy(s.masks), torch.from_numpy(s.ranks).float())
-               for s in samples]  # fmt: skip
-    return images, targets, [s.name for s in samples]
-
-
-def parameter_groups(model: DSGNN, recipe: Recipe) -> list[dict[str, Any]]:
-    """AdamW groups: backbone slower; no decay on norms, embeddings and the graph head."""
-    norms = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-    plain = {id(p) for m in model.modules() if isinstance(m, norms) for p in m.parameters()}
-    plain |= {id(p) for p in model.graph.parameters()}
-    groups: dict[tuple[float, float], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        embedding = name == "levels" or name.endswith(
-            ("seeds.features", "seeds.positions", "decoder.levels", "relative_position_bias_table")
+    recipe, device = recipe or recipe_for(config), torch.device(device)
+    every = every or max(1, recipe.iterations // 20)
+    rank, world = process()
+    state = _start(config, recipe, out, init, resume, amp, seed, device)
+    if rank == 0 and config.texture and recipe.batch == 1:
+        log.warning(
+            "one image per process: the cross-image and difference losses compare the images of "
+            "one process's batch, so they are 0 in this run; --batch 2 or more turns them on "
+            "(--accumulate does not)"
         )
-        decay = 0.0 if embedding or id(parameter) in plain else recipe.weight_decay
-        scale = recipe.backbone_scale if name.startswith("backbone.") else 1.0
-        groups.setdefault((scale, decay), []).append(parameter)
-    return [
-        {"params": p, "weight_decay": decay, "lr": recipe.learning_rate * scale, "scale": scale}
-        for (scale, decay), p in groups.items()
-    ]
+    step = Step(config, recipe, state, amp, seed, out)
+    batches = load(source, _keys(config, recipe, state.iteration), workers)
+    journal = Journal(out, state.iteration, recipe.iterations) if rank == 0 else None
+    per_step = recipe.batch * recipe.accumulate * world
+    began, first, since = time.monotonic(), state.iteration, state.iteration
+    running: dict[str, Tensor] = {}
+    try:
+        for iteration in range(state.iteration, recipe.iterations):
+            for name, term in step(iteration, batches).items():
+                running[name] = running.get(name, torch.zeros_like(term)) + term
+            state.iteration = done = iteration + 1
+            save = done % every == 0 or done == recipe.iterations
+            if save or done % log_every == 0:
+                losses = {name: mean(v / (done - since)).item() for name, v in running.items()}
+                running, since = {}, done
+                record = {
+                    "iteration": done,
+                    "images": done * per_step,
+                    "loss": sum(losses.values()),
+                    "learning_rate": recipe.learning_rate * recipe.rate(iteration),
+                    "images_per_s": (done - first) * per_step / (time.monotonic() - began),
+                    "losses": losses,
+                }
+                if journal:
+                    journal.losses(record)
+            if save and validation is not None:
+                figures = _evaluate(state.kept, validation)
+                value = figures["sa_sor"] or 0.0
+                best, state.best = value > state.best, max(value, state.best)
+                if journal:
+                    record = {"iteration": done, "images": done * per_step, "evaluation": figures}
+                    journal.evaluation(record, best)
+                    if best:
+                        save_checkpoint(out / "best.safetensors", state.kept)
+            if save and rank == 0:
+                state.save(out)
+            if journal:
+                journal.bar.update()
+    finally:
+        if journal:
+            journal.close()
+    return state.kept.eval()
+
+
+class Step:
+    """One optimiser step: `step(iteration, batches)` → the mean of each loss over its passes."""
+
+    def __init__(
+        self, config: Config, recipe: Recipe, state: State, amp: str, seed: int, out: Path
+    ):
+        self.config, self.recipe, self.state = config, recipe, state
+        self.amp, self.seed, self.out = amp, seed, out
+        self.device = next(state.model.parameters()).device
+        self.criterion = Criterion(config, recipe.points)
+        self.network: nn.Module = state.model
+        if process()[1] > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.network = DistributedDataParallel(state.model, device_ids=devices)
+
+    def __call__(self, iteration: int, batches: Iterator[Examples]) -> dict[str, Tensor]:
+        recipe, optimiser, scaler = self.recipe, self.state.optimiser, self.state.scaler
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * group["scale"] * recipe.rate(iteration)
+        optimiser.zero_grad(set_to_none=True)
+        totals: dict[str, Tensor] = {}
+        names: list[str] = []
+        for number in range(recipe.accumulate):
+            examples = next(batches)
+            names += examples.names
+            with self._together(number == recipe.accumulate - 1):
+                terms = self.losses(examples, mix(self.seed, iteration, number, process()[0]))
+                loss = torch.stack(list(terms.values())).sum()
+                self._stop_unless_finite("loss", loss, iteration, examples.names)
+                scaler.scale(loss / recipe.accumulate).backward()
+            for name, term in terms.items():
+                totals[name] = totals.get(name, 0) + term.detach() / recipe.accumulate
+        scaler.unscale_(optimiser)
+        norm = nn.utils.clip_grad_norm_(self.state.model.parameters(), recipe.clip)
+        if self.amp != "fp16":  # there the scaler leaves such a step out and scales less
+            self._stop_unless_finite("gradient", norm, iteration, names)
+        scaler.step(optimiser)
+        scaler.update()
+        if self.state.average is not None:
+            _follow(self.state.average, self.state.model, recipe.decay(iteration))
+        return totals
+
+    def losses(self, examples: Examples, seed: int) -> dict[str, Tensor]:
+        """Every weighted loss of one batch, as scalars."""
+        torch.manual_seed(seed)  # dropout and the points of the mask losses
+        images = normalise(examples.images.to(self.device))
+        targets = [
+            Target(t.masks.to(self.device), t.ranks.to(self.device)) for t in examples.targets
+        ]
+        centres = None
+        if self.config.seeds == "peaks":
+            generator = torch.Generator().manual_seed(seed)
+            centres = seed_centres(targets, self.config.queries, generator)
+        with torch.autocast(self.device.type, AMP[self.amp], enabled=self.amp != "off"):
+            output = self.network(images, training_outputs=True, centres=centres)
+        count = float(sum(len(t.ranks) for t in targets))
+        objects = mean(torch.tensor(count, device=self.device))
+        terms = self.criterion(output, images, targets, objects=objects)
+        return {name: term.sum() for name, term in terms.items()}
+
+    def _together(self, last: bool) -> Any:
+        """Gradients are exchanged in the last pass of a step only."""
+        if last or not isinstance(self.network, DistributedDataParallel):
+            return nullcontext()
+        return self.network.no_sync()
+
+    def _stop_unless_finite(
+        self, what: str, value: Tensor, iteration: int, names: list[str]
+    ) -> None:
+        """FloatingPointError on every process when the value is not finite on one."""
+        if not mean((~torch.isfinite(value.detach())).float()):
+            return
+        found = enumerate(gather((value.item(), names)))
+        bad = [
+            f"{v} on process {r} for {', '.join(n)}" for r, (v, n) in found if not np.isfinite(v)
+        ]
+        raise FloatingPointError(
+            f"the {what} of iteration {iteration + 1} is not finite: {'; '.join(bad)}. The "
+            f"checkpoints in {self.out} are from before it. Look at these images and their "
+            "annotations, or train without --amp"
+        )
+
+
+def run(
+    config: str,
+    data: str,
+    out: Path,
+    *,
+    split: str = "train",
+    val: str = "val",
+    iterations: int | None = None,
+    batch: int | None = None,
+    accumulate: int = 1,
+    seed: int = 0,
+    device: str = "auto",
+    **options: Any,
+) -> None:
+    """What `dsgnn-train` does: open the data, join the process group, train, draw the curve.
+
+    data: as for `dsgnn.data.open_data`; made-up scenes are trained on without end. val: the split
+    to evaluate on, or "none". device: "auto", "cpu", "cuda" or "cuda:N". options: of `train`.
+    """
+    if val in split.split("+"):
+        raise ValueError(f"the split {val} would be trained on too: give --val another, or none")
+    chosen = get_config(config)
+    recipe = recipe_for(chosen)
+    recipe = replace(
+        recipe,
+        iterations=recipe.iterations if iterations is None else iterations,
+        batch=recipe.batch if batch is None else batch,
+        accumulate=accumulate,
+    )
+    samples = open_data(data, split)
+    validation = None if val == "none" else open_data(data, val)
+    source: Source
+    if isinstance(samples, CompositeScenes):
+        samples.load()
+        source = Scenes(samples)
+    else:
+        source = Epochs(samples, chosen.augmentation, seed)
+    where = join(device)
+    try:
+        train(
+            chosen, source, out, recipe, validation=validation, seed=seed, device=where, **options
+        )
+        if process()[0] == 0:
+            curve(out)
+    finally:
+        leave()
 
 
 def seed_centres(targets: Sequence[Target], queries: int, generator: torch.Generator) -> Tensor:
@@ -147,105 +318,70 @@ def seed_centres(targets: Sequence[Target], queries: int, generator: torch.Gener
     return centres
 
 
-def train(
-    config: Config,
-    scenes: Scenes,
-    out: Path,
-    recipe: Recipe | None = None,
-    *,
-    seed: int = 0,
-    workers: int = 1,
-    save_every: int = 500,
-    resume: bool = False,
-    device: str | torch.device = "cpu",
-) -> DSGNN:
-    """Train and leave `last.safetensors`, `state.pt` and `log.jsonl` in `out`.
-
-    Returns the model with the weights that were kept (the averaged ones with `recipe.ema`).
-    FloatingPointError names the samples of the batch whose loss was not finite; the last
-    checkpoint stays as it was.
-    """
-    recipe = recipe or recipe_for(config)
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def _start(
+    config: Config, recipe: Recipe, out: Path, init: Path | None, resume: bool, amp: str, seed: int,
+    device: torch.device,
+) -> State:  # fmt: skip
+    """A fresh state, with weights from `init` if given, or that of the run in `out`."""
+    if amp not in AMP:
+        raise ValueError(f"amp must be one of {', '.join(AMP)}, got {amp!r}")
+    rank, world = process()
+    found = (out / "state.pt").is_file()
+    if found and not resume:
+        raise ValueError(f"{out} holds a run already: --resume continues it; or choose another")
     torch.manual_seed(seed)
     model = build_model(config).to(device, memory_format=torch.channels_last).train()
-    network: nn.Module = model
-    if world > 1:
-        network = nn.parallel.DistributedDataParallel(model, find_unused_parameters=False)
     average = build_model(config).to(device) if recipe.ema else None
+    optimiser = torch.optim.AdamW(parameter_groups(model, recipe), betas=(0.9, 0.999))
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+    facts = {"config": config.to_dict(), "recipe": asdict(recipe), "seed": seed, "amp": amp,
+             "processes": world}  # fmt: skip
+    state = State(model, average, optimiser, scaler, json.loads(json.dumps(facts)))
+    if found:
+        state.load(out)
+    if len(starts := set(gather(state.iteration))) > 1:
+        raise ValueError(
+            f"the processes found runs at iterations {sorted(starts)} in {out}: --out must be a "
+            "folder that all machines share"
+        )
+    if found:
+        return state
+    report = initialise(model, init) if init else None
     if average is not None:
         average.load_state_dict(model.state_dict())
-    optimiser = torch.optim.AdamW(parameter_groups(model, recipe), betas=(0.9, 0.999))
-    start = 0
-    state_path = out / "state.pt"
-    out.mkdir(parents=True, exist_ok=True)
-    if resume and state_path.is_file():
-        state = torch.load(state_path, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-        start = state["iteration"]
-    criterion = Criterion(config, recipe.points)
-    keys = [
-        [
-            ((i * world + rank) * recipe.batch + j, recipe.size(i, config.size))
-            for j in range(recipe.batch)
-        ]
-        for i in range(start, recipe.iterations)
-    ]
-    loader = DataLoader(
-        _Loader(scenes), batch_sampler=keys, num_workers=workers, collate_fn=collate,
-        worker_init_fn=_quiet_worker, prefetch_factor=4 if workers else None,
-    )  # fmt: skip
-    log = (out / "log.jsonl").open("a") if rank == 0 else None
-    began, seen = time.monotonic(), 0
-    running: dict[str, float] = {}
-    for iteration, (images, targets, names) in enumerate(loader, start):
-        torch.manual_seed(hash((seed, iteration, rank)) % 2**63)
-        generator = torch.Generator().manual_seed(hash((seed, iteration, rank, 1)) % 2**63)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * group["scale"] * recipe.rate(iteration)
-        images = normalise(images.to(device)).to(memory_format=torch.channels_last)
-        targets = [Target(t.masks.to(device), t.ranks.to(device)) for t in targets]
-        centres = None
-        if config.seeds == "peaks":
-            centres = seed_centres(targets, config.queries, generator)
-        output = network(images, training_outputs=True, centres=centres)
-        terms = {name: term.sum() for name, term in criterion(output, images, targets).items()}
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"loss is {loss.item()} at iteration {iteration}, samples {', '.join(names)}; "
-                f"the last good checkpoint is {out / 'last.safetensors'}"
-            )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimiser.step()
-        if average is not None:
-            _follow(average, model, min(recipe.ema, (1 + iteration) / (10 + iteration)))
-        seen += len(images) * world
-        for name, term in terms.items():
-            running[name] = running.get(name, 0.0) + float(term.detach())
-        done = iteration + 1
-        if rank == 0 and log is not None and done % 50 == 0:
-            values = {name: round(v / 50, 4) for name, v in running.items()}
-            running = {}
-            record = {"iteration": done, "loss": round(sum(values.values()), 4),
-                      "images_per_s": round(seen / (time.monotonic() - began), 2), **values}  # fmt: skip
-            print(json.dumps(record), file=log, flush=True)
-        if rank == 0 and (done % save_every == 0 or done == recipe.iterations):
-            _save_state(state_path, model, average, optimiser, done)
-            save_checkpoint(out / "last.safetensors", average or model)
-    return average or model
+    if rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        if resume:
+            log.warning("%s: no run to resume here yet, starting it", out)
+        if report:
+            log.warning("%s", report)
+            write_whole(out / "init.json", json.dumps(asdict(report), indent=1).encode())
+    return state
 
 
-def _quiet_worker(_: int) -> None:
-    import cv2
+def _keys(config: Config, recipe: Recipe, start: int) -> Iterator[list[Key]]:
+    """Which examples this process sees in each pass from iteration `start` on."""
+    rank, world = process()
+    for iteration in range(start, recipe.iterations):
+        size = recipe.size(iteration, config.size)
+        for number in range(recipe.accumulate):
+            first = ((iteration * recipe.accumulate + number) * world + rank) * recipe.batch
+            yield [(first + i, size) for i in range(recipe.batch)]
 
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
+
+def _evaluate(model: DSGNN, validation: Sequence[Sample]) -> dict[str, float | None]:
+    """Figures of the validation split; each process measures its share of the images."""
+    rank, world = process()
+    share_buffers(model)
+    training = model.training
+    model.eval()
+    palette = getattr(validation, "palette", "irsr")
+    share = measure(
+        model_ranker(model), validation, range(rank, len(validation), world), palette=palette
+    )
+    model.train(training)
+    figures = summarise([image for part in gather(share) for image in part], palette=palette)
+    return {name: figures[name] for name in EVALUATED}
 
 
 @torch.no_grad()
@@ -256,15 +392,3 @@ def _follow(average: DSGNN, model: DSGNN, decay: float) -> None:
             a.lerp_(b, 1 - decay)
         else:
             a.copy_(b)
-
-
-def _save_state(
-    path: Path, model: DSGNN, average: DSGNN | None, optimiser: torch.optim.Optimizer, done: int
-) -> None:
-    part = path.with_name(path.name + ".part")
-    torch.save(
-        {"model": model.state_dict(), "average": average.state_dict() if average else None,
-         "optimiser": optimiser.state_dict(), "iteration": done},
-        part,
-    )  # fmt: skip
-    part.replace(path)

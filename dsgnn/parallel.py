@@ -1,0 +1,66 @@
+"""The processes of one training run: which this is, and what they share."""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def join(device: str) -> torch.device:
+    """Join the group that torchrun made, if any (nccl on GPUs, gloo on CPUs).
+
+    device: "auto", "cpu", "cuda" or "cuda:N". → the device of this process; in a group each process
+    of a machine has its own GPU.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.device(device)
+    grouped = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if where.type == "cuda":
+        index = int(os.environ["LOCAL_RANK"]) if grouped else where.index or 0
+        where = torch.device("cuda", index)
+        torch.cuda.set_device(where)
+    if grouped:
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    return where
+
+
+def leave() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def process() -> tuple[int, int]:
+    """Rank of this process and number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def mean(value: Tensor) -> Tensor:
+    """Mean over the processes."""
+    if dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value
+
+
+def gather(value: T) -> list[T]:
+    """What each process has, by rank."""
+    values = [value] * process()[1]
+    if dist.is_initialized():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def share_buffers(module: torch.nn.Module) -> None:
+    """Give every process the first one's buffers (BatchNorm statistics are each process's own)."""
+    if dist.is_initialized():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
