@@ -12,7 +12,7 @@ options that are ours (peaks, balanced ranks, no texture).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -276,6 +276,7 @@ class Criterion:
         graph = out.graph
         classes = {"shape": out.class_s.float(), "graph": by_output(graph.class_logits)}
         if isinstance(graph, DomainOutput):
+            assert out.class_t is not None
             classes["texture"] = out.class_t.float()
             classes["graph_s"] = by_output(graph.class_s)
             classes["graph_t"] = by_output(graph.class_t)
@@ -320,6 +321,7 @@ class Criterion:
         terms["domain_rank"] = rank("graph", by_output(graph.rank))
         if not isinstance(graph, DomainOutput):
             return terms
+        assert out.rank_t is not None and out.textures is not None
         terms["texture_class"] = classify("texture")
         terms["texture_rank"] = rank("texture", out.rank_t.float())
         m = matches["texture"]
@@ -352,7 +354,9 @@ class Criterion:
         )
         return terms
 
-    def _uncertain_points(self, logits: Tensor, random_points) -> Tensor:
+    def _uncertain_points(
+        self, logits: Tensor, random_points: Callable[[int, int], Tensor]
+    ) -> Tensor:
         """P points per map: 75% the most uncertain of 3·P random ones, the rest random
         (PointRend, section 3.1). logits: (N, 1, h, w) → (N, P, 2)."""
         N, keep = len(logits), int(UNCERTAIN * self.points)
