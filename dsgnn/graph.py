@@ -198,7 +198,9 @@ class DomainSeparationHead(GraphHead):
         self.rank_s, self.rank_t = nn.Linear(width, 1), nn.Linear(width, 1)
         self.class_s, self.class_t = nn.Linear(width, 2), nn.Linear(width, 2)
 
-    def forward(self, s: Tensor, t: Tensor, training_outputs: bool = False) -> GraphOutput:
+    def forward(  # type: ignore[override]  # two domains where the simple head has one
+        self, s: Tensor, t: Tensor, training_outputs: bool = False
+    ) -> GraphOutput:
         """s, t: (B, Q, C) queries before their last LayerNorm → GraphOutput, or DomainOutput."""
         encoded_s, encoded_t = self.encode_s(s), self.encode_t(t)
         common_s, common_t = self.common(encoded_s), self.common(encoded_t)
