@@ -43,22 +43,31 @@ class PadThenShiftBlock(SwinTransformerBlock):
 class Backbone(nn.Module):
     """Feature maps of a photo at strides 4, 8, 16 and 32.
 
-    channels: of the four maps. ValueError when timm's network has other strides.
+    channels: of the four maps. Raises ValueError when timm does not know the name or the network
+    has other strides. Some of timm's networks work at one size only: give them `img_size` in
+    `backbone_options`.
     """
 
     def __init__(self, config: Config):
         super().__init__()
+        if not timm.is_model(config.backbone):
+            raise ValueError(
+                f"backbone {config.backbone!r} is not a timm model; timm.list_models() names them"
+            )
         options = dict(config.backbone_options)
         self.is_swin = config.backbone.startswith("swin_")
-        if self.is_swin:
+        if config.backbone.startswith(("swin_", "swinv2_")) and "_cr_" not in config.backbone:
             options |= {"always_partition": True, "strict_img_size": False}
         # timm lists stride 2 too, where a network has it: take the last four.
         self.body = timm.create_model(config.backbone, features_only=True, **options)
         reductions = self.body.feature_info.reduction()
         if tuple(reductions[-4:]) != STRIDES:
-            raise ValueError(f"backbone {config.backbone} has strides {reductions}; "
-                             "maps at strides 4, 8, 16 and 32 are needed")
+            raise ValueError(
+                f"backbone {config.backbone} has strides {reductions}; "
+                "maps at strides 4, 8, 16 and 32 are needed"
+            )
         self.channels: list[int] = self.body.feature_info.channels()[-4:]
+        self.channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
         self.frozen_norm = config.frozen_norm
         if self.frozen_norm:
             for module in self.batch_norms():
@@ -82,6 +91,6 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """images: (B, 3, H, W) normalised float → four maps (B, C_i, H / stride, W / stride)."""
         maps = self.body(images)[-4:]
-        if self.is_swin:  # timm's Swin maps have the channels last
-            return [norm(x).movedim(-1, 1) for norm, x in zip(self.norms, maps, strict=True)]
-        return maps
+        if self.is_swin:
+            maps = [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
+        return [x.movedim(-1, 1) for x in maps] if self.channels_last else maps

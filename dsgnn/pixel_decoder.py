@@ -2,7 +2,8 @@
 
 `DeformablePixelDecoder` is the published one (multi-scale deformable attention, MSDA);
 `FPNPixelDecoder` has convolutions only and is for small models.
-B batch, C width, L = 3 levels, M = 8 attention heads, P = 4 points, D = C / M, N cells of all levels.
+B batch, C width, L = 3 levels, M = 8 attention heads, P = 4 points, D = C / M, N cells of all
+levels.
 """
 
 from __future__ import annotations
@@ -130,10 +131,12 @@ class DeformablePixelDecoder(nn.Module):
         inputs = [conv(x) for conv, x in zip(self.inputs, reversed(maps[1:]), strict=True)]
         shapes = [(x.shape[-2], x.shape[-1]) for x in inputs]
         x = torch.cat([x.flatten(2).transpose(1, 2) for x in inputs], 1)  # (B, N, C)
-        position = torch.cat([
-            sine_position(h, w, x.shape[-1], x).flatten(1).T + level
-            for (h, w), level in zip(shapes, self.levels, strict=True)
-        ])  # (N, C)
+        position = torch.cat(
+            [
+                sine_position(h, w, x.shape[-1], x).flatten(1).T + level
+                for (h, w), level in zip(shapes, self.levels, strict=True)
+            ]
+        )  # (N, C)
         centres = torch.cat([cell_centres(h, w, x) for h, w in shapes])  # (N, 2)
         for layer in self.layers:
             x = layer(x, position, centres, shapes)
