@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dsgnn.data.composite import CompositeScenes
-from dsgnn.data.sample import Sample
+from dsgnn.data.records import Samples
 from dsgnn.data.transforms import Example, Examples, augment, collate, example
 
 Key = tuple[int, int]  # number of an example, and its size in pixels
@@ -40,7 +40,7 @@ class Epochs:
     augmentation: as in `Config`. ValueError when there are no samples.
     """
 
-    def __init__(self, samples: Sequence[Sample], augmentation: str, seed: int):
+    def __init__(self, samples: Samples, augmentation: str, seed: int):
         if not len(samples):
             raise ValueError("there are no images to train on; is the split empty?")
         self.samples, self.augmentation, self.seed = samples, augmentation, seed

@@ -20,6 +20,7 @@ import numpy as np
 
 from dsgnn.data import open_data
 from dsgnn.data.polygons import segmentation_to_mask
+from dsgnn.data.records import Samples
 from dsgnn.data.sample import Sample
 from dsgnn.metrics import image_metrics, summarise
 from dsgnn.runtime.artifact import sha256_of
@@ -102,7 +103,7 @@ def evaluate(
 
 def measure(
     rank: Rank,
-    samples: Sequence[Sample],
+    samples: Samples,
     indices: Iterable[int] | None = None,
     protocol: str = "dsgnn",
     palette: str = "assr",
@@ -257,7 +258,8 @@ def _ranking(entry: Mapping[str, Any]) -> Ranking:
 def truth(sample: Sample) -> Ranking:
     """A sample's ground truth as a ranking."""
     values = [(float(rank), 1.0, number) for number, rank in enumerate(sample.ranks)]
-    return _ranked(*sample.image.shape[:2], sample.masks, values)
+    h, w = sample.image.shape[:2]
+    return _ranked(h, w, list(sample.masks), values)
 
 
 def _ranked(
@@ -318,7 +320,7 @@ def _write_csv(path: Path, images: list[dict[str, Any]]) -> None:
 
 
 def _draw_worst(
-    folder: Path, rank: Rank, samples: Sequence[Sample], images: list[dict[str, Any]], count: int
+    folder: Path, rank: Rank, samples: Samples, images: list[dict[str, Any]], count: int
 ) -> None:
     """The images of lowest SA-SOR: the truth on the left, the prediction on the right."""
     ranked = [i for i, image in enumerate(images) if image["sa_sor"] is not None]

@@ -26,7 +26,7 @@ from dsgnn.checkpoint import save_checkpoint
 from dsgnn.config import Config, get_config
 from dsgnn.data import open_data
 from dsgnn.data.composite import CompositeScenes
-from dsgnn.data.sample import Sample
+from dsgnn.data.records import Samples
 from dsgnn.data.transforms import Examples
 from dsgnn.evaluate import measure, model_ranker
 from dsgnn.init import initialise
@@ -96,7 +96,7 @@ def train(
     out: Path,
     recipe: Recipe | None = None,
     *,
-    validation: Sequence[Sample] | None = None,
+    validation: Samples | None = None,
     init: Path | None = None,
     resume: bool = False,
     amp: str = "off",
@@ -369,7 +369,7 @@ def _keys(config: Config, recipe: Recipe, start: int) -> Iterator[list[Key]]:
             yield [(first + i, size) for i in range(recipe.batch)]
 
 
-def _evaluate(model: DSGNN, validation: Sequence[Sample]) -> dict[str, float | None]:
+def _evaluate(model: DSGNN, validation: Samples) -> dict[str, float | None]:
     """Figures of the validation split; each process measures its share of the images."""
     rank, world = process()
     share_buffers(model)
