@@ -84,7 +84,7 @@ class PeakSeeds(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """memory: (B, C, h, w) at stride 8.
 
-        centres: (B, Q) flat cells to seed from, -1 = none, the next peak takes its place (training).
+        centres: (B, Q) flat cells to seed from, -1 = none, the next peak takes its place (training)
         → features, positions (B, Q, C), heat-map logits (B, h, w), cells (B, Q) flat indices.
         """
         B, C, h, w = memory.shape

@@ -25,11 +25,16 @@ class Sample:
         h, w = self.image.shape[:2]
         g = len(self.ranks)
         if self.image.shape != (h, w, 3) or self.image.dtype != np.uint8:
-            raise ValueError(f"{self.name}: image must be (h, w, 3) uint8, got "
-                             f"{self.image.shape} {self.image.dtype}")
+            raise ValueError(
+                f"{self.name}: image must be (h, w, 3) uint8, got "
+                f"{self.image.shape} {self.image.dtype}"
+            )
         if self.masks.shape != (g, h, w) or self.masks.dtype != bool:
-            raise ValueError(f"{self.name}: masks must be ({g}, {h}, {w}) bool, got "
-                             f"{self.masks.shape} {self.masks.dtype}")
+            raise ValueError(
+                f"{self.name}: masks must be ({g}, {h}, {w}) bool, got "
+                f"{self.masks.shape} {self.masks.dtype}"
+            )
         if sorted(self.ranks.tolist()) != list(range(1, g + 1)):
-            raise ValueError(f"{self.name}: ranks must be a permutation of 1…{g}, got "
-                             f"{self.ranks.tolist()}")
+            raise ValueError(
+                f"{self.name}: ranks must be a permutation of 1…{g}, got {self.ranks.tolist()}"
+            )
