@@ -76,7 +76,12 @@ def mask_cost(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def assign(cost: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """Hungarian matching. cost: (K, B, Q, G) → object index of each query (K, B, Q), -1 = none."""
+    """Hungarian matching. cost: (K, B, Q, G) → object index of each query (K, B, Q), -1 = none.
+
+    Costs that are not finite count 0: the losses of such queries are not finite either, and it is
+    there that training stops and tells.
+    """
+    cost = np.nan_to_num(cost, posinf=0.0, neginf=0.0)
     matched = np.full(cost.shape[:3], -1)
     for k in range(cost.shape[0]):
         for b, count in enumerate(counts):
@@ -228,7 +233,8 @@ class Criterion:
     output (scalar terms are (1,)); their sum is the loss. `output` needs training outputs, `images`
     is what the network saw. `points` (P, 2) in [0, 1] replaces the random points everywhere.
     `generator` makes the points repeatable. `objects`: what the losses summed over objects are
-    divided by, by default the number of objects in the batch; several processes give their mean.
+    divided by, by default the objects of the batch that can be matched (at most Q of an image);
+    several processes give their mean.
     """
 
     def __init__(self, config: Config, points: int = POINTS):
@@ -251,7 +257,8 @@ class Criterion:
         O, B, Q = out.masks.shape[:3]  # noqa: E741
         masks = out.masks.float()
         weights = torch.tensor(self.config.class_weights, device=masks.device)
-        total = (batch.counts.sum() if objects is None else torch.as_tensor(objects)).clamp(min=1)
+        matchable = batch.counts.clamp(max=Q).sum()
+        total = (matchable if objects is None else torch.as_tensor(objects)).clamp(min=1)
         by_output = lambda x: x.float().unflatten(0, (O, B))  # noqa: E731  (O·B, …) → (O, B, …)
 
         def random_points(n: int, count: int) -> Tensor:

@@ -226,7 +226,7 @@ class Step:
             centres = seed_centres(targets, self.config.queries, generator)
         with torch.autocast(self.device.type, AMP[self.amp], enabled=self.amp != "off"):
             output = self.network(images, training_outputs=True, centres=centres)
-        count = float(sum(len(t.ranks) for t in targets))
+        count = float(sum(min(len(t.ranks), self.config.queries) for t in targets))
         objects = mean(torch.tensor(count, device=self.device))
         terms = self.criterion(output, images, targets, objects=objects)
         return {name: term.sum() for name, term in terms.items()}
