@@ -38,6 +38,7 @@ PROTOCOLS = ("dsgnn", "official")
 PALETTES = ("assr", "irsr")
 ASSR_GREYS = np.array([255, 229, 204, 178, 153]) / 255  # most salient first
 BETA2 = 0.3
+STRIP = 1 << 16  # pixels worked on at a time: the masks of a strip stay in the processor's cache
 
 
 def evaluate(
@@ -177,25 +178,43 @@ def _regions(gt_masks: np.ndarray, pred_masks: np.ndarray) -> tuple[np.ndarray, 
     Returns gt (G, R) and pred (P, R), 1 where the mask covers the region, and the regions' pixels
     (R,), all float64 (exact for counts), so that sums over pixels are matrix products.
     """
-    # Cut the flat image into runs within which no mask changes, then join runs under equal masks.
     flat = [mask.reshape(-1).view(np.uint8) for masks in (gt_masks, pred_masks) for mask in masks]
     size = gt_masks.shape[1] * gt_masks.shape[2]
-    changes, differs = np.zeros((2, size), np.uint8)
-    changes[0] = 1
-    for mask in flat:
-        np.bitwise_xor(mask[1:], mask[:-1], out=differs[1:])
-        np.bitwise_or(changes, differs, out=changes)
-    starts = np.flatnonzero(changes.view(bool))
-    cover = np.zeros((len(flat), len(starts)))  # (G+P, runs)
-    for row, mask in zip(cover, flat, strict=True):
-        row[:] = mask.take(starts)
-    pixels = np.diff(starts, append=size).astype(np.float64)
-    if len(flat) <= 16:  # few enough for a table of all combinations of masks
-        bits = np.arange(len(flat))
-        totals: np.ndarray = np.bincount((2.0**bits @ cover).astype(np.int64), pixels)
-        codes = np.flatnonzero(totals)
-        cover, pixels = (codes >> bits[:, None] & 1).astype(np.float64), totals[codes]
+    groups = max(1, -(-len(flat) // 8))
+    # Cut the image into runs of equal code: bit k of byte b is mask 8 b + k.
+    starts, run_codes = [], []
+    for begin in range(0, size, STRIP):
+        strip = [mask[begin : begin + STRIP] for mask in flat]
+        codes = np.zeros((groups, min(STRIP, size - begin)), np.uint8)
+        changes = np.zeros(STRIP, bool)
+        changes[0] = True
+        for group, code in enumerate(codes):
+            for mask in reversed(strip[8 * group : 8 * group + 8]):
+                np.add(code, code, out=code)  # a shift by one bit, but vectorised
+                np.bitwise_or(code, mask, out=code)
+            changes[1 : len(code)] |= code[1:] != code[:-1]
+        runs = _true(changes)
+        starts.append(runs + begin)
+        run_codes.append(codes[:, runs])
+    codes = np.concatenate(run_codes, axis=1)  # (groups, runs)
+    pixels = np.diff(np.concatenate(starts), append=size).astype(np.float64)
+    if groups <= 2:  # few enough masks for a table of all codes: join the runs of each
+        totals: np.ndarray = np.bincount(256 ** np.arange(groups) @ codes, pixels)
+        found = np.flatnonzero(totals)
+        codes, pixels = np.stack([found & 255, found >> 8])[:groups].astype(np.uint8), totals[found]
+    cover = np.unpackbits(codes, axis=0, count=len(flat), bitorder="little").astype(np.float64)
     return cover[: len(gt_masks)], cover[len(gt_masks) :], pixels
+
+
+def _true(flags: np.ndarray) -> np.ndarray:
+    """np.flatnonzero for few among many, twice as fast: eight at a time.
+
+    flags: (N,) bool, N a multiple of 8. Returns (number of True,) int64.
+    """
+    eights = flags.view(np.uint64)
+    which = np.flatnonzero(eights != 0)
+    inside = np.flatnonzero(eights[which].view(bool))
+    return which[inside >> 3] << 3 | inside & 7
 
 
 def _match(iou: np.ndarray, threshold: float) -> np.ndarray:

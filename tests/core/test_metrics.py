@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsgnn.metrics import evaluate, image_metrics, summarise
+from dsgnn.metrics import STRIP, evaluate, image_metrics, summarise
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden"
@@ -268,6 +268,14 @@ def test_equals_the_naive_version(protocol, palette, threshold):
             if name in defined and value is not None:
                 defined[name] += 1
     assert min(defined.values()) >= 12  # most samples say something
+
+
+def test_photos_larger_than_a_strip():
+    sample = random_sample(np.random.default_rng(5), 4, 6, height=2 * STRIP // 301, width=307)
+    assert sample[0][0].size > 2 * STRIP
+    expected = naive_metrics(*sample)
+    ours = image_metrics(*sample)
+    assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.filterwarnings("error")
