@@ -123,12 +123,14 @@ def train(config: str, data: str, out: Path, **options: Any) -> None:
 
     Exit status: 0 done, 1 stopped (a loss was not finite, or the data is broken), 2 wrong use.
     """
+    from dsgnn.data.records import AnnotationError
+
     with needs("train"):
         from dsgnn.train import run
 
     try:
         run(config, data, out, **options)
-    except (FloatingPointError, OSError) as error:
+    except (FloatingPointError, AnnotationError, OSError) as error:
         raise click.ClickException(str(error)) from None
     except ValueError as error:
         raise click.UsageError(str(error)) from None
@@ -171,8 +173,9 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
 
     Artifacts and predictions need no PyTorch.
 
-    Exit status: 0 done, 1 the data or the predictions are broken, 2 wrong use.
+    Exit status: 0 done, 1 the data or a file is broken, 2 wrong use.
     """
+    from dsgnn.data.records import AnnotationError
     from dsgnn.evaluate import evaluate as measure
     from dsgnn.evaluate import table
     from dsgnn.runtime.backends import BackendError
@@ -180,7 +183,7 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
     try:
         with needs("train"):
             figures = measure(model, data, **options)
-    except (BackendError, OSError) as error:
+    except (BackendError, AnnotationError, OSError) as error:
         raise click.ClickException(str(error)) from None
     except ValueError as error:
         raise click.UsageError(str(error)) from None

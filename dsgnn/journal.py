@@ -71,12 +71,15 @@ class Journal:
 
 
 def read_log(out: Path) -> list[dict[str, Any]]:
-    """The records of a run folder, [] if it has none. ValueError for a damaged line."""
+    """The records of a run folder, [] if it has none; a last line that was cut off is left out.
+
+    Raises ValueError for any other damaged line.
+    """
     path = out / LOG
     if not path.is_file():
         return []
     records = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text("utf-8").split("\n")[:-1], start=1):
         try:
             records.append(json.loads(line))
         except ValueError as error:

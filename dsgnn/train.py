@@ -120,7 +120,7 @@ def train(
     recipe, device = recipe or recipe_for(config), torch.device(device)
     every = every or max(1, recipe.iterations // 20)
     rank, world = process()
-    state = _start(config, recipe, out, init, resume, amp, seed, device)
+    state = start(config, recipe, out, init, resume, amp, seed, device)
     if rank == 0 and config.texture and recipe.batch == 1:
         log.warning(
             "one image per process: the cross-image and difference losses compare the images of "
@@ -318,7 +318,7 @@ def seed_centres(targets: Sequence[Target], queries: int, generator: torch.Gener
     return centres
 
 
-def _start(
+def start(
     config: Config, recipe: Recipe, out: Path, init: Path | None, resume: bool, amp: str, seed: int,
     device: torch.device,
 ) -> State:  # fmt: skip

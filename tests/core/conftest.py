@@ -1,0 +1,88 @@
+"""Networks and data small enough to train in seconds."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from dsgnn.config import CONFIGS, Config
+from dsgnn.data.sample import Sample
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Sums must not depend on how many threads the machine has."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny() -> Config:
+    """The published form, two layers and 32 channels."""
+    return replace(
+        CONFIGS["r50-assr"], name="tiny", backbone="resnet18",
+        backbone_options={"channels": (8, 16, 16, 32), "layers": (1, 1, 1, 1)},
+        size=64, width=32, encoder_layers=1, layers=2, feedforward=32, queries=3,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def tiny_nano() -> Config:
+    """nano's form: convolutions, peaks, no texture branch."""
+    return replace(
+        CONFIGS["nano"], name="tiny-nano", width=32, layers=1, feedforward=32, size=64, queries=3,
+        backbone_options={"channels": (8, 16, 16, 32), "layers": (1, 1, 1, 1)},
+    )  # fmt: skip
+
+
+def blocks(number: int, objects: int) -> Sample:
+    """Bright blocks on a dim noisy ground, 64×96; the largest is the most salient."""
+    rng = np.random.default_rng(number)
+    image = rng.integers(0, 60, (64, 96, 3), dtype=np.uint8)
+    masks = np.zeros((objects, 64, 96), bool)
+    for i, mask in enumerate(masks):
+        side = 8 + 6 * i
+        y = int(rng.integers(0, 64 - side))
+        mask[y : y + side, 32 * i : 32 * i + side] = True
+        image[mask] = rng.integers(120, 255, 3)
+    return Sample(image, masks, np.arange(1, objects + 1), f"blocks{number}")
+
+
+@pytest.fixture
+def samples() -> list[Sample]:
+    """Six images with 2, 3, 1, 2, 3 and 1 objects."""
+    return [blocks(number, (2, 3, 1)[number % 3]) for number in range(6)]
+
+
+@pytest.fixture
+def assr(tmp_path: Path, samples: list[Sample]) -> Path:
+    """The samples in ASSR's form: four to train on, two for each of val and test."""
+    root = tmp_path / "assr"
+    parts = {"train": samples[:4], "val": samples[3:5], "test": samples[:2]}
+    for split, chosen in parts.items():
+        (root / "images" / split).mkdir(parents=True)
+        (root / "rank_order" / split).mkdir(parents=True)
+        entries = []
+        for sample in chosen:
+            path = root / "images" / split / f"{sample.name}.jpg"
+            cv2.imwrite(str(path), cv2.cvtColor(sample.image, cv2.COLOR_RGB2BGR))
+            boxes = [cv2.boundingRect(mask.view(np.uint8)) for mask in sample.masks]
+            entries.append(
+                {
+                    "img": sample.name,
+                    "object_data": [
+                        {
+                            "bbox": [x, y, x + w, y + h],
+                            "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                        }
+                        for x, y, w, h in boxes
+                    ],
+                }
+            )
+            order = {"rank_order": (0.5 + sample.ranks / 10).tolist()}
+            (root / "rank_order" / split / f"{sample.name}.json").write_text(json.dumps(order))
+        (root / f"obj_seg_data_{split}.json").write_text(json.dumps(entries))
+    return root

@@ -1,0 +1,389 @@
+"""Training: exact resume, equal processes, parameter groups, honest stops, and the command."""
+
+import json
+import logging
+import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from dsgnn import cli
+from dsgnn.batches import Epochs, Scenes, load, mix
+from dsgnn.checkpoint import load_checkpoint
+from dsgnn.config import CONFIGS
+from dsgnn.data.composite import CompositeScenes
+from dsgnn.data.sample import Sample
+from dsgnn.data.transforms import collate, example
+from dsgnn.journal import curve, read_log
+from dsgnn.losses import Target
+from dsgnn.model import build_model
+from dsgnn.recipe import NANO, PUBLISHED, Recipe, parameter_groups, recipe_for
+from dsgnn.train import Step, seed_centres, start, train
+
+SHORT = Recipe(iterations=4, batch=2, points=64, learning_rate=1e-3, clip=1.0)
+
+
+class Blocks:
+    """A source of the samples as they are, over and over."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def example(self, number, size):
+        return example(self.samples[number % len(self.samples)])
+
+
+def make_step(config, recipe, out):
+    state = start(config, recipe, out, None, False, "off", 0, torch.device("cpu"))
+    return Step(config, recipe, state, "off", 0, out)
+
+
+def losses(out):
+    return [record["losses"] for record in read_log(out) if "losses" in record]
+
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+def test_the_published_schedule():
+    rates = [PUBLISHED.rate(i) for i in (0, 14_999, 15_000, 29_999, 30_000, 35_999)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert (PUBLISHED.learning_rate, PUBLISHED.weight_decay) == (1e-4, 0.05)
+    assert (PUBLISHED.clip, PUBLISHED.batch, PUBLISHED.points) == (0.01, 2, 12_544)
+    assert recipe_for(CONFIGS["swin-l-irsr"]) is PUBLISHED and recipe_for(CONFIGS["nano"]) is NANO
+
+
+def test_nano_warms_up_then_follows_a_cosine_through_its_sizes():
+    assert [NANO.rate(i) for i in (0, 99, 199)] == pytest.approx([1 / 200, 0.5, 1])
+    assert NANO.rate(200 + 2_400) == pytest.approx(0.5)
+    assert NANO.rate(4_999) < 1e-6
+    assert [NANO.size(i, 0) for i in (0, 2_999, 3_000, 4_249, 4_250, 4_999)] == [
+        160, 160, 224, 224, 288, 288,
+    ]  # fmt: skip
+    assert PUBLISHED.size(100, 576) == 576
+    shorter = replace(NANO, iterations=500)
+    assert [shorter.rate(i // 10) for i in (0, 2_600)] == pytest.approx([1 / 20, 0.5], abs=1e-9)
+    assert NANO.decay(0) == 0.1 and NANO.decay(10**6) == NANO.ema
+
+
+def test_a_recipe_without_iterations_is_refused():
+    with pytest.raises(ValueError, match="must be at least 1, got 0, 2 and 1"):
+        Recipe(iterations=0)
+
+
+@pytest.mark.parametrize("name", ["r50-assr", "swin-t-irsr", "nano"])
+def test_parameter_groups_hold_every_trained_parameter_once(name):
+    model = build_model(CONFIGS[name])
+    recipe = recipe_for(CONFIGS[name])
+    names = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
+    groups = {}
+    for group in parameter_groups(model, recipe):
+        assert group["lr"] == recipe.learning_rate * group["scale"]
+        for parameter in group["params"]:
+            assert groups.setdefault(names.pop(id(parameter)), group) is group
+    assert not names
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+    assert bool(frozen) == CONFIGS[name].frozen_norm
+    assert all(isinstance(model.get_submodule(n.rpartition(".")[0]), nn.Module) for n in frozen)
+    for parameter, group in groups.items():
+        module = model.get_submodule(parameter.rpartition(".")[0])
+        norm = isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
+        plain = (
+            norm
+            or parameter.startswith("graph.")
+            or not isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention)
+        )  # embeddings are parameters of other modules
+        assert group["weight_decay"] == (0.0 if plain else 0.05), parameter
+        expected = recipe.backbone_scale if parameter.startswith("backbone.") else 1.0
+        assert group["scale"] == expected, parameter
+
+
+# --- what is trained on ---------------------------------------------------------------------------
+
+
+def test_epochs_see_every_sample_once_each_time_round_in_another_order(samples):
+    source = Epochs(samples, "flip", seed=3)
+    rounds = [[source.example(6 * r + i, 64).name for i in range(6)] for r in range(4)]
+    assert all(sorted(names) == sorted(s.name for s in samples) for names in rounds)
+    assert len({tuple(names) for names in rounds}) > 1
+    again = Epochs(samples, "flip", seed=3)
+    for number in (20, 3, 11):
+        first, second = source.example(number, 64), again.example(number, 64)
+        assert first.name == second.name and torch.equal(first.image, second.image)
+
+
+def test_no_samples_is_an_error():
+    with pytest.raises(ValueError, match="no images to train on"):
+        Epochs([], "flip", seed=0)
+
+
+def test_scenes_are_square_without_end():
+    item = Scenes(CompositeScenes(length=3)).example(1_000_000, 96)
+    assert item.image.shape == (3, 96, 96)
+
+
+def test_a_broken_annotation_arrives_as_it_was_raised_from_a_worker_too():
+    class Broken:
+        def example(self, number, size):
+            raise ValueError("labels.json: [3].segmentation is no polygon")
+
+    for workers in (0, 1):
+        with pytest.raises(ValueError, match=r"^labels.json: \[3\].segmentation is no polygon$"):
+            next(load(Broken(), iter([[(0, 64)]]), workers))
+
+
+def test_half_the_images_are_seeded_from_their_objects(samples):
+    targets = [Target(torch.from_numpy(s.masks), torch.from_numpy(s.ranks).float())
+               for s in samples]  # fmt: skip
+    forced = 0
+    for seed in range(40):
+        cells = seed_centres(targets, 2, torch.Generator().manual_seed(seed))
+        assert cells.shape == (6, 2)
+        for row, target in zip(cells.tolist(), targets, strict=True):
+            forced += row != [-1, -1]
+            for cell, mask in zip(row, target.masks, strict=False):
+                y, x = divmod(cell, 96 // 8)
+                assert cell == -1 or mask[8 * y : 8 * y + 8, 8 * x : 8 * x + 8].any()
+    assert 80 < forced < 160
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tiny", "tiny_nano"])
+def test_a_resumed_run_equals_an_uninterrupted_one(kind, request, samples, tmp_path):
+    config = request.getfixturevalue(kind)
+    recipe = replace(SHORT, ema=0.9 if kind == "tiny_nano" else 0.0, accumulate=2)
+    options = dict(validation=samples[:2], every=2, log_every=1, seed=5)
+    whole = train(config, Blocks(samples), tmp_path / "whole", recipe, **options)
+
+    class Stops(Blocks):
+        def example(self, number, size):
+            if number >= 3 * 2 * recipe.batch:  # after three of four iterations
+                raise OSError("the disk is gone")
+            return super().example(number, size)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(config, Stops(samples), tmp_path / "cut", recipe, **options)
+    assert len(losses(tmp_path / "cut")) == 3  # the third is after the last checkpoint
+    resumed = train(config, Blocks(samples), tmp_path / "cut", recipe, resume=True, **options)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    records = read_log(tmp_path / "cut")
+    assert [r["iteration"] for r in records] == [1, 2, 2, 3, 4, 4]
+    assert [r["evaluation"] for r in records if "evaluation" in r] == [
+        r["evaluation"] for r in read_log(tmp_path / "whole") if "evaluation" in r
+    ]
+    loaded, weights = load_checkpoint(tmp_path / "cut" / "last.safetensors")
+    assert weights == "trained" and loaded.config == config
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
+    assert (tmp_path / "cut" / "best.safetensors").is_file()
+    assert list((tmp_path / "cut" / "tensorboard").iterdir())
+    assert curve(tmp_path / "cut").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_learns(tiny_nano, samples, tmp_path):
+    recipe = replace(SHORT, iterations=40, learning_rate=3e-3, clip=5.0, points=256)
+    train(tiny_nano, Blocks(samples), tmp_path, recipe, log_every=10)
+    first, *_, last = [r["loss"] for r in read_log(tmp_path)]
+    assert last < 0.7 * first
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(tiny_nano, samples, tmp_path):
+    recipe = replace(SHORT, iterations=1)
+    train(tiny_nano, Blocks(samples), tmp_path, recipe)
+    with pytest.raises(ValueError, match="holds a run already: --resume continues it"):
+        train(tiny_nano, Blocks(samples), tmp_path, recipe)
+    with pytest.raises(ValueError, match=r"seed was 0, now 1.*--init .*last.safetensors"):
+        train(tiny_nano, Blocks(samples), tmp_path, recipe, resume=True, seed=1)
+
+
+def test_nothing_to_resume_is_said(tiny_nano, samples, tmp_path, caplog):
+    train(tiny_nano, Blocks(samples), tmp_path, replace(SHORT, iterations=1), resume=True)
+    assert "no run to resume here yet" in caplog.text
+
+
+def test_a_batch_without_objects_trains(tiny, tiny_nano, tmp_path):
+    empty = Sample(np.full((64, 64, 3), 9, np.uint8), np.zeros((0, 64, 64), bool),
+                   np.zeros(0, np.int64), "empty")  # fmt: skip
+    for config in (tiny, tiny_nano):
+        out = tmp_path / config.name
+        train(config, Blocks([empty]), out, replace(SHORT, iterations=2), log_every=1)
+        assert all(math.isfinite(record["loss"]) for record in read_log(out))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_batch_named(tiny_nano, samples, tmp_path):
+    class Poisoned(Blocks):
+        def example(self, number, size):
+            item = super().example(number, size)
+            ranks = item.ranks.float()
+            return replace(item, ranks=ranks * math.nan if number == 5 else ranks)
+
+    with pytest.raises(FloatingPointError, match="loss of iteration 3 is not finite") as error:
+        train(tiny_nano, Poisoned(samples), tmp_path, SHORT, every=2)
+    assert f"nan on process 0 for {samples[4].name}, {samples[5].name}" in str(error.value)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["iteration"] == 2
+    model, _ = load_checkpoint(tmp_path / "last.safetensors")
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_a_gradient_that_is_not_finite_stops_too(tiny_nano, samples, tmp_path, monkeypatch):
+    norm = nn.utils.clip_grad_norm_
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *a: norm(*a) * math.inf)
+    with pytest.raises(FloatingPointError, match="gradient of iteration 1 is not finite: inf"):
+        train(tiny_nano, Blocks(samples), tmp_path, SHORT)
+
+
+def test_one_image_a_batch_says_why_the_cross_image_loss_is_off(tiny, samples, tmp_path, caplog):
+    train(
+        tiny, Blocks(samples), tmp_path / "one", replace(SHORT, iterations=2, batch=1), log_every=1
+    )
+    (message,) = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    assert "cross-image and difference losses compare the images of one process's batch" in message
+    for record in losses(tmp_path / "one"):
+        off = ("domain_cross_image", "domain_difference_s", "domain_difference_t")
+        assert [record[name] for name in off] == [0, 0, 0]
+    caplog.clear()
+    train(tiny, Blocks(samples), tmp_path / "two", replace(SHORT, iterations=1))
+    assert not caplog.records and losses(tmp_path / "two")[0]["domain_cross_image"] > 0
+
+
+def test_a_step_takes_the_mean_gradient_of_its_passes(tiny_nano, samples, tmp_path):
+    recipe = replace(SHORT, accumulate=3, clip=1e9)
+    batches = [collate([example(s) for s in samples[i : i + 2]]) for i in (0, 2, 4)]
+    step = make_step(tiny_nano, recipe, tmp_path)
+    totals = step(1, iter(batches))
+    by_hand = make_step(tiny_nano, recipe, tmp_path)
+    for number, batch in enumerate(batches):
+        terms = by_hand.losses(batch, mix(0, 1, number, 0))
+        (sum(terms.values()) / 3).backward()
+        totals = {name: total - terms[name].detach() / 3 for name, total in totals.items()}
+    assert all(abs(left) < 1e-4 for left in totals.values())
+    for ours, expected in zip(
+        step.state.model.parameters(), by_hand.state.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(ours.grad, expected.grad)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_trains(tiny, samples, tmp_path, amp):
+    train(tiny, Blocks(samples), tmp_path, replace(SHORT, iterations=2), amp=amp, log_every=1)
+    train(tiny, Blocks(samples), tmp_path / "off", replace(SHORT, iterations=2), log_every=1)
+    mixed, full = (read_log(out)[0]["loss"] for out in (tmp_path, tmp_path / "off"))
+    assert mixed != full and mixed == pytest.approx(full, rel=0.1)
+
+
+def test_another_precision_is_refused(tiny, samples, tmp_path):
+    with pytest.raises(ValueError, match="amp must be one of off, bf16, fp16, got 'int8'"):
+        train(tiny, Blocks(samples), tmp_path, SHORT, amp="int8")
+
+
+WORKER = """
+import json, math, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from dsgnn.batches import Epochs
+from dsgnn.config import config_from_dict
+from dsgnn.data import open_data
+from dsgnn.parallel import join, leave, process
+from dsgnn.recipe import Recipe
+from dsgnn.train import train
+
+class Poisoned(Epochs):
+    def example(self, number, size):
+        item = super().example(number, size)
+        return replace(item, ranks=item.ranks * (math.nan if number == 3 else 1.0))
+
+torch.set_num_threads(1)
+configs, data, out = sys.argv[1:]
+device, rank = join("cpu"), process()[0]
+recipe = Recipe(iterations=2, batch=1, accumulate=2, points=64, learning_rate=1e-3, clip=1.0)
+for config in map(config_from_dict, json.loads(configs)):
+    folder = Path(out) / config.name
+    source = Epochs(open_data(data, "train"), "flip", 0)
+    model = train(
+        config, source, folder, replace(recipe, ema=0.5 * (not config.texture)),
+        validation=open_data(data, "val"), log_every=1, device=device,
+    )
+    torch.save(model.state_dict(), folder / f"rank{rank}.pt")
+try:
+    train(config, Poisoned(open_data(data, "train"), "flip", 0), Path(out) / "bad", recipe)
+except FloatingPointError as error:
+    (Path(out) / f"error{rank}.txt").write_text(str(error))
+leave()
+"""
+
+
+def test_two_processes_end_with_the_same_parameters(tiny, tiny_nano, assr, tmp_path):
+    worker, out = tmp_path / "worker.py", tmp_path / "run"
+    worker.write_text(WORKER)
+    configs = json.dumps([tiny.to_dict(), tiny_nano.to_dict()])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", str(worker), configs, str(assr), str(out)],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for config in (tiny, tiny_nano):
+        folder = out / config.name
+        first, second = (torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(2))
+        torch.manual_seed(0)
+        before = build_model(config).state_dict()
+        parameters = [name for name, _ in build_model(config).named_parameters()]
+        for name in parameters:
+            assert torch.equal(first[name], second[name]), name
+        moved = sum(not torch.equal(first[n], before[n]) for n in parameters)
+        assert moved > len(parameters) / 2
+        records = read_log(folder)
+        assert [r["images"] for r in records if "losses" in r] == [4, 8]
+        assert records[-1]["evaluation"]["mae"] is not None
+    errors = [(out / f"error{r}.txt").read_text() for r in range(2)]
+    assert errors[0] == errors[1]
+    assert re.search(r"nan on process 1 for blocks\d\.", errors[0])
+
+
+def test_the_command_trains_resumes_and_reports_wrong_use(assr, tmp_path, monkeypatch, tiny_nano):
+    monkeypatch.setitem(CONFIGS, "nano", tiny_nano)
+    out = tmp_path / "run"
+    base = ["--config", "nano", "--data", str(assr), "--out", str(out), "--iterations", "2",
+            "--batch", "2", "--workers", "1", "--device", "cpu"]  # fmt: skip
+    done = CliRunner().invoke(cli.train, base)
+    assert done.exit_code == 0, done.output
+    names = {path.name for path in out.iterdir()}
+    assert {"last.safetensors", "best.safetensors", "state.pt", "log.jsonl", "curve.png"} <= names
+    assert "iteration 2: sa_sor" in done.output
+    again = CliRunner().invoke(cli.train, base)
+    assert again.exit_code == 2 and "--resume continues it" in again.output
+    assert CliRunner().invoke(cli.train, [*base, "--resume"]).exit_code == 0
+    leak = CliRunner().invoke(cli.train, [*base, "--split", "train+val"])
+    assert leak.exit_code == 2 and "give --val another, or none" in leak.output
+    both = [*base[:4], "--out", str(tmp_path / "both"), *base[6:], "--split", "train+val",
+            "--val", "none", "--init", str(out / "last.safetensors")]  # fmt: skip
+    done = CliRunner().invoke(cli.train, both)
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "both" / "best.safetensors").exists()
+    assert not json.loads((tmp_path / "both" / "init.json").read_text())["fresh"]
+    (assr / "rank_order" / "train" / "blocks0.json").unlink()
+    broken = CliRunner().invoke(cli.train, [*base[:4], "--out", str(tmp_path / "b"), *base[6:]])
+    assert broken.exit_code == 1 and re.search(r"blocks0\.json", broken.output)
+    assert "Traceback" not in broken.output
+
+
+def test_a_log_that_was_cut_off_in_a_line_is_read_up_to_it(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"iteration": 1}\n{"iterat')
+    assert read_log(tmp_path) == [{"iteration": 1}]
+    (tmp_path / "log.jsonl").write_text('{"iteration": 1}\noops\n{"iteration": 2}\n')
+    with pytest.raises(ValueError, match="line 2: not JSON"):
+        read_log(tmp_path)
+    assert curve(tmp_path / "nowhere") is None
