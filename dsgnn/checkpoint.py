@@ -251,9 +251,14 @@ def load_checkpoint(path: str | Path) -> tuple[DSGNN, str]:
             f"{path}: not a safetensors checkpoint, or cut short ({error}); a published .pth file "
             "is converted with dsgnn-convert first"
         ) from None
+    if missing := {"config", "weights"} - set(header):
+        raise CheckpointError(f"{path}: its header has no {', '.join(sorted(missing))}")
     try:
         model = build_model(config_from_dict(json.loads(header["config"])))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its configuration cannot be used: {error}") from None
+    try:
         model.load_state_dict(tensors)
-        return model, header["weights"]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except RuntimeError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    return model, header["weights"]

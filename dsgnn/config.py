@@ -7,7 +7,7 @@ timm `features_only` backbone with strides 4, 8, 16 and 32 works by name.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 
@@ -77,15 +77,20 @@ class Config:
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:
-    """The `Config` that `to_dict` wrote; ValueError names the fields that are unknown."""
+    """The `Config` that `to_dict` wrote. ValueError names fields that are unknown or missing."""
+    if not isinstance(values, dict):
+        raise ValueError(f"expected the fields of a configuration, got {values!r}")
     known = {f.name for f in fields(Config)}
+    needed = {f.name for f in fields(Config) if f.default is f.default_factory is MISSING}
+    if missing := sorted(needed - set(values)):
+        raise ValueError(f"the configuration has no {', '.join(missing)}")
     if unknown := sorted(set(values) - known):
         raise ValueError(
             f"unknown fields in the configuration: {', '.join(unknown)}; "
             "was this checkpoint written by a newer version of dsgnn?"
         )
     options = {k: tuple(v) if isinstance(v, list) else v  # JSON has no tuples
-               for k, v in values["backbone_options"].items()}  # fmt: skip
+               for k, v in values.get("backbone_options", {}).items()}  # fmt: skip
     weights = tuple(values["class_weights"])
     return Config(**{**values, "backbone_options": options, "class_weights": weights})
 

@@ -1,0 +1,687 @@
+"""Published files become ours, whole and only when all of it fits; a file runs no code."""
+
+import io
+import json
+import os
+import pickle
+import re
+import struct
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from golden import shapes
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from dsgnn import cli
+from dsgnn.checkpoint import (
+    SCHEMA,
+    CheckpointError,
+    convert,
+    infer_config,
+    load_checkpoint,
+    load_upstream,
+    save_checkpoint,
+    upstream_name,
+)
+from dsgnn.config import CONFIGS, ZOO, config_from_dict, zoo_table
+from dsgnn.model import build_model
+from dsgnn.pickled import read_tensors
+
+SMALL = replace(
+    CONFIGS["r50-assr"], name="small", backbone="resnet18", width=32, encoder_layers=1, layers=1,
+    feedforward=32, backbone_options={"channels": (8, 16, 24, 32), "layers": (1, 1, 1, 1)},
+)  # fmt: skip
+PUBLISHED = [name for name in CONFIGS if name != "nano"]
+
+
+# --- names and shapes of the ten published configurations ---------------------------------------
+
+
+def published_names(config: str) -> dict[str, torch.Tensor]:
+    """A published checkpoint of any configuration, without numbers (device "meta").
+
+    Known are those of R50 and Swin-L; Swin-T, -S and -B differ from Swin-L in depth and widths.
+    """
+    backbone, _, data = config.rpartition("-")
+    if backbone in ("r50", "swin-l"):
+        known = shapes(config)
+    else:
+        width, depth, heads, window = {
+            "swin-t": (96, 6, 3, 7), "swin-s": (96, 18, 3, 7), "swin-b": (128, 18, 4, 12),
+        }[backbone]  # fmt: skip
+        known = {}
+        for name, shape in shapes(f"swin-l-{data}").items():
+            block = re.match(r"backbone\.stages\.2\.blocks\.(\d+)", name)
+            if block and int(block[1]) >= depth:
+                continue
+            if (
+                name.startswith("backbone.")
+                or "_convs.0.conv.weight" in name
+                or "input_convs" in name
+            ):
+                stage = re.match(r"backbone\.stages\.(\d)", name)
+                if name.endswith("relative_position_bias_table"):
+                    shape = ((2 * window - 1) ** 2, heads * 2 ** int(stage[1]))
+                elif not name.endswith("relative_position_index"):  # multiples of Swin-L's 192
+                    shape = tuple(n * width // 192 if n % 192 == 0 else n for n in shape)
+            known[name] = shape
+    return {name: torch.empty(shape, device="meta") for name, shape in known.items()}
+
+
+@pytest.mark.parametrize("config", PUBLISHED)
+def test_each_published_form_is_recognised_and_loads(config):
+    state = published_names(config)
+    assert infer_config(state) is CONFIGS[config]
+    with torch.device("meta"):
+        model = build_model(config)
+    load_upstream(model, state)
+
+
+def test_what_does_not_fit_is_listed_and_changes_nothing():
+    with torch.device("meta"):
+        model = build_model("r50-assr")
+    state = published_names("r50-assr")
+    del state["panoptic_head.rank_head.rank_head_final.bias"]
+    state["panoptic_head.rank_head.extra.weight"] = torch.empty(3)
+    state["backbone.conv1.weight"] = torch.empty(64, 3, 3, 3)
+    gather = "panoptic_head.rank_head.gnn_sep.enc.global_layer.gfe1.weight"
+    state[gather] = torch.empty(128, 32)  # not even the dimensions that are to be reordered
+    with pytest.raises(CheckpointError) as caught:
+        load_upstream(model, state)
+    assert str(caught.value).split("; ") == [
+        "not a published r50-assr checkpoint",
+        "missing (1): graph.rank.bias",
+        "unexpected (1): panoptic_head.rank_head.extra.weight",
+        "mis-shaped (2): backbone.conv1.weight (64, 3, 3, 3) gives (64, 3, 3, 3), not "
+        f"(64, 3, 7, 7), {gather} (128, 32) gives (128, 32), not (128, 160)",
+    ]
+
+
+def test_a_failed_load_leaves_the_model_as_it_was():
+    model = build_model(SMALL)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(
+        CheckpointError, match=r"not a published small checkpoint; unexpected \(\d+\)"
+    ):
+        load_upstream(model, published_names("r50-assr"))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_two_names_for_one_parameter_are_refused():
+    with torch.device("meta"):
+        model = build_model("r50-assr")
+    state = published_names("r50-assr")
+    state["graph.rank.bias"] = torch.empty(1)  # our name, beside upstream's
+    with pytest.raises(CheckpointError, match=r"unexpected \(1\): graph.rank.bias$"):
+        load_upstream(model, state)
+
+
+def test_unknown_shapes_name_what_was_found():
+    state = published_names("swin-l-assr")
+    state["panoptic_head.structure_query_feat.weight"] = torch.empty(7, 256)
+    with pytest.raises(
+        CheckpointError, match="width 192 with 18 blocks .* and 7 queries; .*--conf"
+    ):
+        infer_config(state)
+    with pytest.raises(CheckpointError, match="no DSGNN checkpoint.*the file holds a, b, c …"):
+        infer_config(dict.fromkeys("abcd", torch.empty(1)))
+    with pytest.raises(CheckpointError, match="the file holds nothing"):
+        infer_config({})
+
+
+# --- reading pickles ----------------------------------------------------------------------------
+
+ZIP, STREAM = True, False
+
+
+def saved(content, archive: bool, path: Path, **options) -> Path:
+    torch.save(content, path, _use_new_zipfile_serialization=archive, **options)
+    return path
+
+
+@pytest.fixture
+def tensors() -> "OrderedDict[str, torch.Tensor]":
+    torch.manual_seed(0)
+    base = torch.randn(4, 6)
+    state = OrderedDict(
+        float=base,
+        view=base[1:3, ::2],  # shares a storage, with strides and an offset
+        transposed=base.T,
+        scalar=torch.tensor(3.5),
+        empty=torch.empty(0, 4),
+        half=torch.randn(3).half(),
+        bfloat=torch.randn(3).bfloat16(),
+        double=torch.randn(2, 2, dtype=torch.float64),
+        long=torch.arange(5),
+        byte=torch.arange(3, dtype=torch.uint8),
+        bool=torch.tensor([True, False]),
+        parameter=torch.nn.Parameter(torch.randn(2)),
+    )
+    state._metadata = {"": {"version": 1}}  # as Module.state_dict leaves it
+    return state
+
+
+@pytest.mark.parametrize("archive", [ZIP, STREAM], ids=["zip", "stream"])
+@pytest.mark.parametrize("form", ["with meta", "bare", "plain dict"])
+def test_tensors_come_back_equal(tensors, archive, form, tmp_path):
+    optimiser = {"state": {0: {"step": 3, "m": torch.randn(7)}}}  # passed over
+    content = {
+        "with meta": {"meta": {"epoch": 3}, "optimizer": optimiser, "state_dict": tensors},
+        "bare": tensors,
+        "plain dict": dict(tensors),
+    }[form]
+    found = read_tensors(saved(content, archive, tmp_path / "upstream.pth"))
+    assert list(found) == list(tensors)
+    for name, value in tensors.items():
+        assert found[name].dtype == value.dtype and not found[name].requires_grad
+        assert torch.equal(found[name], value), name
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """Classes of a training framework that is installed where the file is written, not here."""
+    module = types.ModuleType("framework")
+    monkeypatch.setitem(sys.modules, "framework", module)
+
+    def add(cls):
+        cls.__module__, cls.__qualname__ = "framework", cls.__name__
+        setattr(module, cls.__name__, cls)
+        return cls
+
+    @add
+    class ConfigDict(dict):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.hidden = 1
+
+    @add
+    class History(list):
+        pass
+
+    @add
+    class Buffer:
+        def __init__(self):
+            self.values = np.arange(3)
+
+    @add
+    class Slots:
+        __slots__ = ("a",)
+
+    @add
+    class Reduced:
+        def __reduce__(self):
+            return Reduced, (), {"x": 1}, iter([1, 2]), iter([("k", "v")])
+
+        def append(self, item): ...
+
+        def __setitem__(self, key, value): ...
+
+    slots = Slots()
+    slots.a = 1
+    return {
+        "config": ConfigDict(model=ConfigDict(type="DSGNN")), "history": History([1, 2]),
+        "buffer": Buffer(), "slots": slots, "reduced": Reduced(), "number": np.float64(3),
+        "array": np.arange(4), "dtype": torch.float16, "device": torch.device("cpu"),
+        "set": {1, 2}, "frozen": frozenset({3}), "bytes": b"ab", "path": Path("x"), "big": 1 << 80,
+        "classes": (ConfigDict, int), "function": os.path.join, Slots: "a class as key",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("archive", [ZIP, STREAM], ids=["zip", "stream"])
+def test_metadata_of_unknown_classes_is_passed_over(
+    tensors, foreign, archive, protocol, tmp_path, monkeypatch
+):
+    content = {"meta": foreign, "state_dict": tensors, "hooks": [foreign]}
+    path = saved(content, archive, tmp_path / "upstream.pth", pickle_protocol=protocol)
+    monkeypatch.delitem(sys.modules, "framework")
+    found = read_tensors(path)
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+    assert "framework" not in sys.modules
+
+
+def test_a_published_file_converts(tmp_path):
+    """Each parameter has its number for a value, so that they cannot be mixed up."""
+    names = shapes("r50-assr")
+    state = {
+        name: torch.tensor(float(i)).expand(shape) for i, (name, shape) in enumerate(names.items())
+    }
+    path = saved({"meta": {}, "state_dict": state}, STREAM, tmp_path / "upstream.pth")
+    target = tmp_path / "model.safetensors"
+    done = CliRunner().invoke(cli.convert, [str(path), "-o", str(target)])
+    assert done.exit_code == 0, done.output
+    assert done.output == f"{target}: r50-assr, {target.stat().st_size / 1e6:.0f} MB\n"
+    converted = load_file(target)
+    assert len(converted) == len(state)
+    for i, name in enumerate(state):
+        assert (converted.pop(upstream_name(name)) == i).all(), name
+    with safe_open(target, "pt") as file:
+        assert file.metadata()["weights"] == "published"
+        assert json.loads(file.metadata()["config"])["name"] == "r50-assr"
+
+
+def test_a_named_configuration_must_fit(tmp_path):
+    state = {name: torch.zeros(()).expand(shape) for name, shape in shapes("r50-assr").items()}
+    path = saved({"state_dict": state}, ZIP, tmp_path / "upstream.pth")
+    target = tmp_path / "model.safetensors"
+    done = CliRunner().invoke(cli.convert, [str(path), "-o", str(target), "--config", "r50-irsr"])
+    assert done.exit_code == 1 and not target.exists()
+    assert "not a published r50-irsr checkpoint; mis-shaped" in done.output
+    assert "structure_query_feat.weight (5, 256) gives (5, 256), not (8, 256)" in done.output
+
+
+# --- hostile files ------------------------------------------------------------------------------
+
+
+class Call:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def text(string: str) -> bytes:
+    """Pickle opcode that pushes a string."""
+    return b"X" + struct.pack("<I", len(string.encode())) + string.encode()
+
+
+def raw(name: str, *args: str) -> bytes:
+    """Opcodes that call module.attribute (a dotted path is allowed) with strings."""
+    module, _, attribute = name.partition(":")
+    parts = b"".join(text(a) for a in args)
+    return text(module) + text(attribute) + b"\x93(" + parts + b"tR"
+
+
+def hostile(marker: Path) -> dict[str, object]:
+    """Objects (or opcodes) that make the file `marker` when they are unpickled trustingly."""
+    touch = f"open({str(marker)!r}, 'w').close()"
+    shell = f"touch '{marker}'"
+    return {
+        "os.system": Call(os.system, shell),
+        "eval": Call(eval, touch),
+        "exec": Call(exec, touch),
+        "getattr": Call(getattr(os, "system"), shell),  # noqa: B009
+        "open": Call(open, str(marker), "w"),
+        "runpy": raw("runpy:_run_code", touch),
+        "dotted torch": raw("torch:serialization.os.system", shell),
+        "dotted storage": raw("torch:storage.os.system", shell),
+        "getattr chain": b"cbuiltins\ngetattr\n(cos\n__dict__\n" + text("system") + b"tR"
+        + b"(" + text(shell) + b"tR",
+        "old instance": b"(" + text(shell) + b"ios\nsystem\n",
+        "old object": b"(cos\nsystem\n" + text(shell) + b"o",
+        "newobj": b"cos\nsystem\n(" + text(shell) + b"t\x81",
+        "load_from_bytes": Call(torch.storage._load_from_bytes, pickle.dumps(Call(exec, touch))),
+        "numpy": Call(np.load, str(marker)),
+        "build on a class": b"ccollections\nOrderedDict\n(N}" + text("__init__")
+        + b"cos\nsystem\nstb",
+        "build on a known function": b"ctorch._utils\n_rebuild_tensor_v2\n(N}" + text("__code__")
+        + b"cos\nsystem\nstb",
+    }  # fmt: skip
+
+
+def as_opcodes(item: object) -> bytes:
+    """An object as opcodes that leave it on the stack."""
+    return item if isinstance(item, bytes) else pickle.dumps(item, 3)[2:-1]
+
+
+def system() -> dict:
+    return {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
+
+
+def stream(content: bytes, keys: bytes = b"\x80\x02].") -> bytes:
+    """The old format around the opcodes of its content."""
+    head = [pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, system())]
+    content = content.replace(b"K\x02tQ", b"K\x02NtQ")  # no view of a storage
+    return b"".join(head) + b"\x80\x04" + content + b"." + keys
+
+
+def archive(content: bytes, **others: bytes) -> bytes:
+    """The zip format around the opcodes of its content."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as target:
+        target.writestr("archive/data.pkl", b"\x80\x04" + content + b".")
+        for name, data in others.items():
+            target.writestr(f"archive/{name.replace('__', '/')}", data)
+    return file.getvalue()
+
+
+TENSOR = (  # two floats in storage "0": the opcodes of torch.tensor([1.0, 2.0])
+    b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") + b"ctorch\nFloatStorage\n"
+    + text("0") + text("cpu") + b"K\x02tQK\x00K\x02\x85K\x01\x85\x89Nt" + b"R"
+)  # fmt: skip
+NUMBERS = struct.pack("<2f", 1.0, 2.0)
+
+
+def test_hand_made_files_are_as_torch_writes_them(tmp_path):
+    """Or else the hostile ones below would prove nothing."""
+    state = b"}" + text("w") + TENSOR + b"s"
+    keys = b"\x80\x02]" + text("0") + b"a." + struct.pack("<q", 2) + NUMBERS
+    for content in (archive(state, data__0=NUMBERS), stream(state, keys)):
+        path = tmp_path / "x.pth"
+        path.write_bytes(content)
+        assert read_tensors(path)["w"].tolist() == [1.0, 2.0]
+    assert torch.load(io.BytesIO(content), weights_only=False)["w"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("kind", hostile(Path()))
+@pytest.mark.parametrize("wrap", [archive, stream])
+@pytest.mark.parametrize("place", ["metadata", "state", "file"])
+def test_no_code_is_run(kind, wrap, place, tmp_path):
+    marker = tmp_path / "executed"
+    bad = as_opcodes(hostile(marker)[kind])
+    state = b"}" + text("w") + TENSOR + b"s"
+    content = {
+        "metadata": b"}(" + text("meta") + bad + text("state_dict") + state + b"u",
+        "state": b"}" + text("state_dict") + bad + b"s",
+        "file": bad,
+    }[place]
+    keys = b"\x80\x02]" + text("0") + b"a." + struct.pack("<q", 2) + NUMBERS
+    path = tmp_path / "hostile.pth"
+    path.write_bytes(
+        archive(content, data__0=NUMBERS) if wrap is archive else stream(content, keys)
+    )
+    try:
+        found = read_tensors(path)
+    except CheckpointError as error:
+        assert str(error).startswith(f"{path}: ")
+        assert re.search("not a PyTorch checkpoint|holds no tensors", str(error))
+    else:
+        assert place == "metadata" and found["w"].tolist() == [1.0, 2.0]
+    assert not marker.exists()
+
+
+def test_the_hostile_files_are_hostile(tmp_path):
+    """Unpickled trustingly, they do what they are meant to: the test above can fail."""
+    for kind in ("os.system", "eval", "open", "dotted torch", "old instance", "old object"):
+        marker = tmp_path / kind
+        pickle.loads(b"\x80\x04" + as_opcodes(hostile(marker)[kind]) + b".")
+        assert marker.exists(), kind
+
+
+def test_the_old_format_cannot_be_made_to_write_patches(tmp_path, monkeypatch):
+    """torch.load compares a container's source with the file's and writes NAME.patch."""
+    monkeypatch.chdir(tmp_path)
+    function = b"ctorch._utils\n_rebuild_parameter\n"
+    attributes = text("__name__") + text("written") + text("dump_patches") + b"\x88"
+    renamed = function + b"(N}(" + attributes + b"utb0"
+    container = b"(" + text("module") + function + text("a.py") + text("PAYLOAD") + b"tQ"
+    Path("hostile.pth").write_bytes(stream(renamed + container))
+    with pytest.raises(CheckpointError):
+        read_tensors("hostile.pth")
+    assert os.listdir() == ["hostile.pth"]
+
+
+def test_torchscript_is_not_started(tmp_path):
+    path = tmp_path / "program.pth"
+    path.write_bytes(archive(b"N", **{"constants.pkl": b"N."}))
+    with pytest.raises(CheckpointError, match="TorchScript archive, which is a program"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "tensor, why",
+    [
+        (TENSOR.replace(b"K\x00K\x02\x85", b"K\x01K\x02\x85"), "beyond its storage"),
+        (
+            TENSOR.replace(b"K\x00K\x02\x85", b"K\x00J\x00\x00\x00\x7f\x85"),
+            "far beyond its storage",
+        ),
+        (TENSOR.replace(b"K\x02tQ", b"J\x00\x00\x00\x7fNtQ"), "a storage larger than the file"),
+        (TENSOR.replace(b"FloatStorage", b"UntypedStorage"), "a storage without a type"),
+        (TENSOR.replace(b"FloatStorage", b"QInt8Storage"), "quantised"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("wrap", [archive, stream])
+def test_tensors_that_lie_about_themselves(tensor, why, wrap, tmp_path):
+    assert tensor != TENSOR
+    keys = b"\x80\x02]" + text("0") + b"a." + struct.pack("<q", 2) + NUMBERS
+    state = b"}" + text("w") + tensor + b"s"
+    path = tmp_path / "x.pth"
+    path.write_bytes(archive(state, data__0=NUMBERS) if wrap is archive else stream(state, keys))
+    with pytest.raises(CheckpointError, match="not a PyTorch checkpoint, or damaged or cut short"):
+        read_tensors(path)
+
+
+# --- files that are something else --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("archive", [ZIP, STREAM], ids=["zip", "stream"])
+def test_a_truncated_file_says_so(tensors, archive, tmp_path):
+    path = saved({"state_dict": tensors}, archive, tmp_path / "upstream.pth")
+    whole = path.read_bytes()
+    for share in (0.02, 0.3, 0.6, 0.9, 0.99):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(CheckpointError, match="damaged or cut short; download it again"):
+            read_tensors(path)
+
+
+OTHERS = {
+    "empty": (b"", "is empty; download it again"),
+    "html": (b"\n<!DOCTYPE html><html>Sign in", "is a web page saved under this name"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
+    "text": (b"not found", r"is not a PyTorch checkpoint \(it starts with b'not foun'\)"),
+    "pickle": (
+        pickle.dumps({"state_dict": {}}, 2),
+        "is a pickle, but was not written by torch.sav",
+    ),
+    "zip": (archive(b"N").replace(b"data.pkl", b"data.txt"), "is a zip archive but no PyTorch"),
+    "big endian": (
+        archive(b"}" + text("w") + TENSOR + b"s", data__0=NUMBERS, byteorder=b"big"),
+        "was saved on a big-endian machine",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_files_are_named_for_what_they_are(kind, tmp_path):
+    content, message = OTHERS[kind]
+    path = tmp_path / "upstream.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_tensors(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    target = tmp_path / "model.safetensors"
+    done = CliRunner().invoke(cli.convert, [str(path), "-o", str(target)])
+    assert done.exit_code == 1 and re.search(message, done.output) and not target.exists()
+    assert sorted(os.listdir(tmp_path)) == ["upstream.pth"]
+
+
+def test_a_file_of_ours_is_not_published(tmp_path):
+    path = tmp_path / "model.pth"
+    save_checkpoint(path, build_model(SMALL))
+    with pytest.raises(CheckpointError, match="is a safetensors file.*already: use it as it is"):
+        read_tensors(path)
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_tensors(tmp_path / "none.pth")
+    with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+        read_tensors(tmp_path)
+
+
+def test_contents_without_tensors(tensors, tmp_path):
+    path = tmp_path / "upstream.pth"
+    saved({"model": {"a": torch.ones(1)}, "epoch": 3}, ZIP, path)
+    with pytest.raises(
+        CheckpointError, match=r'no tensors under "state_dict" \(.*: model, epoch\)'
+    ):
+        read_tensors(path)
+    saved([torch.ones(1)], ZIP, path)
+    with pytest.raises(CheckpointError, match=r"names found: none"):
+        read_tensors(path)
+    saved({"state_dict": {**tensors, "extra": None, "more": [1]}}, ZIP, path)
+    with pytest.raises(CheckpointError, match=r"2 of 14 entries are no plain tensors: extra, more"):
+        read_tensors(path)
+
+
+# --- our own checkpoints ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", ["nano", SMALL], ids=["nano", "small"])
+def test_our_checkpoints_come_back_equal(config, tmp_path):
+    model, path = build_model(config), tmp_path / "model.safetensors"
+    model.train()
+    save_checkpoint(path, model, weights="synthetic")
+    loaded, weights = load_checkpoint(path)
+    assert weights == "synthetic" and loaded.config == model.config and not loaded.training
+    state = model.state_dict()
+    assert list(loaded.state_dict()) == list(state)
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+    assert path.stat().st_mode & 0o444 == 0o444 & ~os.umask(os.umask(0))  # others may read it
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations_survive_json(name):
+    config = CONFIGS[name]
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_configurations_of_other_versions():
+    values = CONFIGS["nano"].to_dict()
+    older = {**CONFIGS["r50-irsr"].to_dict()}
+    del older["rank_loss"], older["backbone_options"]  # fields with a default may come later
+    assert config_from_dict(older) == CONFIGS["r50-irsr"]
+    with pytest.raises(ValueError, match="the configuration has no queries, size"):
+        config_from_dict({k: v for k, v in values.items() if k not in ("size", "queries")})
+    with pytest.raises(ValueError, match="unknown fields in the configuration: wings; was this"):
+        config_from_dict({**values, "wings": 2})
+
+
+def test_what_is_not_our_checkpoint(tmp_path):
+    path, model = tmp_path / "model.safetensors", build_model(SMALL)
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_checkpoint(path)
+    saved({"state_dict": model.state_dict()}, ZIP, path)
+    with pytest.raises(CheckpointError, match="not a safetensors .* converted with dsgnn-convert"):
+        load_checkpoint(path)
+    save_file({"a": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match="schema is None, expected 'dsgnn.checkpoint/1'"):
+        load_checkpoint(path)
+    header = {"schema": SCHEMA, "weights": "trained"}
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    config = json.dumps(SMALL.to_dict())
+    save_file(tensors, path, metadata={**header, "schema": "dsgnn.checkpoint/9", "config": config})
+    with pytest.raises(CheckpointError, match="schema is 'dsgnn.checkpoint/9', expected"):
+        load_checkpoint(path)
+    save_file(tensors, path, metadata=header)
+    with pytest.raises(CheckpointError, match="its header has no config"):
+        load_checkpoint(path)
+    for text in ("{", "[]", '{"name": "x"}', json.dumps({**SMALL.to_dict(), "seeds": "new"})):
+        save_file(tensors, path, metadata={**header, "config": text})
+        with pytest.raises(CheckpointError, match=re.escape(f"{path}: its configuration")):
+            load_checkpoint(path)
+    del tensors["graph.rank.bias"]
+    save_file(tensors, path, metadata={**header, "config": config})
+    with pytest.raises(CheckpointError, match='Missing key.*"graph.rank.bias"'):
+        load_checkpoint(path)
+
+
+def test_a_truncated_checkpoint_of_ours(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, build_model(SMALL))
+    whole = path.read_bytes()
+    for share in (0, 0.01, 0.5, 0.99):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(CheckpointError, match="not a safetensors checkpoint, or cut short"):
+            load_checkpoint(path)
+
+
+def test_a_failed_write_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path, model = tmp_path / "model.safetensors", build_model(SMALL)
+    save_checkpoint(path, model)
+    before = path.read_bytes()
+
+    def full(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, build_model(SMALL))
+    monkeypatch.undo()
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_only_known_sources_of_weights(tmp_path):
+    with pytest.raises(ValueError, match="weights must be one of trained, published, synthetic"):
+        save_checkpoint(tmp_path / "model.safetensors", build_model(SMALL), weights="good")
+    assert not os.listdir(tmp_path)
+
+
+# --- the command and the zoo --------------------------------------------------------------------
+
+
+def test_wrong_use_of_the_command(tmp_path):
+    source = tmp_path / "upstream.pth"
+    source.write_bytes(b"x")
+
+    def wrong(*args) -> str:
+        done = CliRunner().invoke(cli.convert, [str(arg) for arg in args])
+        assert done.exit_code == 2
+        return done.output
+
+    assert "'none.pth' does not exist" in wrong("none.pth", "-o", "x.safetensors")
+    assert "must end in .safetensors, got x.pth" in wrong(source, "-o", tmp_path / "x.pth")
+    nowhere = tmp_path / "no" / "x.safetensors"
+    assert f"the folder {nowhere.parent} does not exist" in wrong(source, "-o", nowhere)
+    named = wrong(source, "-o", tmp_path / "x.safetensors", "--config", "nano")
+    assert "'nano' is not one of 'r50-assr', 'r50-irsr', 'swin-t-assr'" in named
+    with pytest.raises(ValueError, match="unknown configuration 'r51'"):
+        convert(saved({"a": torch.ones(1)}, ZIP, source), tmp_path / "x.safetensors", "r51")
+
+
+def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dsgnn.checkpoint", None)
+    source = tmp_path / "upstream.pth"
+    source.write_bytes(b"x")
+    done = CliRunner().invoke(cli.convert, [str(source), "-o", str(tmp_path / "x.safetensors")])
+    assert done.exit_code == 2 and "is not installed: pip install 'dsgnn[train]'" in done.output
+
+
+def test_the_zoo_is_about_configurations_there_are():
+    assert [w.config for w in ZOO] == ["nano", "r50-assr", "r50-irsr", "swin-l-assr", "swin-l-irsr"]
+    for weights in ZOO:
+        assert weights.config in CONFIGS
+        if weights.sa_sor is not None:
+            assert weights.config.endswith(weights.data.lower())
+            command = weights.convert.split()
+            options = cli.convert.make_context(command[0], ["setup.cfg", *command[2:]])
+            assert options.params["output"].stem == weights.config
+    published = {w.config: w.sa_sor for w in ZOO if w.sa_sor is not None}
+    assert published == {
+        "r50-assr": 0.716, "r50-irsr": 0.569, "swin-l-assr": 0.761, "swin-l-irsr": 0.607,
+    }  # fmt: skip
+
+
+def test_the_readme_shows_the_zoo():
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    shown = re.findall(r"<!-- zoo -->\n(.*?)\n<!-- /zoo -->", readme, re.DOTALL)
+    assert [table.strip() for table in shown] == [zoo_table()], (
+        "paste what `python -c 'from dsgnn.config import zoo_table; print(zoo_table())'` prints"
+    )
+
+
+def test_the_converted_file_has_no_other_content(tmp_path):
+    """Metadata of ours only, and exactly the network's tensors."""
+    path, model = tmp_path / "model.safetensors", build_model(SMALL)
+    save_checkpoint(path, model)
+    assert set(load_file(path)) == set(model.state_dict())
+    length = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    header = json.loads(path.read_bytes()[8 : 8 + length])
+    assert set(header["__metadata__"]) == {"schema", "weights", "config"}
