@@ -64,6 +64,9 @@ class MSDA(nn.Module):
             self.sampling_offsets.bias.copy_(reach.expand(-1, LEVELS, -1, -1).flatten())
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
 
     def forward(
         self, query: Tensor, x: Tensor, centres: Tensor, shapes: list[tuple[int, int]]
