@@ -23,7 +23,9 @@ def _size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     try:
         height, width = (int(side) for side in value.lower().split("x"))
     except ValueError:
-        raise click.BadParameter(f"expected HxW such as 448x576, or dynamic, got {value!r}") from None
+        raise click.BadParameter(
+            f"expected HxW such as 448x576, or dynamic, got {value!r}"
+        ) from None
     if height % 32 or width % 32 or height < 32 or width < 32:
         raise click.BadParameter(f"height and width must be multiples of 32, got {value}")
     return height, width
@@ -31,9 +33,18 @@ def _size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
 
 @main.command()
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write."
+)
 @click.option("--size", callback=_size, help="HxW in pixels, multiples of 32, or dynamic. "
               "Default: 4:3 at the configuration's size.")  # fmt: skip
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "w16"]),
+    default="fp32",
+    show_default=True,
+    help="w16: float32 arithmetic, weights stored as float16 (half the file).",
+)
 @click.option("--deform", type=click.Choice(["gridsample", "gather"]), default="gridsample",
               show_default=True, help="How deformable attention samples.")  # fmt: skip
 @click.option("--synthetic", metavar="CONFIG", help="Random weights of a configuration, in place "
@@ -44,6 +55,7 @@ def onnx(
     checkpoint: Path | None,
     output: Path,
     size: tuple[int, int] | str | None,
+    precision: str,
     deform: str,
     synthetic: str | None,
     images: Path | None,
@@ -59,12 +71,14 @@ def onnx(
         source = read_source(checkpoint, synthetic)
         chosen = default_size(source.model.config) if size is None else size
         sidecar, results = export_onnx(
-            source, output, parity_photos(images), None if chosen == "dynamic" else chosen, deform
-        )
+            source, output, parity_photos(images), None if chosen == "dynamic" else chosen,
+            precision, deform,
+        )  # fmt: skip
     except (CheckpointError, ValueError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from None
     except ParityError as error:
         raise click.ClickException(str(error)) from None
     click.echo(table(results))
-    click.echo(f"{output}: verified, {output.stat().st_size / 1e6:.1f} MB, "
+    status = "verified" if sidecar.verified else "unverified"
+    click.echo(f"{output}: {status}, {output.stat().st_size / 1e6:.1f} MB, "
                f"{sidecar.build['nodes']} nodes, sha256 {sidecar.sha256[:12]}…")  # fmt: skip

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dsgnn.graph import CIGDS, DomainSeparationHead, GraphEncoder, GraphLayer, LinearBlock
-from dsgnn.model import MEAN, STD, DSGNN, Branch
+from dsgnn.model import DSGNN, MEAN, STD, Branch
 from dsgnn.pixel_decoder import (
     HEADS,
     LEVELS,
@@ -163,10 +163,12 @@ class DeployDeformable(nn.Module):
     @staticmethod
     def _position(shapes: list[Size], levels: Tensor) -> Tensor:
         C = levels.shape[1]
-        return torch.cat([
-            sine_position(h, w, C, levels).flatten(1).T + level
-            for (h, w), level in zip(shapes, levels, strict=True)
-        ])  # (N, C)
+        return torch.cat(
+            [
+                sine_position(h, w, C, levels).flatten(1).T + level
+                for (h, w), level in zip(shapes, levels, strict=True)
+            ]
+        )  # (N, C)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Size]]:
         inputs = [conv(x) for conv, x in zip(self.inputs, reversed(maps[1:]), strict=True)]
@@ -308,7 +310,9 @@ class DeployGraphLayer(nn.Module):
 
     def __init__(self, layer: GraphLayer):
         super().__init__()
-        self.weight = _constant(torch.cat([m.weight for m in (layer.A, layer.B, layer.U, layer.V)]).T)
+        self.weight = _constant(
+            torch.cat([m.weight for m in (layer.A, layer.B, layer.U, layer.V)]).T
+        )
         self.E, self.norm_edge, self.norm_node = layer.E, layer.norm_edge, layer.norm_node
 
     def forward(self, x: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
@@ -369,7 +373,10 @@ class DeployGraphHead(nn.Module):
         if self.domains:
             self.encode_t = DeployGraphEncoder(head.encode_t)
             self.common = DeployGraphEncoder(head.common)
-            self.fuse_s, self.fuse_t = DeployGraphEncoder(head.fuse_s), DeployGraphEncoder(head.fuse_t)
+            self.fuse_s, self.fuse_t = (
+                DeployGraphEncoder(head.fuse_s),
+                DeployGraphEncoder(head.fuse_t),
+            )
             self.fuse = _without_dropout(head.fuse)
 
     def forward(self, queries: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

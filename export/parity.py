@@ -53,6 +53,7 @@ class Limits:
 LIMITS = {
     # two float32 programs round differently: saliencies closer than 1e-5 of the range are a tie
     "fp32": Limits(saliency=1e-3, iou_min=0.999, pixels=4, iou_mean=0.999, margin=1e-5),
+    "w16": Limits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02),
     "fp16": Limits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02),
     "bf16": Limits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02),
     "int8": Limits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.95, margin=0.05),

@@ -22,7 +22,7 @@ METADATA_KEY = "dsgnn"
 DESCRIPTION_SCHEMA = "dsgnn.artifact/1"
 SIDECAR_SCHEMA = "dsgnn.sidecar/1"
 WEIGHTS = ("trained", "published", "synthetic")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "w16", "fp16", "bf16", "int8")  # w16: float32 on weights stored as float16
 
 
 class ArtifactError(ValueError):

@@ -1,0 +1,214 @@
+"""From a checkpoint to a verified ONNX file, and what the gate refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dsgnn.checkpoint import save_checkpoint
+from dsgnn.export.cli import main
+from dsgnn.export.deploy import DeployGraph
+from dsgnn.export.onnx import (
+    Source,
+    backend_infer,
+    build_onnx,
+    describe,
+    export_onnx,
+    read_source,
+    torch_infer,
+)
+from dsgnn.export.parity import ParityError, compare, parity_photos
+from dsgnn.model import build_model
+from dsgnn.runtime import Ranker
+from dsgnn.runtime.artifact import read_description
+from dsgnn.runtime.backends import open_backend
+from dsgnn.runtime.letterbox import Fixed, LongestSide
+
+from .test_deploy import shake, small
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    torch.manual_seed(1)
+    return Source(shake(build_model(small("r50-assr"))), "synthetic", "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def proto(source: Source) -> onnx.ModelProto:
+    return build_onnx(DeployGraph(source.model, SIZE).eval(), SIZE, SIZE)
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[np.ndarray]:
+    return parity_photos()
+
+
+def test_command_writes_a_verified_file(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    checkpoint = tmp_path / "nano.safetensors"
+    save_checkpoint(checkpoint, build_model("nano"))
+    target = tmp_path / "nano.onnx"
+    result = CliRunner().invoke(
+        main, ["onnx", str(checkpoint), "-o", str(target), "--size", "64x96"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "nano.onnx: verified" in result.output
+    model = onnx.load(target)
+    sides = [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    assert sides == ["batch", 64, 96, 3]
+    assert [o.name for o in model.graph.output] == ["saliency", "score", "masks"]
+    assert model.opset_import[0].version == 18
+    description = read_description(target)
+    assert (description.config, description.input) == ("nano", Fixed(64, 96))
+    assert description.weights == "trained"
+    sidecar = json.loads((tmp_path / "nano.onnx.json").read_text())
+    assert sidecar["schema"] == "dsgnn.sidecar/1" and sidecar["verified"] is True
+    assert [check["batch"] for check in sidecar["parity"]] == [1, 3]
+    assert all(check["photos"] == 3 and check["passed"] for check in sidecar["parity"])
+    assert sidecar["machine"]["libraries"]["torch"] and sidecar["build"]["nodes"] > 100
+    ranker = Ranker(target, if_none="all")
+    together = ranker.batch(parity_photos())
+    for photo, ranking in zip(parity_photos(), together, strict=True):
+        alone = ranker(photo)
+        assert [o.query for o in alone.objects] == [o.query for o in ranking.objects]
+        for a, b in zip(alone.objects, ranking.objects, strict=True):
+            assert a.saliency == pytest.approx(b.saliency, abs=1e-4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "nano.onnx", "nano.onnx.json", "nano.safetensors",
+    ]  # fmt: skip
+
+
+def test_half_weights_of_any_size(tmp_path: Path, photos: list[np.ndarray]) -> None:
+    source = read_source(None, "nano", seed=3)
+    path = tmp_path / "half.onnx"
+    sidecar, results = export_onnx(source, path, photos, None, "w16")
+    assert sidecar.verified == all(result.passed for result in results)  # reported, not blocking
+    assert read_description(path).input == LongestSide(320)
+    weights = sum(p.numel() for p in source.model.parameters())
+    assert path.stat().st_size < 2.2 * weights  # bytes; float32 would take 4
+    assert len(Ranker(path, if_none="all")(photos[0]).objects) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--synthetic", "nano", "--size", "100x100"], "multiples of 32, got 100x100"),
+        (["--synthetic", "nano", "--size", "big"], "expected HxW such as 448x576"),
+        (["--synthetic", "huge"], "unknown configuration 'huge'"),
+        ([], "give either a checkpoint or --synthetic CONFIG"),
+        (["missing.safetensors"], "missing.safetensors: no such file"),
+    ],
+)
+def test_wrong_use(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["onnx", *arguments, "-o", str(tmp_path / "m.onnx")])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def nearest(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.op_type == "GridSample":
+            mode = next(a for a in node.attribute if a.name == "mode")
+            assert mode.s in (b"bilinear", b"linear")
+            mode.s = b"nearest"
+
+
+def swapped(model: onnx.ModelProto) -> None:
+    """saliency and score exchanged."""
+    names = {"saliency": "score", "score": "saliency"}
+    for node in model.graph.node:
+        for i, name in enumerate(node.output):
+            node.output[i] = names.get(name, name)
+
+
+def one_matrix(model: onnx.ModelProto) -> None:
+    tensor = next(
+        t for t in model.graph.initializer if t.name == "backbone.body.layer4.0.conv2.weight"
+    )
+    value = onnx.numpy_helper.to_array(tensor)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(-value, tensor.name))
+
+
+def mixes_up_the_batch(model: onnx.ModelProto) -> None:
+    """Every photo of a batch gets the first one's saliency."""
+    for node in model.graph.node:
+        for i, name in enumerate(node.output):
+            if name == "saliency":
+                node.output[i] = "own"
+    add = onnx.helper.make_node
+    zero = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "first_image")
+    model.graph.initializer.append(zero)
+    model.graph.node.extend([
+        add("Gather", ["own", "first_image"], ["first"], axis=0),
+        add("Shape", ["own"], ["shape"]),
+        add("Expand", ["first", "shape"], ["saliency"]),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fault", "batch", "message"),
+    [
+        (nearest, 1, "mask"),
+        (swapped, 1, "saliency differs"),
+        (one_matrix, 1, "saliency differs"),
+        (mixes_up_the_batch, 3, "saliency differs"),
+    ],
+)
+def test_the_gate_catches(
+    fault: Callable[[onnx.ModelProto], None],
+    batch: int,
+    message: str,
+    source: Source,
+    proto: onnx.ModelProto,
+    photos: list[np.ndarray],
+    tmp_path: Path,
+) -> None:
+    description = describe(source, SIZE)
+    reference = torch_infer(source.model)
+
+    def check(model: onnx.ModelProto) -> list:
+        path = tmp_path / "m.onnx"
+        onnx.save(model, path)
+        return compare(
+            reference, backend_infer(open_backend(path, "onnxruntime")), photos, description
+        )
+
+    assert all(result.passed for result in check(proto))
+    broken = onnx.ModelProto()
+    broken.CopyFrom(proto)
+    fault(broken)
+    results = {result.batch: result for result in check(broken)}
+    assert not results[batch].passed
+    assert message in "; ".join(results[batch].failures)
+    if batch > 1:  # one photo at a time shows nothing
+        assert results[1].passed
+
+
+def test_a_failing_export_leaves_nothing(
+    source: Source,
+    proto: onnx.ModelProto,
+    photos: list[np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dsgnn.export.onnx.build_onnx", lambda *_: proto)
+    monkeypatch.setattr(
+        "dsgnn.export.onnx.torch_infer",
+        lambda model: (
+            lambda images: {name: value + 1 for name, value in torch_infer(model)(images).items()}
+        ),
+    )
+    old = tmp_path / "m.onnx"
+    old.write_text("what was here before")
+    with pytest.raises(ParityError, match=r"(?s)was not written.*FAILED.*--deform gather"):
+        export_onnx(source, old, photos, SIZE)
+    assert old.read_text() == "what was here before"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
