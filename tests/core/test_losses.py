@@ -256,21 +256,22 @@ def test_texture_is_the_masked_image():
     """MSE over the points, summed over the channels, mean over the matched objects."""
     torch.manual_seed(0)
     model, images, targets = build_model(SMALL), torch.randn(2, 3, 64, 64), two_images()
+    # centres of the pixels 4…59: there a resize and grid_sample read the same four cells
+    points = grid(64).view(64, 64, 2)[4:60, 4:60].reshape(-1, 2)
     criterion = Criterion(SMALL)
     with torch.no_grad():
         output = model(images, training_outputs=True)
-        terms = criterion(output, images, targets, points=grid(64))  # pixel centres
-    m = criterion.matches["texture"]
-    got = F.interpolate(output.training.textures[-1].flatten(0, 1), (64, 64), mode="bilinear")
-    got = got.view(2, 5, 3, 64, 64)
-    last, total = m.o == 2, 0.0
-    for b, q, g in zip(m.b[last], m.q[last], m.g[last], strict=True):
-        wanted = targets[b].masks[g] * images[b]
-        # grid_sample knows zeros outside where a resize repeats the border
-        inner = (slice(None), slice(2, -2), slice(2, -2))
-        total += ((got[b, q] - wanted)[inner] ** 2).sum(0).mean()
-    assert last.sum() == 3
-    assert terms["texture_mse"][-1].item() == pytest.approx(5 * total.item() / 3, rel=0.1)
+        terms = criterion(output, images, targets, points=points)
+    maps = output.training.textures[-1].flatten(0, 1)
+    maps = F.interpolate(maps, (64, 64), mode="bilinear").view(2, 5, 3, 64, 64)
+    total = 0.0
+    matched = criterion.matches["texture"].object[-1]
+    for b, q in (matched >= 0).nonzero().tolist():
+        wanted = targets[b].masks[matched[b, q]] * images[b]
+        squared = (maps[b, q] - wanted)[:, 4:60, 4:60].square()
+        total += squared.sum(0).mean().item()
+    assert (matched >= 0).sum() == 3
+    assert terms["texture_mse"][-1].item() == pytest.approx(5 * total / 3, rel=1e-5)
 
 
 def test_uncertain_points_are_the_least_sure():
