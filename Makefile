@@ -17,7 +17,7 @@ help:
 	@sed -n 's/^# make/make/p' Makefile
 
 run: $(RUN)/.installed
-	$(RUN)/bin/dsgnn-run runtime/samples --out out
+	$(RUN)/bin/dsgnn-run runtime/samples/*.jpg --out out
 	@echo "The ranked photos are in out/: overlays to look at, results.json to read."
 
 test: lint

@@ -71,7 +71,7 @@ def onnx(
         source = read_source(checkpoint, synthetic)
         chosen = default_size(source.model.config) if size is None else size
         sidecar, results = export_onnx(
-            source, output, parity_photos(images), None if chosen == "dynamic" else chosen,
+            source, output, parity_photos(images), chosen if isinstance(chosen, tuple) else None,
             precision, deform,
         )  # fmt: skip
     except (CheckpointError, ValueError, FileNotFoundError) as error:

@@ -40,15 +40,15 @@ def read_source(
     checkpoint: str | Path | None, synthetic: str | None = None, seed: int = 0
 ) -> Source:
     """A checkpoint, or a configuration with random weights (benchmarks and tests)."""
-    if (checkpoint is None) == (synthetic is None):
-        raise ValueError("give either a checkpoint or --synthetic CONFIG")
-    if checkpoint is not None:
+    if checkpoint is not None and synthetic is None:
         model, weights = load_checkpoint(checkpoint)
         return Source(model, weights, sha256_of(Path(checkpoint)))
-    torch.manual_seed(seed)
-    model = build_model(synthetic)
-    digest = hashlib.sha256(f"synthetic {synthetic} {seed}".encode()).hexdigest()
-    return Source(model, "synthetic", digest)
+    if checkpoint is None and synthetic is not None:
+        torch.manual_seed(seed)
+        model = build_model(synthetic)
+        digest = hashlib.sha256(f"synthetic {synthetic} {seed}".encode()).hexdigest()
+        return Source(model, "synthetic", digest)
+    raise ValueError("give either a checkpoint or --synthetic CONFIG")
 
 
 def default_size(config: Config) -> Size:

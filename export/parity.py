@@ -142,7 +142,10 @@ def _compare(
     threshold: float,
     limits: Limits,
 ) -> Parity:
-    saliency, score, ious, pixels = [], [], [], []
+    saliency: list[float] = []
+    score: list[float] = []
+    ious: list[float] = []
+    pixels: list[int] = []
     pairs = agreeing = photos = 0
     top1 = True
     for images in batches:
