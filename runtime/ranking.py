@@ -23,6 +23,8 @@ class RankedObject:
     comparable across models). score: object probability, 0…1. box: (x0, y0, x1, y1) pixels,
     x1 and y1 exclusive; zeros when the mask is empty. mask: (h, w) bool. area: the mask's share
     of the photo, 0…1. query: the network's query that found it (evaluation follows its order).
+    identity: in video, the number the object keeps from frame to frame, from 1 in the order of
+    appearance; None in photos.
     Raises ValueError when these do not fit together.
     """
 
@@ -33,6 +35,7 @@ class RankedObject:
     mask: np.ndarray
     area: float
     query: int
+    identity: int | None = None
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 2 or self.mask.dtype != bool:
@@ -104,7 +107,7 @@ class Ranking:
         """One image of `results.json` (schema dsgnn.results/1) without its file name.
 
         Boxes are [x, y, width, height] pixels, `area` the share of the photo, masks COCO
-        run-length encodings that pycocotools reads.
+        run-length encodings that pycocotools reads. Objects of a video also have "identity".
         """
         return {
             "width": self.width,
@@ -112,6 +115,7 @@ class Ranking:
             "objects": [
                 {
                     "rank": item.rank,
+                    **({} if item.identity is None else {"identity": item.identity}),
                     "saliency": item.saliency,
                     "score": item.score,
                     "bbox": _xywh(item.box),

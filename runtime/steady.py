@@ -1,0 +1,193 @@
+"""Hold a video's ranking steady: objects keep their identity, and ranks do not flicker.
+
+A network ranks every frame anew. Noise in its saliencies swaps neighbours to and fro, an object
+missed in one frame moves all those below it up and down again, and nothing tells which object of
+one frame is which of the next. `Steadier` keeps a track per object:
+
+- objects and tracks are paired by the overlap of their masks, a track's moved on with its motion;
+- saliencies are smoothed, and two neighbours swap ranks only when they differ by more than their
+  own noise, which is estimated from their changes from frame to frame (saliencies have no scale);
+- a new object takes a rank once it was there for APPEAR_S; one that is missed keeps its last mask
+  for HOLD_S and its identity for REMEMBER_S. At a cut, where nothing overlaps, both take effect
+  at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import exp
+
+import cv2
+import numpy as np
+
+from dsgnn.runtime.ranking import RankedObject, Ranking
+
+# Chosen on the generated clips of tests/runtime/steadiness.py.
+CELLS = 128  # masks are compared on a map whose longest side has this many cells
+OVERLAP = 0.25  # intersection over union from which an object continues a track
+SMOOTH_S = 0.3  # time constant of the saliency
+NOISE_S = 2.0  # time constant of its noise
+HYSTERESIS = 1.0  # in standard deviations of the noise of one frame
+MOTION_S = 0.15  # time constant of the velocity
+APPEAR_S = 0.1
+HOLD_S = 0.12
+REMEMBER_S = 1.0
+EPSILON_S = 1e-6  # times are sums of fractions
+
+
+@dataclass
+class _Track:
+    """One object over time. cells: its last mask (ch, cw) float32 of 0 and 1; centre: (x, y) of
+    that; velocity: cells per second; noise: standard deviation of the saliency in one frame."""
+
+    identity: int
+    item: RankedObject
+    cells: np.ndarray
+    centre: np.ndarray
+    velocity: np.ndarray
+    saliency: float
+    noise: float
+    frames: int
+    first_s: float
+    last_s: float
+    shown: bool  # has taken a rank
+
+    def moved(self, time_s: float) -> np.ndarray:
+        """Where its mask is expected: (ch, cw) float32."""
+        x, y = self.velocity * (time_s - self.last_s)
+        h, w = self.cells.shape
+        return cv2.warpAffine(self.cells, np.float32([[1, 0, x], [0, 1, y]]), (w, h))
+
+    def follow(self, item: RankedObject, cells: np.ndarray, time_s: float) -> None:
+        """Take the object of a new frame."""
+        step = max(time_s - self.last_s, EPSILON_S)
+        centre = _centre(cells)
+        share = _share(step, MOTION_S, self.frames)
+        self.velocity = self.velocity + share * ((centre - self.centre) / step - self.velocity)
+        # The mean difference of two normal values is 2/√π of their standard deviation.
+        change = abs(item.saliency - self.item.saliency) / 1.128
+        self.noise += _share(step, NOISE_S, self.frames) * (change - self.noise)
+        self.frames += 1
+        self.saliency += _share(step, SMOOTH_S, self.frames) * (item.saliency - self.saliency)
+        self.item, self.cells, self.centre, self.last_s = item, cells, centre, time_s
+
+
+class Steadier:
+    """Steady the rankings of one video, frame by frame. Not for several threads."""
+
+    def __init__(self) -> None:
+        self._tracks: list[_Track] = []
+        self._order: list[_Track] = []  # those with a rank, most salient first
+        self._size = (0, 0)
+        self._count = 0
+
+    def __call__(self, ranking: Ranking, time_s: float) -> Ranking:
+        """The steadied ranking of the next frame.
+
+        time_s: of the frame, seconds, growing. Every object of the result has an identity;
+        `saliency` is the smoothed one, and `rank` may for a moment differ from its order. An object
+        that the network missed is there with its last mask. A frame of another size starts anew,
+        with new identities.
+        """
+        size = (ranking.height, ranking.width)
+        if size != self._size:
+            self._tracks, self._order, self._size = [], [], size
+        objects = [item for item in ranking.objects if item.area > 0]
+        cells = [_cells(item.mask) for item in objects]
+        pairs = self._pair(cells, time_s)
+        for number, track in pairs.items():
+            track.follow(objects[number], cells[number], time_s)
+        starts_anew = bool(objects) and not pairs  # the first frame, or a cut
+        if starts_anew:
+            self._tracks, self._order = [], []
+        for number, item in enumerate(objects):
+            if number not in pairs:
+                self._count += 1
+                start = _Track(
+                    identity=self._count,
+                    item=item,
+                    cells=cells[number],
+                    centre=_centre(cells[number]),
+                    velocity=np.zeros(2),
+                    saliency=item.saliency,
+                    noise=0.0,
+                    frames=1,
+                    first_s=time_s,
+                    last_s=time_s,
+                    shown=starts_anew,
+                )
+                self._tracks.append(start)
+        self._retire(time_s)
+        self._sort(time_s)
+        steadied = tuple(
+            replace(track.item, rank=rank, saliency=track.saliency, identity=track.identity)
+            for rank, track in enumerate(self._order, start=1)
+        )
+        return replace(ranking, objects=steadied)
+
+    def _pair(self, cells: list[np.ndarray], time_s: float) -> dict[int, _Track]:
+        """Object number → its track: the largest overlaps first, each object and track once."""
+        if not cells or not self._tracks:
+            return {}
+        now = np.stack([one.ravel() for one in cells])  # (P, cells)
+        then = np.stack([track.moved(time_s).ravel() for track in self._tracks])  # (T, cells)
+        shared = now @ then.T  # (P, T)
+        union = now.sum(1)[:, None] + then.sum(1) - shared
+        overlap = shared / np.maximum(union, EPSILON_S)
+        pairs: dict[int, _Track] = {}
+        while overlap.max() >= OVERLAP:
+            number, index = divmod(int(overlap.argmax()), len(self._tracks))
+            pairs[number] = self._tracks[index]
+            overlap[number], overlap[:, index] = 0, 0
+        return pairs
+
+    def _retire(self, time_s: float) -> None:
+        """Forget what is long gone, and at once what never had a rank."""
+
+        def lives(track: _Track) -> bool:
+            kept_s = REMEMBER_S if track.shown else 0.0
+            return time_s - track.last_s <= kept_s + EPSILON_S
+
+        self._tracks = [track for track in self._tracks if lives(track)]
+        self._order = [t for t in self._order if time_s - t.last_s <= HOLD_S + EPSILON_S]
+
+    def _sort(self, time_s: float) -> None:
+        """New objects to their places, then neighbours that clearly changed."""
+        for track in self._tracks:
+            there = track.last_s == time_s and track not in self._order
+            if there and (track.shown or time_s - track.first_s >= APPEAR_S - EPSILON_S):
+                track.shown = True
+                above = sum(other.saliency >= track.saliency for other in self._order)
+                self._order.insert(above, track)
+        swapped = True
+        while swapped:  # ends: each swap leaves fewer pairs in the wrong order
+            swapped = False
+            for place, (upper, lower) in enumerate(
+                zip(self._order[:-1], self._order[1:], strict=True)
+            ):
+                margin = HYSTERESIS * (upper.noise**2 + lower.noise**2) ** 0.5
+                if lower.saliency > upper.saliency + margin:
+                    self._order[place : place + 2] = lower, upper
+                    swapped = True
+                    break
+
+
+def _cells(mask: np.ndarray) -> np.ndarray:
+    """(h, w) bool to the share of each cell that is object: (ch, cw) float32."""
+    h, w = mask.shape
+    scale = min(1.0, CELLS / max(h, w))
+    size = max(1, round(w * scale)), max(1, round(h * scale))
+    return cv2.resize(mask.view(np.uint8), size, interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def _centre(cells: np.ndarray) -> np.ndarray:
+    """Centre of gravity (x, y), in cells; of an empty map its corner."""
+    total = max(float(cells.sum()), EPSILON_S)
+    x = cells.sum(0) @ np.arange(cells.shape[1])
+    y = cells.sum(1) @ np.arange(cells.shape[0])
+    return np.array([x, y]) / total
+
+
+def _share(step_s: float, constant_s: float, frames: int) -> float:
+    """What one of `frames` values adds to a running mean; in the beginning all count alike."""
+    return max(1 - exp(-step_s / constant_s), 1 / frames)
