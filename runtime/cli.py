@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -59,6 +60,21 @@ import click
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", type=int, help="CPU threads of one inference.  [default: 2]")
+@click.option("--every", type=int, default=1, show_default=True, help="Rank each N-th frame.")
+@click.option("--start", type=float, default=0.0, metavar="S", help="Second to start at.")
+@click.option("--end", type=float, metavar="S", help="Second to end before.")
+@click.option("--max-frames", type=int, metavar="N", help="Rank at most N frames of a video.")
+@click.option("--rate", type=float, help="Frames per second of a source that tells none.")
+@click.option("--raw", metavar="WxH", help="- has rgb24 frames of this size, and no image.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Frames per inference.")
+@click.option(
+    "--steady/--no-steady",
+    default=True,
+    show_default=True,
+    help="Objects of a video keep their identity, and ranks do not flicker.",
+)
+@click.option("--show", is_flag=True, help="Show videos in a window while they are ranked.")
+@click.option("--skip-existing", is_flag=True, help="Leave what an earlier run into DIR has done.")
 @click.version_option(package_name="dsgnn")
 def main(
     sources: tuple[str, ...],
@@ -71,27 +87,44 @@ def main(
     backend: str,
     device: str,
     threads: int | None,
+    every: int,
+    start: float,
+    end: float | None,
+    max_frames: int | None,
+    rate: float | None,
+    raw: str | None,
+    batch: int,
+    steady: bool,
+    show: bool,
+    skip_existing: bool,
 ) -> None:
     """Rank what people look at first in photos and videos.
 
     A SOURCE is an image, a video, a folder (with its sub-folders), a quoted pattern such as
-    'trip/**/*.jpg', or - for the bytes of one image on standard input.
+    'trip/**/*.jpg', numbered images as one video (shot%04d.png), a camera's number, an RTSP or HTTP
+    address, - for the bytes of one image on standard input (with --raw: of frames), or a .txt file
+    that lists sources, one on each line.
 
     \b
     dsgnn-run photo.jpg --out ranked
     dsgnn-run holidays clip.mp4 --out ranked --save overlay,crops,json
     dsgnn-run - --out ranked < photo.jpg
+    dsgnn-run rtsp://camera.local/live --out ranked --every 5 --max-frames 1000
 
     \b
     What photo.jpg and clip.mp4 give in DIR:
       overlay  photo.overlay.jpg  objects tinted, outlined and numbered
                clip.overlay.mp4
       map      photo.map.png      ranks as greys
+               clip.map.mp4
       masks    photo.mask1.png …  one per object, 1 = most salient
-      crops    photo.crop1.png …  objects cut out, transparent around
+               clip.masks/000000.mask1.png …
+      crops    photo.crop1.png …  objects cut out, transparent around (not of videos)
       json     results.json       ranks, boxes and masks
-               clip.frames.jsonl  the same for each frame
-    Videos have no map, masks or crops.
+               clip.frames.jsonl  the same for each frame, and which object is which
+               clip.summary.json  how long each object held rank 1
+    Videos are H.264 where PyAV is installed (pip install 'dsgnn[video]'). A stream that breaks off,
+    and Ctrl-C, leave whole files of what was ranked.
 
     The sub-folders of a folder source are kept. Inputs of one run that would share a name keep
     their suffix and, if need be, parent folders: photo.png.overlay.jpg, b/photo.jpg.overlay.jpg.
@@ -99,15 +132,24 @@ def main(
 
     Exit status: 0 all done, 1 some inputs failed (they are named), 2 wrong use or configuration.
     """
+    from dsgnn.runtime import h264
+    from dsgnn.runtime.files import FolderBusyError
+    from dsgnn.runtime.frames import Selection, parse_raw
     from dsgnn.runtime.ranker import Ranker
-    from dsgnn.runtime.run import run, silence_opencv
+    from dsgnn.runtime.run import check_skip, run, silence_opencv
     from dsgnn.runtime.save import make_folder, parse_kinds
     from dsgnn.runtime.sources import find_sources
+    from dsgnn.runtime.video import VideoOptions
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     silence_opencv()
     try:
         kinds = parse_kinds(save)
-        found = find_sources(sources, out)
+        size = parse_raw(raw) if raw else None
+        select = Selection(every, start, end, max_frames, rate, size)
+        video = VideoOptions(select, batch, steady, show)
+        check_skip(skip_existing, kinds)
+        found = find_sources(sources, out, raw=bool(raw))
         ranker = Ranker(model, backend, device, threads, threshold, if_none)
         make_folder(out)
     except (ValueError, OSError, RuntimeError) as error:
@@ -115,8 +157,12 @@ def main(
     click.echo(ranker, err=True)
     if found.passed_over:
         click.echo(f"passed over as neither image nor video: {found.passed_over}", err=True)
+    if any(source.is_video for source in found.sources) and not h264.is_installed():
+        click.echo(h264.MISSING, err=True)
     try:
-        summary = run(ranker, found.sources, out, kinds, palette)
+        summary = run(ranker, found.sources, out, kinds, palette, video, skip_existing)
+    except FolderBusyError as error:
+        raise click.UsageError(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"results.json cannot be written: {error}") from error
     click.echo(summary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,3 +36,34 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all; an earlier file is replaced."""
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+class FolderBusyError(RuntimeError):
+    """Another run is writing into the folder."""
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a folder against other runs; let go when the block or the process ends.
+
+    Nothing is left in the folder: the folder itself is locked. Where that cannot be done (Windows,
+    some network disks) two runs only keep each other's files whole. Raises FolderBusyError.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderBusyError(
+                f"another run is writing into {folder}: wait for its end or choose another --out"
+            ) from None
+        except OSError:  # this disk has no locks
+            pass
+        yield
+    finally:
+        os.close(handle)

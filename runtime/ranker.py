@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -12,10 +12,13 @@ import numpy as np
 
 from dsgnn.runtime.artifact import Artifact, ArtifactError, Description, open_artifact
 from dsgnn.runtime.backends import Backend, TensorSpec, open_backend
+from dsgnn.runtime.frames import Frames, Selection
 from dsgnn.runtime.images import ImageSource, read_image
 from dsgnn.runtime.letterbox import Fixed, Geometry, letterbox
 from dsgnn.runtime.postprocess import STRIDE, check_if_none, postprocess
 from dsgnn.runtime.ranking import Ranking
+from dsgnn.runtime.sources import video_source
+from dsgnn.runtime.stream import ranked_frames
 
 BUNDLED = Path(__file__).parent / "models" / "nano.onnx"
 
@@ -89,6 +92,32 @@ class Ranker:
                 members = same[start : start + limit]
                 rankings.update(zip(members, self._rank([photos[i] for i in members]), strict=True))
         return [rankings[index] for index in range(len(photos))]
+
+    def stream(
+        self,
+        source: str | Path | int,
+        *,
+        every: int = 1,
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        max_frames: int | None = None,
+        batch: int = 1,
+        steady: bool = True,
+    ) -> Iterator[tuple[np.ndarray, Ranking]]:
+        """Rank a video: a generator of (frame, ranking).
+
+        source: a video file, URL, camera number, or pattern of numbered images ("shot%04d.png").
+        every: take each N-th frame. start_s, end_s: seconds of the source. max_frames: stop after
+        so many. batch: frames per inference. steady: objects keep their `identity` and ranks do
+        not flicker (dsgnn.runtime.steady); False = every frame for itself.
+        A frame is (h, w, 3) uint8 RGB. Frames are decoded ahead in a thread; close the generator,
+        or leave it, to end that. Raises OSError or ValueError if the source cannot be opened, and
+        dsgnn.runtime.frames.Ended after the last good frame if it broke off.
+        """
+        select = Selection(every, start_s, end_s, max_frames)
+        frames = Frames(video_source(source), select)
+        for frame, ranking in ranked_frames(self, frames, batch, steady):
+            yield frame.image, ranking
 
     def describe(self) -> dict[str, Any]:
         """What ranks, for records: the `model` entry of results.json."""

@@ -6,7 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -15,22 +15,21 @@ import click
 import cv2
 
 from dsgnn.runtime.backends import BackendError
+from dsgnn.runtime.files import claimed
+from dsgnn.runtime.frames import Frames, Selection
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.ranker import Ranker
+from dsgnn.runtime.resume import Earlier
 from dsgnn.runtime.save import (
-    VIDEO_KINDS,
-    Frame,
     Record,
     Target,
     forget,
-    lines_file,
     real_place,
     results_file,
     save_image,
-    to_bgr,
-    video_file,
 )
 from dsgnn.runtime.sources import Source
+from dsgnn.runtime.video import VideoOptions, rank_video
 
 STAGES = ("decode", "preprocess", "inference", "postprocess", "save")
 # What spoils one source and not the run.
@@ -42,13 +41,14 @@ MANY = 3  # more images than this get a progress bar
 class Outcome:
     """One image or video frame that was ranked, or one source that failed (`error` says why).
 
-    timings_ms: milliseconds of each of STAGES.
+    timings_ms: milliseconds of each of STAGES. skipped: an earlier run did it.
     """
 
     source: Source
     objects: int = 0
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
+    skipped: bool = False
 
 
 @dataclass
@@ -57,12 +57,15 @@ class Summary:
 
     images: int = 0
     objects: int = 0
+    skipped: int = 0
     failures: list[Outcome] = field(default_factory=list)
     total_ms: Counter[str] = field(default_factory=Counter)
 
     def add(self, outcome: Outcome) -> None:
         if outcome.error:
             self.failures.append(outcome)
+        elif outcome.skipped:
+            self.skipped += 1
         else:
             self.images += 1
             self.objects += outcome.objects
@@ -73,6 +76,8 @@ class Summary:
         if self.images:
             stages = (f"{stage} {self.total_ms[stage] / self.images:.1f}" for stage in STAGES)
             text += f"; ms per image: {', '.join(stages)}"
+        if self.skipped:
+            text += f"\n{_count(self.skipped, 'input')} skipped: done by an earlier run"
         if self.failures:
             names = ", ".join(outcome.source.shown for outcome in self.failures)
             text += f"\n{_count(len(self.failures), 'input')} failed: {names}"
@@ -85,22 +90,32 @@ def run(
     out: Path,
     kinds: Collection[str] = ("overlay", "json"),
     palette: str = "assr",
+    video: VideoOptions | None = None,
+    skip_existing: bool = False,
 ) -> Summary:
     """Rank all sources with a progress bar (many images, on a terminal); see `rank_sources`.
 
-    Failures are named on standard error as they come.
+    Failures are named on standard error as they come. Raises FolderBusyError if another run is
+    writing into `out`.
     """
     from tqdm import tqdm
 
-    expected = sum(_expected(source) for source in sources)
-    hidden = None if expected > MANY else True  # None: shown on a terminal only
-    outcomes = rank_sources(ranker, sources, out, kinds, palette)
+    select = (video or VideoOptions()).select
+    counts = [_expected(source, select) for source in sources]
+    expected = sum(counts) if all(counts) else None
+    hidden = True if expected is not None and expected <= MANY else None  # None: on a terminal only
     summary = Summary()
-    for outcome in tqdm(outcomes, total=expected, unit="image", disable=hidden):
-        summary.add(outcome)
-        if outcome.error:
-            with tqdm.external_write_mode(file=sys.stderr):
-                click.echo(f"{outcome.source.shown}: {outcome.error}", err=True)
+    with (
+        claimed(out),
+        closing(
+            rank_sources(ranker, sources, out, kinds, palette, video, skip_existing)
+        ) as outcomes,
+    ):
+        for outcome in tqdm(outcomes, total=expected, unit="image", disable=hidden):
+            summary.add(outcome)
+            if outcome.error:
+                with tqdm.external_write_mode(file=sys.stderr):
+                    click.echo(f"{outcome.source.shown}: {outcome.error}", err=True)
     return summary
 
 
@@ -113,12 +128,20 @@ def silence_opencv() -> None:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
+def check_skip(skip_existing: bool, kinds: Collection[str]) -> None:
+    """Raise ValueError unless what `skip_existing` reads is also written."""
+    if skip_existing and "json" not in kinds:
+        raise ValueError("--skip-existing reads what was done from the json files: --save json too")
+
+
 def rank_sources(
     ranker: Ranker,
     sources: Sequence[Source],
     out: Path,
     kinds: Collection[str] = ("overlay", "json"),
     palette: str = "assr",
+    video: VideoOptions | None = None,
+    skip_existing: bool = False,
 ) -> Iterator[Outcome]:
     """Rank the sources one by one; yields an Outcome per image, per frame and per failed source.
 
@@ -126,10 +149,15 @@ def rank_sources(
     all, replacing one of its name. kinds: some of `overlay` NAME.overlay.jpg (.mp4 for a video),
     `map` NAME.map.png (greys of `palette`), `masks` NAME.mask<rank>.png (0 and 255), `crops`
     NAME.crop<rank>.png (transparent around the object; none for an empty mask), `json` results.json
-    and for a video NAME.frames.jsonl. Videos give `overlay` and `json` only. A source that fails
-    is listed in results.json with its error. Ctrl-C leaves results.json and the running video's
-    files as far as they came. Raises OSError if results.json cannot be written.
+    and for a video NAME.frames.jsonl and NAME.summary.json. A video's map is a video, its masks
+    are NAME.masks/<frame>.mask<rank>.png, and it has no crops. video: how videos are ranked.
+    skip_existing: leave what an earlier run with the same model has done (needs `json`). A source
+    that fails is listed in results.json with its error. Ctrl-C leaves results.json and the running
+    video's files as far as they came. Raises OSError if results.json cannot be written, ValueError
+    for skip_existing without `json`.
     """
+    check_skip(skip_existing, kinds)
+    earlier = Earlier(out, ranker.describe()) if skip_existing else None
     inputs = frozenset(real_place(source.path) for source in sources if source.path)
     with ExitStack() as stack:
         record: Record = forget
@@ -140,8 +168,13 @@ def rank_sources(
             try:
                 if source.problem:
                     raise ValueError(source.problem)
-                if source.is_video:
-                    yield from _rank_video(ranker, target)
+                if earlier and (entry := earlier.done(target)) is not None:
+                    if not source.is_video:
+                        record(entry)
+                    yield Outcome(source, skipped=True)
+                elif source.is_video:
+                    for objects, timings_ms in rank_video(ranker, target, video or VideoOptions()):
+                        yield Outcome(source, objects, timings_ms)
                 else:
                     yield _rank_image(ranker, target, record)
             except FAILURES as error:
@@ -172,67 +205,18 @@ def _rank_image(ranker: Ranker, target: Target, record: Record) -> Outcome:
     return Outcome(target.source, len(ranking.objects), timings)
 
 
-def _rank_video(ranker: Ranker, target: Target) -> Iterator[Outcome]:
-    """Frame by frame into an annotated video and JSON lines."""
-    source = target.source
-    if not set(target.kinds) & set(VIDEO_KINDS):
-        raise ValueError(
-            f"a video gives {' and '.join(VIDEO_KINDS)}, got --save {','.join(target.kinds)}"
-        )
-    capture = cv2.VideoCapture(str(source.path))
-    rate = capture.get(cv2.CAP_PROP_FPS)
-    rate = rate if 0 < rate < 1000 else 25.0  # some containers declare none
-    with ExitStack() as stack:
-        stack.callback(capture.release)
-        start = perf_counter()
-        more, frame = capture.read()
-        if not more:
-            raise ValueError("no frame can be read: damaged, or no video that OpenCV decodes")
-        size = frame.shape[1], frame.shape[0]
-        write_line: Record = forget
-        write_frame: Frame = forget
-        if "json" in target.kinds:
-            write_line = stack.enter_context(lines_file(target.path("frames.jsonl")))
-        if "overlay" in target.kinds:
-            write_frame = stack.enter_context(video_file(target.path("overlay.mp4"), rate, size))
-        count = 0
-        while more:
-            if frame.shape[:2] != (size[1], size[0]):
-                raise ValueError(
-                    f"frame {count} is {frame.shape[1]}×{frame.shape[0]}, the video began with "
-                    f"{size[0]}×{size[1]}: cut it where the size changes"
-                )
-            photo = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            decode_ms = 1e3 * (perf_counter() - start)
-            ranking = ranker(photo)
-            start = perf_counter()
-            if "json" in target.kinds:
-                place = {"file": source.shown, "frame": count, "time_s": round(count / rate, 6)}
-                write_line({**place, **ranking.to_dict()})
-            if "overlay" in target.kinds:
-                write_frame(to_bgr(ranking.draw(photo)))
-            save_ms = 1e3 * (perf_counter() - start)
-            timings = {**ranking.timings_ms, "decode": decode_ms, "save": save_ms}
-            yield Outcome(source, len(ranking.objects), timings)
-            start = perf_counter()
-            more, frame = capture.read()
-            count += 1
-        declared = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    if count < declared - max(2, 0.02 * declared):  # some containers only estimate their number
-        raise ValueError(
-            f"it ends after {count} of the {declared} frames it declares: cut short or damaged; "
-            "what could be read is in place"
-        )
-
-
-def _expected(source: Source) -> int:
-    """How many outcomes a source will have, for the progress bar."""
+def _expected(source: Source, select: Selection) -> int:
+    """How many outcomes a source will have, for the progress bar; 0 = that is not known."""
     if not source.is_video or source.problem:
         return 1
-    capture = cv2.VideoCapture(str(source.path))
-    frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    capture.release()
-    return max(1, frames)
+    if source.feed:
+        return select.max_frames or 0
+    try:
+        frames = Frames(source, select)
+    except (ValueError, OSError):
+        return 1  # its failure
+    frames.close()
+    return frames.expected
 
 
 def _reason(error: BaseException) -> str:

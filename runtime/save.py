@@ -13,12 +13,13 @@ from typing import Any, TextIO
 import cv2
 import numpy as np
 
+from dsgnn.runtime import h264
 from dsgnn.runtime.files import whole_file, write_whole
 from dsgnn.runtime.ranking import RankedObject, Ranking
 from dsgnn.runtime.sources import Source
 
 KINDS = ("overlay", "map", "masks", "crops", "json")
-VIDEO_KINDS = ("overlay", "json")
+VIDEO_KINDS = ("overlay", "map", "masks", "json")
 RESULTS_SCHEMA = "dsgnn.results/1"
 JPEG_QUALITY = 92
 
@@ -75,15 +76,15 @@ def real_place(path: Path) -> Path:
 def save_image(ranking: Ranking, photo: np.ndarray, target: Target) -> None:
     """Write the pictures asked for. photo: (h, w, 3) uint8 RGB."""
     if "overlay" in target.kinds:
-        _write_picture(target.path("overlay.jpg"), to_bgr(ranking.draw(photo)))
+        write_picture(target.path("overlay.jpg"), to_bgr(ranking.draw(photo)))
     if "map" in target.kinds:
-        _write_picture(target.path("map.png"), ranking.rank_map(target.palette))
+        write_picture(target.path("map.png"), ranking.rank_map(target.palette))
     for item in ranking.objects:
         if "masks" in target.kinds:
             mask = item.mask.view(np.uint8) * 255
-            _write_picture(target.path(f"mask{item.rank}.png"), mask)
+            write_picture(target.path(f"mask{item.rank}.png"), mask)
         if "crops" in target.kinds and item.area > 0:
-            _write_picture(target.path(f"crop{item.rank}.png"), cut_out(photo, item))
+            write_picture(target.path(f"crop{item.rank}.png"), cut_out(photo, item))
 
 
 def cut_out(photo: np.ndarray, item: RankedObject) -> np.ndarray:
@@ -126,30 +127,40 @@ def lines_file(path: Path) -> Iterator[Record]:
 
 @contextmanager
 def video_file(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Frame]:
-    """An MP4 to write (h, w, 3) uint8 BGR frames of `size` (width, height) to.
+    """An MP4 to write (h, w, 3) uint8 RGB frames of `size` (width, height) to.
 
-    MPEG-4 has even sides: an odd one loses a pixel. Raises OSError if OpenCV cannot write it, or
-    did not write every frame (it would only log that).
+    H.264 where PyAV is installed, else MPEG-4 Part 2 by OpenCV. Raises OSError if it cannot be
+    written, in whole.
     """
-    with whole_file(path, keep_interrupted=True) as temporary:
-        code = cv2.VideoWriter.fourcc(*"mp4v")
-        writer = cv2.VideoWriter(str(temporary), code, rate, size)
-        frames = 0
+    writer = h264.h264_writer if h264.is_installed() else _mpeg4_writer
+    with (
+        whole_file(path, keep_interrupted=True) as temporary,
+        writer(temporary, rate, size) as write,
+    ):
+        yield write
 
-        def write(frame: np.ndarray) -> None:
-            nonlocal frames
-            writer.write(frame)
-            frames += 1
 
-        try:
-            if not writer.isOpened():
-                raise OSError(f"OpenCV cannot write an mp4v video of {size[0]}×{size[1]} here")
-            yield write
-        finally:
-            writer.release()
-        written = cv2.VideoCapture(str(temporary)).get(cv2.CAP_PROP_FRAME_COUNT)
-        if written != frames:
-            raise OSError(f"only {written:.0f} of {frames} frames were written: is the disk full?")
+@contextmanager
+def _mpeg4_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Frame]:
+    """As `h264_writer`, but an odd side loses a pixel. OpenCV would only log what it could not
+    write: here it is an OSError."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+    frames = 0
+
+    def write(picture: np.ndarray) -> None:
+        nonlocal frames
+        writer.write(to_bgr(picture))
+        frames += 1
+
+    try:
+        if not writer.isOpened():
+            raise OSError(f"OpenCV cannot write an mp4v video of {size[0]}×{size[1]} here")
+        yield write
+    finally:
+        writer.release()
+    written = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)
+    if written != frames:
+        raise OSError(f"only {written:.0f} of {frames} frames were written: is the disk full?")
 
 
 @contextmanager
@@ -170,7 +181,7 @@ def to_bgr(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
 
 
-def _write_picture(path: Path, pixels: np.ndarray) -> None:
+def write_picture(path: Path, pixels: np.ndarray) -> None:
     """Grey, BGR or BGRA in the format of the suffix, whole or not at all."""
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
     done, data = cv2.imencode(path.suffix, pixels, options)

@@ -12,13 +12,18 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from urllib.parse import urlsplit
 
 STDIN = "-"
+LIST_SUFFIX = ".txt"
+SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
+NUMBERED = re.compile(r"%(0\d+)?d")
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"),
     *(".mpg", ".mpeg", ".wmv", ".flv", ".3gp"),
@@ -34,9 +39,12 @@ IMAGE_SUFFIXES = (
 class Source:
     """One image or video to rank.
 
-    path: absolute; None for standard input. shown: the name in messages and results. depth: how
+    path: absolute; None for what is no file. shown: the name in messages and results. depth: how
     many last parts of the path make its plain name. name: of its outputs, relative to the output
-    folder, without suffix. problem: why there is nothing to rank ("" = there is).
+    folder, without suffix. problem: why there is nothing to rank ("" = there is). feed: "" for a
+    file or an image on standard input, else "camera", "url", "raw" (frames on standard input) or
+    "sequence". address: of the feed: a number, a URL (with its password, which `shown` has not) or
+    a pattern.
     """
 
     path: Path | None
@@ -44,10 +52,18 @@ class Source:
     depth: int = 1
     name: str = ""
     problem: str = ""
+    feed: str = ""
+    address: str = ""
 
     @property
     def is_video(self) -> bool:
-        return self.path is not None and self.path.suffix.lower() in VIDEO_SUFFIXES
+        file = self.path is not None and self.path.suffix.lower() in VIDEO_SUFFIXES
+        return bool(self.feed) or file
+
+    @property
+    def is_live(self) -> bool:
+        """True for what does not end by itself."""
+        return self.feed == "camera" or self.address.startswith(("rtsp", "rtmp", "udp", "srt"))
 
 
 @dataclass(frozen=True)
@@ -59,18 +75,23 @@ class Found:
     passed_over: int
 
 
-def find_sources(arguments: Iterable[str], out: Path) -> Found:
-    """Files, folders, glob patterns and "-" (standard input) to named sources.
+def find_sources(arguments: Iterable[str], out: Path, raw: bool = False) -> Found:
+    """What a person names to named sources.
 
+    Files, folders, glob patterns, numbered images as one video ("shot%04d.png"), "-" for standard
+    input (raw: it has frames and no image), a camera's number, a URL, or a .txt file with one of
+    all these on each line ("#" begins a comment). A file of the name given always comes first.
     Folders are searched with their sub-folders, but for hidden files and linked folders.
     What lies in `out` is never taken from a folder or a pattern. An argument that leads to nothing
     becomes a source with a problem. Raises ValueError if `out` itself is given as a source.
     """
     sources: list[Source] = []
     passed_over = 0
-    for argument in arguments:
+    for argument in _listed(arguments):
         if argument == STDIN:
-            sources.append(Source(None, "stdin"))
+            sources.append(Source(None, "stdin", feed="raw" if raw else ""))
+        elif feed := _feed(argument):
+            sources.append(feed)
         elif not os.path.lexists(argument) and glob.has_magic(argument):
             matches = [
                 match
@@ -88,11 +109,53 @@ def find_sources(arguments: Iterable[str], out: Path) -> Found:
             more, others = _expand(argument, out)
             sources += more
             passed_over += others
-    once: dict[Path | None, Source] = {}
+    once: dict[tuple[Path | None, str], Source] = {}
     for source in sources:
-        depth = max(source.depth, once.get(source.path, source).depth)
-        once[source.path] = replace(once.get(source.path, source), depth=depth)
+        key = (source.path, source.address)
+        depth = max(source.depth, once.get(key, source).depth)
+        once[key] = replace(once.get(key, source), depth=depth)
     return Found(name_outputs(list(once.values())), passed_over)
+
+
+def video_source(argument: str | Path | int) -> Source:
+    """One video by its path, camera number, URL or pattern. Raises FileNotFoundError."""
+    feed = _feed(str(argument))
+    if feed is None and not os.path.isfile(argument):
+        raise FileNotFoundError(f"there is no video file {argument}")
+    return feed or Source(_absolute(str(argument)), str(argument))
+
+
+def _listed(arguments: Iterable[str]) -> list[str]:
+    """The arguments, those of lists in the lists' places. Raises OSError or ValueError for a list
+    that cannot be read."""
+    all_of_them: list[str] = []
+    for argument in arguments:
+        if not argument.lower().endswith(LIST_SUFFIX) or not os.path.isfile(argument):
+            all_of_them.append(argument)
+            continue
+        lines = Path(argument).read_text("utf-8-sig").splitlines()
+        names = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
+        if not names:
+            raise ValueError(f"the list {argument} names no source")
+        all_of_them += names
+    return all_of_them
+
+
+def _feed(argument: str) -> Source | None:
+    """A camera, a URL or numbered images, if the argument is one and no file of its name exists."""
+    if os.path.lexists(argument):
+        return None
+    if argument.isdecimal():
+        return Source(None, f"camera {argument}", feed="camera", address=argument)
+    scheme, separator, rest = argument.partition("://")
+    if separator and scheme.lower() in SCHEMES:
+        shown = (
+            f"{scheme}://{rest.rpartition('@')[2] if '@' in urlsplit(argument).netloc else rest}"
+        )
+        return Source(None, shown, feed="url", address=argument)
+    if NUMBERED.search(os.path.basename(argument)):
+        return Source(None, argument, feed="sequence", address=argument)
+    return None
 
 
 def _expand(argument: str, out: Path) -> tuple[list[Source], int]:
@@ -149,16 +212,30 @@ def _name(source: Source, detail: int) -> str:
     """detail 0: the plain name; 1: with its suffix; then one more parent folder each; past the
     root (names that differ in letter case only) with a hash of the path."""
     if source.path is None:
-        return "stdin"
+        name = _plain_name(source)
+        plain = detail == 0 or not source.address
+        return name if plain else f"{name}-{_digest(source.address)}"
     parts = source.path.parts[1:]  # without the root
     depth = source.depth + max(0, detail - 1)
     name = PurePath(*parts[-depth:])
     if detail == 0:
         return name.with_suffix("").as_posix()
     if depth > len(parts) + 1:  # not at once: the others may go on to longer names
-        digest = hashlib.sha256(os.fsencode(source.path)).hexdigest()[:8]
-        return f"{name.as_posix()}-{digest}"
+        return f"{name.as_posix()}-{_digest(str(source.path))}"
     return name.as_posix()
+
+
+def _plain_name(source: Source) -> str:
+    """Of what is no file: "stdin", "camera0", "cam.local-live" or "shots" of shots/%04d.png."""
+    if source.feed == "sequence":
+        stem = NUMBERED.sub("", Path(source.address).stem).strip(" ._-")
+        return stem or _absolute(source.address).parent.name or "sequence"
+    text = source.shown.partition("://")[2].partition("?")[0] or source.shown.replace(" ", "")
+    return re.sub(r"[^\w.]+", "-", text).strip("-.") or "stream"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
 
 
 def _absolute(path: str) -> Path:

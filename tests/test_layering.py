@@ -23,6 +23,7 @@ BASE = {"numpy", "cv2", "click"}
 TORCH = {"torch", "torchvision", "timm"}
 # The only module of the runtime that may import a library beyond the base, inside a function.
 HOMES = {
+    "av": "dsgnn.runtime.h264",
     "tqdm": "dsgnn.runtime.run",
     "onnxruntime": "dsgnn.runtime.backends.onnx",
     "openvino": "dsgnn.runtime.backends.openvino",

@@ -259,6 +259,9 @@ class Stopping:
         self.left -= 1
         return self.ranker(photo)
 
+    def batch(self, photos):
+        return [self(photo) for photo in photos]
+
 
 def test_interrupted_photos_leave_what_was_done(place, ranker, photo: np.ndarray) -> None:
     for index in range(4):
@@ -290,12 +293,20 @@ def frames(path: str) -> list[np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.avi"])
-def test_a_video(go, ranker: Ranker, scene, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "library"), [("clip.mp4", "cv2"), ("clip.avi", "cv2"), ("clip.mp4", "av")]
+)
+def test_a_video(
+    go, ranker: Ranker, scene, name: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library)
+    monkeypatch.setattr("dsgnn.runtime.save.h264.is_installed", lambda: library == "av")
     clip(name, scene)
     outcomes = go(name, kinds=("overlay", "json"))
     assert len(outcomes) == 12 and all(item.objects == 1 for item in outcomes)
-    assert files() == ["clip.frames.jsonl", "clip.overlay.mp4", "results.json"]
+    assert files() == [
+        *("clip.frames.jsonl", "clip.overlay.mp4", "clip.summary.json", "results.json")
+    ]
     assert results()["images"] == []
     lines = [json.loads(line) for line in Path("out/clip.frames.jsonl").read_text().splitlines()]
     assert [line["frame"] for line in lines] == list(range(12))
@@ -313,14 +324,16 @@ def test_a_video_and_a_photo_of_one_name(go, scene, photo: np.ndarray) -> None:
     clip("x.mp4", scene, frames=3)
     write("x.png", photo)
     go("x.mp4", "x.png", kinds=("overlay", "json"))
-    expected = ["results.json", "x.mp4.frames.jsonl", "x.mp4.overlay.mp4", "x.png.overlay.jpg"]
-    assert files() == expected
+    assert files() == [
+        *("results.json", "x.mp4.frames.jsonl", "x.mp4.overlay.mp4", "x.mp4.summary.json"),
+        "x.png.overlay.jpg",
+    ]
 
 
-def test_a_video_gives_no_masks(go, scene) -> None:
+def test_a_video_gives_no_crops(go, scene) -> None:
     clip("clip.mp4", scene, frames=3)
-    (outcome,) = go("clip.mp4", kinds=("masks", "map"))
-    assert outcome.error == "a video gives overlay and json, got --save masks,map"
+    (outcome,) = go("clip.mp4", kinds=("crops",))
+    assert outcome.error == "a video gives overlay, map, masks, json, got --save crops"
     assert files() == []
 
 
@@ -350,16 +363,21 @@ def test_a_video_that_changes_size(go, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = iter([(48, 64), (48, 64), (64, 48)])
     capture = SimpleNamespace(
         get=lambda what: 0.0,  # no frame rate, no number of frames
-        read=lambda: (True, np.full((*next(sizes), 3), 128, np.uint8)),
+        isOpened=lambda: True,
+        grab=lambda: True,
+        retrieve=lambda: (True, np.full((*next(sizes), 3), 128, np.uint8)),
         release=lambda: None,
     )
-    monkeypatch.setattr("dsgnn.runtime.run.cv2.VideoCapture", lambda path: capture)
+    monkeypatch.setattr("dsgnn.runtime.frames.cv2.VideoCapture", lambda path: capture)
     Path("clip.mp4").touch()
     *ranked, failed = go("clip.mp4", kinds=("overlay", "json"))
     assert len(ranked) == 2
-    message = "frame 2 is 48×64, the video began with 64×48: cut it where the size changes"
-    assert failed.error == message
-    assert files() == ["results.json"]
+    assert failed.error == (
+        "frame 2 is 48×64, the video began with 64×48: cut it where the size changes; what came "
+        "before is in place"
+    )
+    assert len(Path("out/clip.frames.jsonl").read_text().splitlines()) == 2
+    assert json.loads(Path("out/clip.summary.json").read_text())["complete"] is False
 
 
 def test_an_interrupted_video_leaves_what_was_done(place, ranker: Ranker, scene) -> None:
@@ -410,6 +428,7 @@ def test_videos_that_opencv_cannot_write(go, scene, monkeypatch: pytest.MonkeyPa
             if self.calls % 2:
                 self.writer.write(frame)
 
+    monkeypatch.setattr("dsgnn.runtime.save.h264.is_installed", lambda: False)
     monkeypatch.setattr("dsgnn.runtime.save.cv2.VideoWriter", Losing)
     assert go("clip.mp4")[-1].error == "only 2 of 4 frames were written: is the disk full?"
     monkeypatch.setattr(Losing, "__init__", lambda self, *arguments: None)

@@ -160,3 +160,50 @@ def test_a_folder_that_cannot_be_listed(tree: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("dsgnn.runtime.sources.os.walk", walk)
     assert problems("b") == {"b/secret": "Permission denied"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "feed", "shown", "name"),
+    [
+        ("0", "camera", "camera 0", "camera0"),
+        ("rtsp://me:secret@cam.local:554/live?x=1", "url", None, "cam.local-554-live"),
+        ("https://host/a/clip.mp4", "url", None, "host-a-clip.mp4"),
+        ("shots/a_%04d.png", "sequence", "shots/a_%04d.png", "a"),
+        ("shots/%d.png", "sequence", "shots/%d.png", "shots"),
+    ],
+)
+def test_feeds(argument: str, feed: str, shown: str | None, name: str, tmp_path: Path) -> None:
+    (source,) = find_sources([argument], tmp_path / "out").sources
+    assert (source.feed, source.name, source.path) == (feed, name, None)
+    assert source.shown == shown or "secret" not in source.shown
+    assert source.address == argument and source.is_video
+    assert source.is_live == (argument[0] in "0r")
+
+
+def test_a_file_comes_before_a_feed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("0").touch()
+    Path("a%d.png").touch()
+    for source in find_sources(["0", "a%d.png"], Path("out")).sources:
+        assert source.feed == "" and source.path is not None
+
+
+def test_feeds_of_one_name(tmp_path: Path) -> None:
+    addresses = ["http://host/a?x=1", "http://host/a?x=2", "http://host/a?x=1"]
+    one, two = find_sources(addresses, tmp_path / "out").sources
+    assert one.name != two.name and one.name.startswith("host-a-")
+
+
+def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.png").touch()
+    Path("list.txt").write_text("# photos\nx.png\n\n  0  \nmissing.png\n")
+    found = find_sources(["list.txt"], Path("out")).sources
+    assert [(source.shown, bool(source.problem)) for source in found] == [
+        ("x.png", False),
+        ("camera 0", False),
+        ("missing.png", True),
+    ]
+    Path("list.txt").write_text("# nothing\n")
+    with pytest.raises(ValueError, match=r"the list list.txt names no source"):
+        find_sources(["list.txt"], Path("out"))

@@ -1,0 +1,241 @@
+"""Videos from end to end: what is written, and what `Ranker.stream` gives."""
+
+import itertools
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dsgnn.runtime import Ranker
+from dsgnn.runtime.frames import Ended, Selection, _Capture
+from dsgnn.runtime.run import Outcome, rank_sources
+from dsgnn.runtime.save import make_folder
+from dsgnn.runtime.sources import find_sources
+from dsgnn.runtime.video import Presence, VideoOptions
+
+Run = Callable[..., list[Outcome]]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def clip(scene) -> Callable[..., None]:
+    def write(path: str = "clip.avi", frames: int = 20, size: tuple[int, int] = (48, 64)) -> None:
+        """A red box that moves right, and below it from frame 10 on a larger blue one."""
+        h, w = size
+        writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), 10, (w, h))
+        for number in range(frames):
+            boxes = {"red": (2, number, 14, number + 16)}
+            if number >= 10:
+                boxes["blue"] = (18, 4, h - 4, w - 10)
+            writer.write(scene(h, w, **boxes)[..., ::-1])
+        writer.release()
+
+    return write
+
+
+@pytest.fixture
+def go(ranker: Ranker) -> Run:
+    def rank(*arguments: str, kinds=("json",), skip: bool = False, **options: object):
+        make_folder(Path("out"))
+        found = find_sources(arguments, Path("out"))
+        video = VideoOptions(**options)
+        return list(rank_sources(ranker, found.sources, Path("out"), kinds, "assr", video, skip))
+
+    return rank
+
+
+def lines(name: str = "clip") -> list[dict]:
+    return [json.loads(line) for line in Path(f"out/{name}.frames.jsonl").read_text().splitlines()]
+
+
+def summary(name: str = "clip") -> dict:
+    return json.loads(Path(f"out/{name}.summary.json").read_text())
+
+
+def frames(path: str) -> list[np.ndarray]:
+    capture, found = cv2.VideoCapture(path), []
+    while (pair := capture.read())[0]:
+        found.append(pair[1][..., ::-1])
+    return found
+
+
+def test_summary_tells_who_held_rank_1(go: Run, clip, ranker: Ranker) -> None:
+    clip()
+    go("clip.avi")
+    found = summary()
+    assert found["schema"] == "dsgnn.video/1" and found["model"] == ranker.describe()
+    assert (found["file"], found["complete"], found["frames"]) == ("clip.avi", True, 20)
+    assert (found["width"], found["height"], found["seconds"]) == (64, 48, 2.0)
+    objects = {item["identity"]: item for item in found["objects"]}
+    assert list(objects) in ([1, 2], [2, 1])
+    red, blue = objects[1], objects[2]
+    assert red["frames"] == 20 and red["first_s"] == 0 and red["last_s"] == 1.9
+    assert blue["best_rank"] == 1 and blue["first_s"] == pytest.approx(1.1)  # seen for 0.1 s
+    assert red["rank_1_s"] + blue["rank_1_s"] == pytest.approx(2.0)
+    assert red["rank_1_s"] == pytest.approx(1.1)
+    held = sum(line["objects"][0]["identity"] == 1 for line in lines())
+    assert held / 10 == pytest.approx(red["rank_1_s"])
+
+
+def test_every_frame_for_itself(go: Run, clip, ranker: Ranker) -> None:
+    clip()
+    go("clip.avi", steady=False)
+    expected = [ranker(frame).to_dict() for frame in frames("clip.avi")]
+    for line, one in zip(lines(), expected, strict=True):
+        assert [item["bbox"] for item in line["objects"]] == [
+            item["bbox"] for item in one["objects"]
+        ]
+        assert "identity" not in str(line)
+    assert summary()["objects"] == []
+
+
+def test_map_and_masks(go: Run, clip, ranker: Ranker) -> None:
+    clip(frames=3)
+    go("clip.avi", kinds=("map", "masks"))
+    names = sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("*.*"))
+    masks = [f"clip.masks/{number:06}.mask1.png" for number in range(3)]
+    assert names == ["clip.map.mp4", "clip.masks", *masks]
+    photo = frames("clip.avi")[2]
+    (item,) = ranker(photo).objects
+    np.testing.assert_array_equal(cv2.imread(f"out/{masks[2]}", 0), item.mask * np.uint8(255))
+    grey = frames("out/clip.map.mp4")[2].astype(int)
+    assert np.abs(grey - ranker(photo).rank_map()[..., None]).mean() < 8  # lossy
+
+
+@pytest.mark.parametrize("batch", [1, 3, 50])
+def test_batches_change_nothing(go: Run, clip, batch: int) -> None:
+    clip()
+    select = Selection(every=2, start_s=0.2)
+    assert len(go("clip.avi", batch=batch, select=select)) == 9
+    assert [line["frame"] for line in lines()] == list(range(2, 20, 2))
+    lefts = [line["objects"][-1]["bbox"][0] for line in lines()]
+    assert lefts == sorted(lefts)
+    assert summary()["frames_per_second"] == 5
+
+
+def test_no_frame_is_left(go: Run, clip) -> None:
+    clip()
+    (outcome,) = go("clip.avi", select=Selection(start_s=9))
+    assert outcome.error == "it has no frame to rank: empty, or --start lies behind its end"
+    assert sorted(path.name for path in Path("out").iterdir()) == ["results.json"]
+
+
+def test_stream(clip, ranker: Ranker) -> None:
+    clip()
+    pairs = list(ranker.stream("clip.avi"))
+    assert len(pairs) == 20
+    for (frame, ranking), expected in zip(pairs, frames("clip.avi"), strict=True):
+        np.testing.assert_array_equal(frame, expected)
+        assert (ranking.height, ranking.width) == frame.shape[:2]
+        assert [item.identity for item in ranking.objects][-1] == 1
+        assert ranking.timings_ms["decode"] > 0
+    raw = list(ranker.stream("clip.avi", every=5, start_s=0.5, end_s=1.7, batch=2, steady=False))
+    assert len(raw) == 3 and all(item.identity is None for _, r in raw for item in r.objects)
+    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+        next(ranker.stream("clip.avi", batch=0))
+
+
+def test_a_stream_can_be_left(clip, ranker: Ranker) -> None:
+    clip()
+    stream = ranker.stream("clip.avi")
+    assert len(list(itertools.islice(stream, 3))) == 3
+    stream.close()
+    assert all(thread.name != "dsgnn-ahead" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_stream_that_breaks_off_gives_what_came(clip, ranker: Ranker, batch: int) -> None:
+    clip(frames=40)
+    data = Path("clip.avi").read_bytes()
+    Path("clip.avi").write_bytes(data[: len(data) // 2])
+    got = []
+    with pytest.raises(Ended, match=r"it ends after \d+ of the 40 frames it declares"):
+        for pair in ranker.stream("clip.avi", batch=batch):
+            got.append(pair)
+    assert len(got) == len(frames("clip.avi"))
+
+
+def test_stages_overlap(go: Run, clip, ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frame 0 is ranked only once frame 1 is decoded, and written once frame 1 is ranked."""
+    clip(frames=6)
+    decoded, ranked = threading.Event(), threading.Event()
+    batch, add, picture = ranker.batch, Presence.add, _Capture.picture
+    calls = []
+
+    def decode(self) -> np.ndarray:
+        calls.append("decode")
+        if calls.count("decode") == 2:
+            decoded.set()
+        return picture(self)
+
+    def rank(images):
+        calls.append("rank")
+        assert decoded.wait(10)
+        if calls.count("rank") == 2:
+            ranked.set()
+        return batch(images)
+
+    def write(self, frame, ranking) -> None:
+        assert ranked.wait(10)
+        add(self, frame, ranking)
+
+    monkeypatch.setattr(_Capture, "picture", decode)
+    monkeypatch.setattr(ranker, "batch", rank)
+    monkeypatch.setattr(Presence, "add", write)
+    assert [outcome.error for outcome in go("clip.avi")] == [""] * 6
+    assert [line["frame"] for line in lines()] == list(range(6))
+
+
+def test_h264_that_browsers_play(go: Run, clip) -> None:
+    av = pytest.importorskip("av")
+    for number in range(20):
+        cv2.imwrite(f"clip{number:02}.png", np.full((47, 63, 3), 10 * number, np.uint8))
+    go("clip%02d.png", kinds=("overlay",), select=Selection(rate=10))
+    with av.open("out/clip.overlay.mp4") as video:
+        stream = video.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+        assert (stream.width, stream.height) == (64, 48)  # sides made even
+        assert stream.average_rate == 10 and stream.frames == 20
+    data = Path("out/clip.overlay.mp4").read_bytes()
+    assert 0 < data.index(b"moov") < data.index(b"mdat")  # plays before it is there in whole
+
+
+def test_the_overlay_is_of_its_frame(go: Run, clip, ranker: Ranker) -> None:
+    clip()
+    go("clip.avi", kinds=("overlay",), steady=False)
+    for number in (0, 19):
+        expected = ranker(frames("clip.avi")[number]).draw(frames("clip.avi")[number])
+        assert np.abs(frames("out/clip.overlay.mp4")[number].astype(int) - expected).mean() < 20
+
+
+def test_show(go: Run, clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip()
+    shown = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("dsgnn.runtime.video.cv2.imshow", lambda name, image: shown.append(image))
+    monkeypatch.setattr("dsgnn.runtime.video.cv2.destroyAllWindows", lambda: shown.append("closed"))
+    keys = iter([-1, -1, ord("q")])
+    monkeypatch.setattr("dsgnn.runtime.video.cv2.waitKey", lambda delay: next(keys))
+    with pytest.raises(KeyboardInterrupt):
+        go("clip.avi", show=True)
+    assert len(shown) == 4 and shown[0].shape == (48, 64, 3) and shown[3] == "closed"
+    assert len(lines()) == 3 and summary()["complete"] is False
+
+
+def test_show_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsgnn.runtime.video.sys.platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(ValueError, match="--show needs a screen: DISPLAY is not set here"):
+        VideoOptions(show=True)
