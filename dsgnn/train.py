@@ -217,6 +217,7 @@ class Step:
         """Every weighted loss of one batch, as scalars."""
         torch.manual_seed(seed)  # dropout and the points of the mask losses
         images = normalise(examples.images.to(self.device))
+        images = images.contiguous(memory_format=layout(self.device))
         targets = [
             Target(t.masks.to(self.device), t.ranks.to(self.device)) for t in examples.targets
         ]
@@ -302,6 +303,13 @@ def run(
         leave()
 
 
+def layout(device: torch.device) -> torch.memory_format:
+    """channels_last is faster, but training a small ResNet in it on two CPU threads ended in
+    "double free or corruption" (PyTorch 2.15; one thread is fine, see also pytorch#136348)."""
+    safe = device.type != "cpu" or torch.get_num_threads() == 1
+    return torch.channels_last if safe else torch.contiguous_format
+
+
 def seed_centres(targets: Sequence[Target], queries: int, generator: torch.Generator) -> Tensor:
     """For about half the images, seed the first queries from the true objects.
 
@@ -330,7 +338,7 @@ def start(
     if found and not resume:
         raise ValueError(f"{out} holds a run already: --resume continues it; or choose another")
     torch.manual_seed(seed)
-    model = build_model(config).to(device, memory_format=torch.channels_last).train()
+    model = build_model(config).to(device, memory_format=layout(device)).train()
     average = build_model(config).to(device) if recipe.ema else None
     optimiser = torch.optim.AdamW(parameter_groups(model, recipe), betas=(0.9, 0.999))
     scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")

@@ -13,13 +13,14 @@ from dsgnn.config import CONFIGS, Config
 from dsgnn.data.sample import Sample
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Sums must not depend on how many threads the machine has."""
+    """Sums must not depend on how many threads the machine has, and small networks gain nothing
+    from more."""
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Config:
     """The published form, two layers and 32 channels."""
     return replace(
@@ -29,7 +30,7 @@ def tiny() -> Config:
     )  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_nano() -> Config:
     """nano's form: convolutions, peaks, no texture branch."""
     return replace(
@@ -51,7 +52,7 @@ def blocks(number: int, objects: int) -> Sample:
     return Sample(image, masks, np.arange(1, objects + 1), f"blocks{number}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def samples() -> list[Sample]:
     """Six images with 2, 3, 1, 2, 3 and 1 objects."""
     return [blocks(number, (2, 3, 1)[number % 3]) for number in range(6)]
