@@ -82,3 +82,54 @@ def onnx(
     status = "verified" if sidecar.verified else "unverified"
     click.echo(f"{output}: {status}, {output.stat().st_size / 1e6:.1f} MB, "
                f"{sidecar.build['nodes']} nodes, sha256 {sidecar.sha256[:12]}…")  # fmt: skip
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--against", required=True, type=click.Path(path_type=Path),
+              help="The checkpoint it came from, or an ONNX file of the same network.")  # fmt: skip
+@click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="More photos for the parity check.")  # fmt: skip
+@click.option("--backend", default="auto", show_default=True, help="What runs the artifact.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def verify(artifact: Path, against: Path, images: Path | None, backend: str, device: str) -> None:
+    """Compare ARTIFACT with what it was made from, on this machine; its sidecar keeps the outcome.
+
+    \b
+    Example:
+      dsgnn-export verify model.onnx --against model.safetensors
+    """
+    from dsgnn.checkpoint import CheckpointError
+    from dsgnn.export.parity import ParityError, parity_photos, table
+    from dsgnn.export.verify import verify as run
+    from dsgnn.runtime.artifact import ArtifactError, open_artifact
+    from dsgnn.runtime.backends import BackendError
+
+    try:
+        photos = parity_photos(images)
+        sidecar, results = run(artifact, against, photos, backend, device)
+        facts = open_artifact(artifact).description
+    except (ArtifactError, BackendError, CheckpointError, FileNotFoundError) as error:
+        raise click.UsageError(str(error)) from None
+    except ParityError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(table(results))
+    reported = facts.weights == "synthetic" and facts.precision != "fp32"
+    if not sidecar.verified and not reported:
+        raise click.ClickException(f"{artifact} does not give the answers of {against}: do not "
+                                   "use it; export again, with --deform gather or another "
+                                   "precision")  # fmt: skip
+    click.echo(f"{artifact}: {'verified' if sidecar.verified else 'unverified'}")
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+def inspect(artifact: Path) -> None:
+    """Say what is known about ARTIFACT: facts, checks, how it was built, what is in its graph."""
+    from dsgnn.export.verify import summary
+    from dsgnn.runtime.artifact import ArtifactError
+
+    try:
+        click.echo(summary(artifact))
+    except (ArtifactError, FileNotFoundError) as error:
+        raise click.UsageError(str(error)) from None

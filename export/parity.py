@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +28,8 @@ Infer = Callable[[np.ndarray], Answers]
 """(B, H, W, 3) uint8 → Answers."""
 
 BATCHES = (1, 3)
+LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
+             "tensorrt-rtx-cu13", "numpy")  # fmt: skip
 
 
 class ParityError(RuntimeError):
@@ -85,6 +87,12 @@ class Parity:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "failures": list(self.failures), "passed": self.passed}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Parity:
+        """One record of a sidecar; what else it holds is ignored."""
+        own = {name: facts[name] for name in cls.__dataclass_fields__}
+        return cls(**{**own, "failures": tuple(own["failures"])})
 
 
 def parity_photos(folder: Path | None = None) -> list[np.ndarray]:
@@ -227,7 +235,7 @@ def table(results: Sequence[Parity]) -> str:
 def machine() -> dict[str, Any]:
     """Where a check ran: processor, system and library versions."""
     libraries = {}
-    for package in ("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy"):
+    for package in LIBRARIES:
         try:
             libraries[package] = version(package)
         except PackageNotFoundError:

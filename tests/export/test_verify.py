@@ -1,0 +1,131 @@
+"""`dsgnn-export verify` and `inspect` on files that are right, wrong, or somebody else's."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from dsgnn.checkpoint import save_checkpoint
+from dsgnn.export.cli import main
+from dsgnn.export.deploy import DeployGraph
+from dsgnn.export.onnx import Source, build_onnx, describe
+from dsgnn.model import build_model
+from dsgnn.runtime.artifact import METADATA_KEY, read_sidecar, sha256_of, sidecar_path
+
+from .test_deploy import shake, small
+
+SIZE = (64, 96)
+
+
+def dsgnn_export(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def put_facts(proto: onnx.ModelProto, path: Path, **facts: object) -> Path:
+    """The graph as an artifact, with changed facts."""
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    source = Source(build_model("nano"), "trained", "0" * 64)
+    made.metadata_props.add(
+        key=METADATA_KEY, value=replace(describe(source, SIZE), **facts).to_json()
+    )
+    onnx.save(made, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, onnx.ModelProto]:
+    torch.manual_seed(5)
+    model = build_model("nano")
+    path = tmp_path_factory.mktemp("nano") / "nano.safetensors"
+    save_checkpoint(path, model)
+    return path, build_onnx(DeployGraph(model, SIZE).eval(), SIZE, SIZE)
+
+
+def test_a_file_without_sidecar_becomes_verified(nano, tmp_path: Path) -> None:
+    checkpoint, proto = nano
+    path = put_facts(proto, tmp_path / "m.onnx")
+    assert "status      unverified: no sidecar" in dsgnn_export("inspect", path).output
+    result = dsgnn_export("verify", path, "--against", checkpoint, "--backend", "onnxruntime")
+    assert result.exit_code == 0, result.output
+    assert result.output.rstrip().endswith("m.onnx: verified")
+    sidecar = read_sidecar(path)
+    assert sidecar is not None and sidecar.verified and sidecar.sha256 == sha256_of(path)
+    assert [check["batch"] for check in sidecar.parity] == [1, 3]
+    assert sidecar.parity[0]["against"] == checkpoint.name
+    assert sidecar.parity[0]["backend"].startswith("onnxruntime on cpu")
+    said = dsgnn_export("inspect", path).output
+    assert "m.onnx: nano, fp32, trained weights" in said
+    assert "status      verified on " in said and "opset 18" in said
+    assert "input     image: uint8 (batch, 64, 96, 3)" in said
+    assert "output    masks: float (batch, 6, 16, 24)" in said
+    conv = sum(node.op_type == "Conv" for node in proto.graph.node)
+    assert f"Conv {conv}" in said and sha256_of(path) in said
+    assert "batch photos objects" in said  # the table
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_an_onnx_file_is_a_reference_too(nano, tmp_path: Path, backend: str) -> None:
+    good = put_facts(nano[1], tmp_path / "good.onnx")
+    other = put_facts(nano[1], tmp_path / "other.onnx")
+    result = dsgnn_export("verify", other, "--against", good, "--backend", backend)
+    assert result.exit_code == 0, result.output
+    assert read_sidecar(other).verified and not sidecar_path(good).exists()
+
+
+def broken_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    broken = onnx.ModelProto()
+    broken.CopyFrom(proto)
+    tensor = next(
+        t for t in broken.graph.initializer if t.name.endswith("pixels.decoder.fuse.0.weight")
+    )
+    value = onnx.numpy_helper.to_array(tensor)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.flip(value).copy(), tensor.name))
+    return broken
+
+
+def test_failing_loses_the_verdict(nano, tmp_path: Path) -> None:
+    checkpoint, proto = nano
+    path = put_facts(broken_weights(proto), tmp_path / "m.onnx")
+    result = dsgnn_export("verify", path, "--against", checkpoint)
+    assert result.exit_code == 1, result.output
+    assert "FAILED" in result.output and "--deform gather" in result.output
+    sidecar = read_sidecar(path)
+    assert sidecar is not None and not sidecar.verified and sidecar.parity[0]["failures"]
+    said = dsgnn_export("inspect", path).output
+    assert "unverified: the checks below failed" in said and "FAILED" in said
+
+
+def test_synthetic_is_only_reported_below_float32(nano, tmp_path: Path) -> None:
+    checkpoint, proto = nano
+    facts = {"weights": "synthetic", "precision": "fp16"}
+    path = put_facts(broken_weights(proto), tmp_path / "m.onnx", **facts)
+    result = dsgnn_export("verify", path, "--against", checkpoint)
+    assert result.exit_code == 0 and "FAILED" in result.output
+    assert result.output.rstrip().endswith("m.onnx: unverified")
+    assert not read_sidecar(path).verified
+
+
+def test_references_of_another_network(nano, tmp_path: Path) -> None:
+    path = put_facts(nano[1], tmp_path / "m.onnx")
+    other = put_facts(nano[1], tmp_path / "o.onnx", config="other")
+    result = dsgnn_export("verify", path, "--against", other)
+    assert result.exit_code == 2 and "o.onnx is of another network or input size" in result.output
+    save_checkpoint(tmp_path / "small.safetensors", shake(build_model(small("r50-assr"))))
+    result = dsgnn_export("verify", path, "--against", tmp_path / "small.safetensors")
+    assert result.exit_code == 2
+    assert "expected nano with 6 queries, got r50-assr with 5" in result.output
+    assert not sidecar_path(path).exists()
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_files_that_are_no_artifact(tmp_path: Path, command: str) -> None:
+    more = ["--against", tmp_path / "none.pth"] if command == "verify" else []
+    assert "no model file at" in dsgnn_export(command, tmp_path / "none.onnx", *more).output
+    (tmp_path / "text.onnx").write_text("hello, this is text")
+    result = dsgnn_export(command, tmp_path / "text.onnx", *more)
+    assert result.exit_code == 2 and "text.onnx is not an ONNX file" in result.output
