@@ -139,7 +139,7 @@ def main(
     from dsgnn.runtime.run import check_skip, run, silence_opencv
     from dsgnn.runtime.save import make_folder, parse_kinds
     from dsgnn.runtime.sources import find_sources
-    from dsgnn.runtime.video import VideoOptions
+    from dsgnn.runtime.video import VideoOptions, writes_video
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     silence_opencv()
@@ -157,7 +157,7 @@ def main(
     click.echo(ranker, err=True)
     if found.passed_over:
         click.echo(f"passed over as neither image nor video: {found.passed_over}", err=True)
-    if any(source.is_video for source in found.sources) and not h264.is_installed():
+    if writes_video(found.sources, kinds) and not h264.is_installed():
         click.echo(h264.MISSING, err=True)
     try:
         summary = run(ranker, found.sources, out, kinds, palette, video, skip_existing)

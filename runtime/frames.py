@@ -229,13 +229,17 @@ class _Raw:
     declared = 0
 
     def __init__(self, stream: BinaryIO, size: tuple[int, int], rate: float) -> None:
-        self._stream, self._size, self.rate = stream, size, rate
-        self._data = b""
+        # Without its buffer: a thread that waits in there at exit would bring Python down.
+        self._stream = getattr(stream, "raw", stream)
+        self._size, self.rate = size, rate
+        self._data = bytearray()
 
     def grab(self) -> bool:
         width, height = self._size
         wanted = width * height * 3
-        self._data = self._stream.read(wanted)
+        self._data = bytearray()
+        while len(self._data) < wanted and (part := self._stream.read(wanted - len(self._data))):
+            self._data += part
         if 0 < len(self._data) < wanted:
             raise Ended(
                 f"the input ends inside a frame: {len(self._data)} of {wanted} bytes; is --raw "

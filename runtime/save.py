@@ -116,11 +116,12 @@ def results_file(path: Path, model: Mapping[str, Any]) -> Iterator[Record]:
 
 @contextmanager
 def lines_file(path: Path) -> Iterator[Record]:
-    """JSON lines, one per frame."""
+    """JSON lines, one per frame, each written out at once."""
     with _text_file(path) as file:
 
         def record(frame: Mapping[str, Any]) -> None:
             file.write(json.dumps(frame) + "\n")
+            file.flush()
 
         yield record
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -20,6 +20,7 @@ from dsgnn.runtime.overlap import Behind
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.save import VIDEO_KINDS, Target, lines_file, to_bgr, video_file, write_picture
+from dsgnn.runtime.sources import Source
 from dsgnn.runtime.stream import ranked_frames
 
 SUMMARY_SCHEMA = "dsgnn.video/1"
@@ -43,6 +44,11 @@ class VideoOptions:
         screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
         if self.show and sys.platform.startswith("linux") and not screen:
             raise ValueError("--show needs a screen: DISPLAY is not set here")
+
+
+def writes_video(sources: Iterable[Source], kinds: Collection[str]) -> bool:
+    """Whether a run writes any video file."""
+    return bool({"overlay", "map"} & set(kinds)) and any(source.is_video for source in sources)
 
 
 def rank_video(

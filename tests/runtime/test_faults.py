@@ -1,0 +1,303 @@
+"""What goes wrong with long runs: each ends in a message, and no file is left half written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from dsgnn.runtime.cli import main
+from dsgnn.runtime.files import FolderBusyError, claimed
+
+COMMAND = Path(sys.executable).with_name("dsgnn-run")
+H, W = 48, 64
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def go(model: Path) -> Callable[..., Result]:
+    def call(*arguments: str) -> Result:
+        options = ("--out", "out", "--model", str(model))
+        return CliRunner().invoke(main, [*arguments, *options])
+
+    return call
+
+
+@pytest.fixture
+def clip(scene) -> Callable[..., None]:
+    def write(path: str, frames: int = 10) -> None:
+        code = {".avi": "MJPG", ".mp4": "mp4v"}[Path(path).suffix]
+        writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*code), 10, (W, H))
+        for number in range(frames):
+            writer.write(scene(H, W, red=(8, number % 20, 40, number % 20 + 32))[..., ::-1])
+        writer.release()
+
+    return write
+
+
+@pytest.fixture
+def photos(photo: np.ndarray) -> None:
+    Path("photos").mkdir()
+    for name in "abc":
+        cv2.imwrite(f"photos/{name}.png", photo[..., ::-1])
+
+
+def files() -> list[str]:
+    return sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("*"))
+
+
+def results() -> dict:
+    return json.loads(Path("out/results.json").read_text())
+
+
+def ranked(result: Result) -> int:
+    return int(result.stdout.split()[0])
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\0" * 5000])
+def test_no_video_at_all(go, data: bytes) -> None:
+    Path("clip.mp4").write_bytes(data)
+    result = go("clip.mp4")
+    assert result.exit_code == 1 and files() == ["results.json"]
+    assert "clip.mp4: no frame can be read: damaged, or no video that OpenCV decodes" in (
+        result.output
+    )
+
+
+def test_an_mp4_cut_short(go, clip) -> None:
+    """Its index is at the end: nothing can be read."""
+    clip("clip.mp4", frames=30)
+    data = Path("clip.mp4").read_bytes()
+    Path("clip.mp4").write_bytes(data[: len(data) // 2])
+    result = go("clip.mp4")
+    assert result.exit_code == 1 and files() == ["results.json"]
+    assert "clip.mp4: no frame can be read: damaged" in result.output
+
+
+def test_damage_anywhere_in_a_video(go, clip) -> None:
+    """Whatever the bytes, the run ends by itself and what it leaves can be read."""
+    clip("whole.avi", frames=8)
+    whole = Path("whole.avi").read_bytes()
+    random = np.random.default_rng(0)
+    Path("damaged").mkdir()
+    for number in range(12):
+        data = bytearray(whole)
+        for at in random.integers(0, len(data), 60):
+            data[at] = random.integers(256)
+        Path(f"damaged/{number:02}.avi").write_bytes(data)
+    result = go("damaged")
+    assert result.exit_code in (0, 1) and isinstance(result.exception, SystemExit | None)
+    assert not [name for name in files() if name.startswith(".")]
+    for path in Path("out").glob("*.frames.jsonl"):
+        count = len([json.loads(line) for line in path.read_text().splitlines()])
+        video = cv2.VideoCapture(str(path).replace("frames.jsonl", "overlay.mp4"))
+        assert video.get(cv2.CAP_PROP_FRAME_COUNT) == count > 0
+
+
+@pytest.mark.parametrize("library", ["cv2", "av"])
+def test_a_full_disk(model: Path, clip, library: str) -> None:
+    """No file may be over 8 kB: the video does not fit, the rest does."""
+    pytest.importorskip(library)
+    resource = pytest.importorskip("resource")
+    clip("clip.avi", frames=3)
+    noise = np.random.default_rng(0).integers(0, 256, (20, 240, 320, 3), np.uint8)
+    writer = cv2.VideoWriter("noise.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (320, 240))
+    for frame in noise:
+        writer.write(frame)
+    writer.release()
+    hide = "" if library == "av" else "dsgnn.runtime.h264.is_installed = lambda: False;"
+    code = (
+        f"import dsgnn.runtime.h264; {hide} from dsgnn.runtime.cli import main; "
+        f"main(['noise.avi', 'clip.avi', '--out', 'out', '--model', {str(model)!r}])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)),
+    )
+    assert done.returncode == 1, done.stderr
+    assert "noise.avi: " in done.stderr and "Traceback" not in done.stderr
+    assert "File too large" in done.stderr or "is the disk full?" in done.stderr
+    assert files() == [
+        *("clip.frames.jsonl", "clip.overlay.mp4", "clip.summary.json", "results.json")
+    ]
+    assert "error" in results()["images"][0]
+
+
+def test_an_output_that_cannot_be_written(go, clip) -> None:
+    clip("clip.avi")
+    Path("out/clip.overlay.mp4").mkdir(parents=True)
+    result = go("clip.avi")
+    assert result.exit_code == 1 and "clip.avi: Is a directory" in result.output
+    assert files() == ["clip.overlay.mp4", "results.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+def test_two_runs_into_one_folder(go, photos) -> None:
+    Path("out").mkdir()
+    with claimed(Path("out")):
+        result = go("photos")
+        assert result.exit_code == 2
+        assert (
+            "another run is writing into out: wait for its end or choose another --out"
+            in result.output
+        )
+        assert files() == []
+        with pytest.raises(FolderBusyError), claimed(Path("out")):
+            pass
+    assert go("photos").exit_code == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_stream_stalls(model: Path, photo: np.ndarray, number: int) -> None:
+    """The frames that came are in whole files, though the pipe stays open and silent."""
+    command = [COMMAND, "-", "--raw", f"{W}x{H}", "--rate", "5", "--out", "out", "--model", model]
+    run = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=False)
+    for _ in range(7):
+        run.stdin.write(photo.tobytes())
+    run.stdin.flush()
+
+    def lines() -> int:
+        return sum(path.read_text().count("\n") for path in Path("out").glob(".*.jsonl"))
+
+    deadline = time.monotonic() + 120
+    while lines() < 7 and time.monotonic() < deadline:
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.05)
+    run.send_signal(number)
+    assert run.wait(60) == 1
+    said = run.stderr.read().decode()
+    run.stdin.close()
+    assert "Aborted!" in said and "Traceback" not in said and "Fatal" not in said
+    expected = ["stdin.frames.jsonl", "stdin.overlay.mp4", "stdin.summary.json"]
+    assert files() == ["results.json", *expected]
+    assert len(Path("out/stdin.frames.jsonl").read_text().splitlines()) == 7
+    video = cv2.VideoCapture("out/stdin.overlay.mp4")
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 7 and video.read()[0]
+    summary = json.loads(Path("out/stdin.summary.json").read_text())
+    assert summary["complete"] is False and summary["frames"] == 7
+
+
+def test_skipping_what_was_done(go, photos, clip) -> None:
+    clip("clip.avi")
+    Path("photos/broken.png").write_bytes(b"hello")
+    save = ("--save", "overlay,masks,crops,json")
+    first = go("photos", "clip.avi", *save)
+    assert ranked(first) == 13 and first.exit_code == 1
+    before = results()
+    again = go("photos", "clip.avi", *save, "--skip-existing")
+    assert ranked(again) == 0 and "4 inputs skipped: done by an earlier run" in again.output
+    assert again.exit_code == 1 and results() == before  # the broken one was tried again
+    Path("out/b.mask2.png").unlink()
+    Path("out/c.overlay.jpg").unlink()
+    assert ranked(go("photos", "clip.avi", *save, "--skip-existing")) == 2
+    Path("out/clip.overlay.mp4").unlink()
+    assert ranked(go("photos", "clip.avi", *save, "--skip-existing")) == 10
+    assert results() == before
+    other = go("photos", "clip.avi", *save, "--skip-existing", "--threshold", "0.3")
+    assert ranked(other) == 13  # another model, to its results
+    assert ranked(go("photos", "clip.avi", *save)) == 13
+
+
+def test_an_interrupted_video_is_not_done(go, clip) -> None:
+    clip("clip.avi")
+    go("clip.avi")
+    path = Path("out/clip.summary.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "complete": False}))
+    assert ranked(go("clip.avi", "--skip-existing")) == 10
+    assert ranked(go("clip.avi", "--skip-existing")) == 0
+    path.write_text("{half")
+    assert ranked(go("clip.avi", "--skip-existing")) == 10
+
+
+def test_skipping_needs_the_record(go, photos) -> None:
+    result = go("photos", "--skip-existing", "--save", "overlay")
+    assert result.exit_code == 2 and "--skip-existing reads what was done from" in result.output
+
+
+def test_video_options_reach_the_run(go, clip) -> None:
+    clip("clip.avi", frames=20)
+    picks = ("--every", "2", "--start", "0.4", "--end", "1.6", "--max-frames", "5", "--batch", "2")
+    assert ranked(go("clip.avi", *picks, "--no-steady")) == 5
+    lines = Path("out/clip.frames.jsonl").read_text().splitlines()
+    assert [json.loads(line)["frame"] for line in lines] == [4, 6, 8, 10, 12]
+    assert "identity" not in lines[0]
+    for wrong, message in (
+        (("--every", "0"), "--every and --max-frames must be at least 1"),
+        (("--batch", "0"), "--batch must be at least 1, got 0"),
+        (("--raw", "big"), "--raw takes WIDTHxHEIGHT"),
+    ):
+        result = go("clip.avi", *wrong)
+        assert result.exit_code == 2 and message in result.output
+
+
+def test_videos_without_pyav(go, clip, photos, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsgnn.runtime.h264.is_installed", lambda: False)
+    clip("clip.avi", frames=3)
+    said = "PyAV is not installed, so videos are written as MPEG-4 Part 2"
+    result = go("clip.avi")
+    assert result.exit_code == 0 and said in result.output and "dsgnn[video]" in result.output
+    assert said not in go("photos").output
+    assert said not in go("clip.avi", "--save", "json").output
+
+
+def rss_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's own count")
+def test_5000_frames_in_flat_memory(ranker, scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RSS grows by 5% at most after the first 1,000 frames, with every output of a video."""
+    from types import SimpleNamespace
+
+    from dsgnn.runtime.frames import Selection
+    from dsgnn.runtime.run import rank_sources
+    from dsgnn.runtime.sources import find_sources
+    from dsgnn.runtime.video import VideoOptions
+
+    height, width, total = 180, 320, 5000
+
+    class Pipe:
+        """A scene that never repeats, one frame per read."""
+
+        made = 0
+
+        def read(self, wanted: int) -> bytes:
+            if self.made == total:
+                return b""
+            at = self.made % 200
+            self.made += 1
+            image = scene(height, width, red=(20, at, 90, at + 80), blue=(100, 50, 150, 90 + at))
+            return image.tobytes()
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Pipe()))
+    found = find_sources(["-"], Path("out"), raw=True)
+    Path("out").mkdir()
+    options = VideoOptions(Selection(raw=(width, height)), batch=4)
+    kinds = ("overlay", "map", "json")
+    used = []
+    outcomes = rank_sources(ranker, found.sources, Path("out"), kinds, "assr", options)
+    for number, outcome in enumerate(outcomes):
+        assert not outcome.error
+        if number % 500 == 0:
+            used.append(rss_bytes())
+    assert number == total - 1
+    assert max(used[3:]) <= 1.05 * used[2], used
