@@ -6,7 +6,7 @@ suffice: `ahead` reads before it is asked, `Behind` writes after it was told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from queue import Full, Queue
 from threading import Event, Thread
@@ -25,7 +25,7 @@ class _End:
         self.error = error
 
 
-def ahead(items: Iterator[Item], size: int) -> Iterator[Item]:
+def ahead(items: Iterator[Item], size: int) -> Generator[Item, None, None]:
     """The same items in the same order, up to `size` of them made beforehand in a thread.
 
     An error comes after the items before it. When the caller stops, so does the thread; a

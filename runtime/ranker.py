@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -103,7 +104,7 @@ class Ranker:
         max_frames: int | None = None,
         batch: int = 1,
         steady: bool = True,
-    ) -> Iterator[tuple[np.ndarray, Ranking]]:
+    ) -> Generator[tuple[np.ndarray, Ranking], None, None]:
         """Rank a video: a generator of (frame, ranking).
 
         source: a video file, URL, camera number, or pattern of numbered images ("shot%04d.png").
@@ -116,8 +117,9 @@ class Ranker:
         """
         select = Selection(every, start_s, end_s, max_frames)
         frames = Frames(video_source(source), select)
-        for frame, ranking in ranked_frames(self, frames, batch, steady):
-            yield frame.image, ranking
+        with closing(ranked_frames(self, frames, batch, steady)) as pairs:
+            for frame, ranking in pairs:
+                yield frame.image, ranking
 
     def describe(self) -> dict[str, Any]:
         """What ranks, for records: the `model` entry of results.json."""

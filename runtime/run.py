@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +142,7 @@ def rank_sources(
     palette: str = "assr",
     video: VideoOptions | None = None,
     skip_existing: bool = False,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Rank the sources one by one; yields an Outcome per image, per frame and per failed source.
 
     out: an existing folder; nothing is written outside it, and every file appears whole or not at

@@ -212,9 +212,9 @@ def _name(source: Source, detail: int) -> str:
     """detail 0: the plain name; 1: with its suffix; then one more parent folder each; past the
     root (names that differ in letter case only) with a hash of the path."""
     if source.path is None:
-        name = _plain_name(source)
-        plain = detail == 0 or not source.address
-        return name if plain else f"{name}-{_digest(source.address)}"
+        plain = _plain_name(source)
+        alone = detail == 0 or not source.address
+        return plain if alone else f"{plain}-{_digest(source.address)}"
     parts = source.path.parts[1:]  # without the root
     depth = source.depth + max(0, detail - 1)
     name = PurePath(*parts[-depth:])

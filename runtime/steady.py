@@ -56,7 +56,8 @@ class _Track:
         """Where its mask is expected: (ch, cw) float32."""
         x, y = self.velocity * (time_s - self.last_s)
         h, w = self.cells.shape
-        return cv2.warpAffine(self.cells, np.float32([[1, 0, x], [0, 1, y]]), (w, h))
+        shift = np.array([[1, 0, x], [0, 1, y]], np.float32)
+        return np.asarray(cv2.warpAffine(self.cells, shift, (w, h)))
 
     def follow(self, item: RankedObject, cells: np.ndarray, time_s: float) -> None:
         """Take the object of a new frame."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ AHEAD = 4  # decoded frames that wait; as much again as a batch
 
 def ranked_frames(
     ranker: Ranker, frames: Frames, batch: int, steady: bool
-) -> Iterator[tuple[Frame, Ranking]]:
+) -> Generator[tuple[Frame, Ranking], None, None]:
     """Rank frames in groups of `batch`, decoding the next meanwhile.
 
     The frames before an `Ended` are ranked first, in a smaller group if need be.
