@@ -33,7 +33,7 @@ STD = (58.395, 57.12, 57.375)
 def normalise(images: Tensor) -> Tensor:
     """(B, H, W, 3) uint8 RGB → (B, 3, H, W) float, the network's input."""
     mean, std = (torch.tensor(v, device=images.device) for v in (MEAN, STD))
-    return ((images.float() - mean) / std).permute(0, 3, 1, 2)
+    return ((images.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 @dataclass(frozen=True)
