@@ -76,7 +76,9 @@ def rank_video(
                 for frame, ranking in pairs:
                     if behind is None:
                         size = ranking.width, ranking.height
-                        write = stack.enter_context(_files(target, frames.rate, size, presence))
+                        write = stack.enter_context(
+                            write_frames(target, frames.rate, size, presence)
+                        )
                         behind = stack.enter_context(Behind(write, BEHIND))
                     before_ms = presence.save_ms
                     behind.put((frame, ranking))
@@ -102,7 +104,7 @@ def rank_video(
 
 
 @contextmanager
-def _files(
+def write_frames(
     target: Target, rate: float, size: tuple[int, int], presence: Presence
 ) -> Iterator[Callable[[tuple[Frame, Ranking]], None]]:
     """Give a function that writes one ranked frame to all files asked for."""
