@@ -17,6 +17,8 @@ MISSING = (
 )
 # Constant quality; the preset keeps encoding well below the cost of inference.
 OPTIONS = {"crf": "20", "preset": "veryfast"}
+# FFmpeg's numbers of H.273 colour descriptions.
+SMPTE170M, LIMITED, BT709 = 6, 1, 1
 
 
 def is_installed() -> bool:
@@ -44,6 +46,10 @@ def h264_writer(
             )
             stream.width, stream.height = width + width % 2, height + height % 2
             stream.pix_fmt = "yuv420p"
+            # Said in the file, or players guess by the size: FFmpeg converts from RGB by BT.601.
+            codec = stream.codec_context
+            codec.colorspace, codec.color_range = SMPTE170M, LIMITED
+            codec.color_primaries = codec.color_trc = BT709
 
             def write(picture: np.ndarray) -> None:
                 if width % 2 or height % 2:

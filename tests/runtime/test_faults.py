@@ -109,6 +109,27 @@ def test_damage_anywhere_in_a_video(go, clip) -> None:
         assert video.get(cv2.CAP_PROP_FRAME_COUNT) == count > 0
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff", ".bmp", ".gif"])
+def test_damage_anywhere_in_a_photo(go, photo: np.ndarray, suffix: str) -> None:
+    """Ranked, or named with the reason: never a crash, never a missing entry."""
+    whole = cv2.imencode(suffix, photo[..., ::-1])[1].tobytes()
+    random = np.random.default_rng(0)
+    Path("damaged").mkdir()
+    for number in range(20):
+        data = bytearray(whole)
+        for at in random.integers(0, len(data), 1 + number):
+            data[at] = random.integers(256)
+        Path(f"damaged/{number:02}{suffix}").write_bytes(data)
+    result = go("damaged")
+    assert isinstance(result.exception, SystemExit | None)
+    images = results()["images"]
+    assert len(images) == 20
+    failed = [image["file"] for image in images if image.get("error")]
+    assert result.exit_code == bool(failed) and ranked(result) == 20 - len(failed)
+    assert all(f"{name}: " in result.output for name in failed)
+    assert len(files()) == 20 - len(failed) + 1
+
+
 @pytest.mark.parametrize("library", ["cv2", "av"])
 def test_a_full_disk(model: Path, clip, library: str) -> None:
     """No file may be over 8 kB: the video does not fit, the rest does."""

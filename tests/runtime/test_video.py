@@ -12,6 +12,7 @@ import pytest
 
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.frames import Ended, Selection, _Capture
+from dsgnn.runtime.h264 import h264_writer
 from dsgnn.runtime.run import Outcome, rank_sources
 from dsgnn.runtime.save import make_folder
 from dsgnn.runtime.sources import find_sources
@@ -207,8 +208,26 @@ def test_h264_that_browsers_play(go: Run, clip) -> None:
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
         assert (stream.width, stream.height) == (64, 48)  # sides made even
         assert stream.average_rate == 10 and stream.frames == 20
+        codec = stream.codec_context  # how players get from YUV to the same colours
+        assert (codec.colorspace, codec.color_range) == (6, 1)
+        assert (codec.color_primaries, codec.color_trc) == (1, 1)
     data = Path("out/clip.overlay.mp4").read_bytes()
     assert 0 < data.index(b"moov") < data.index(b"mdat")  # plays before it is there in whole
+
+
+@pytest.mark.parametrize("size", [(48, 64), (720, 1280)])
+def test_h264_keeps_the_colours(size: tuple[int, int]) -> None:
+    av = pytest.importorskip("av")
+    h, w = size
+    with h264_writer(Path("red.mp4"), 29.97, (w, h)) as write:
+        for _ in range(3):
+            write(np.full((h, w, 3), (230, 20, 20), np.uint8))
+    with av.open("red.mp4") as video:
+        assert float(video.streams.video[0].average_rate) == pytest.approx(29.97)
+        (_, frame, _) = video.decode(video=0)
+        shown = frame.to_ndarray(format="rgb24")
+    assert np.abs(shown.astype(int) - (230, 20, 20)).max() <= 4
+    assert np.abs(frames("red.mp4")[1].astype(int) - (230, 20, 20)).max() <= 4
 
 
 def test_the_overlay_is_of_its_frame(go: Run, clip, ranker: Ranker) -> None:
