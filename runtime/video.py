@@ -66,7 +66,7 @@ def rank_video(
         )
     frames = Frames(target.source, options.select)
     presence = Presence(frames.rate)
-    problem = ""
+    problem, told_ms = "", 0.0
     try:
         with ExitStack() as stack:
             pairs = ranked_frames(ranker, frames, options.batch, options.steady)
@@ -80,11 +80,11 @@ def rank_video(
                             write_frames(target, frames.rate, size, presence)
                         )
                         behind = stack.enter_context(Behind(write, BEHIND))
-                    before_ms = presence.save_ms
                     behind.put((frame, ranking))
                     if options.show:
                         _show(ranking.draw(frame.image))
-                    save_ms = presence.save_ms - before_ms
+                    written_ms = presence.save_ms  # of earlier frames: they wait to be written
+                    save_ms, told_ms = written_ms - told_ms, written_ms
                     yield len(ranking.objects), {**ranking.timings_ms, "save": save_ms}
             except Ended as error:
                 problem = str(error)

@@ -140,6 +140,15 @@ def server(place: Path) -> Iterator[str]:
         def log_message(self, *arguments: object) -> None:
             pass
 
+        def do_GET(self) -> None:
+            if self.path != "/half.avi":
+                return super().do_GET()
+            data = (place / "clip.avi").read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])  # and the connection is lost
+
     handler = partial(Quiet, directory=str(place))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -155,6 +164,14 @@ def test_an_address(server: str, clip: Path) -> None:
     ]
     with pytest.raises(ValueError, match="no answer"):
         Frames(video_source(f"{server}/none.mp4"), Selection())
+
+
+def test_an_address_whose_connection_is_lost(server: str, clip: Path) -> None:
+    got = []
+    with pytest.raises(Ended, match=r"it ends after \d+ of the 50 frames it declares"):
+        for frame in Frames(video_source(f"{server}/half.avi"), Selection()):
+            got.append(round(frame.image.mean() / 5))
+    assert 5 < len(got) < 35 and got == list(range(len(got)))
 
 
 class Camera:

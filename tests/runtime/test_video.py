@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dsgnn.runtime.h264 import h264_writer
 from dsgnn.runtime.run import Outcome, rank_sources
 from dsgnn.runtime.save import make_folder
 from dsgnn.runtime.sources import find_sources
-from dsgnn.runtime.video import Presence, VideoOptions
+from dsgnn.runtime.video import BEHIND, Presence, VideoOptions
 
 Run = Callable[..., list[Outcome]]
 
@@ -196,6 +197,14 @@ def test_stages_overlap(go: Run, clip, ranker: Ranker, monkeypatch: pytest.Monke
     monkeypatch.setattr(Presence, "add", write)
     assert [outcome.error for outcome in go("clip.avi")] == [""] * 6
     assert [line["frame"] for line in lines()] == list(range(6))
+
+
+def test_the_time_of_writing_is_told(go: Run, clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip()
+    add = Presence.add
+    monkeypatch.setattr(Presence, "add", lambda *arguments: time.sleep(0.02) or add(*arguments))
+    told_ms = sum(outcome.timings_ms["save"] for outcome in go("clip.avi"))
+    assert told_ms > 20 * (20 - BEHIND - 2)  # but for what was still waiting
 
 
 def test_h264_that_browsers_play(go: Run, clip) -> None:
