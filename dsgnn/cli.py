@@ -1,4 +1,4 @@
-"""dsgnn-convert, dsgnn-train and dsgnn-eval: parse the command line, call the core."""
+"""dsgnn-convert, dsgnn-train, dsgnn-eval and dsgnn-check: parse the command line, call the core."""
 
 from __future__ import annotations
 
@@ -188,3 +188,34 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     click.echo(table(figures))
+
+
+@click.command(context_settings=HELP)
+@click.argument("data", metavar="DATA")
+@click.option("--split", default="train", show_default=True, help="Split, or several joined by +.")
+@click.version_option(package_name="dsgnn")
+def check(data: str, split: str) -> None:
+    """List what is wrong with a data set before training finds out.
+
+    \b
+    dsgnn-check ASSR --split train+val
+
+    Reads every image. Needs no PyTorch.
+
+    Exit status: 0 nothing found, 1 problems (each named), 2 wrong use.
+    """
+    from tqdm import tqdm
+
+    from dsgnn.data import open_data
+    from dsgnn.data.check import check_data
+
+    try:
+        samples = open_data(data, split)
+        problems = check_data(samples, lambda numbers: tqdm(numbers, unit="image", disable=None))
+    except (ValueError, OSError) as error:
+        raise click.UsageError(str(error)) from None
+    for problem in problems:
+        click.echo(problem)
+    click.echo(f"{len(samples)} images, {len(problems)} problems", err=True)
+    if problems:
+        raise SystemExit(1)

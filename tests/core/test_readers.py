@@ -8,7 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from dsgnn.cli import check
 from dsgnn.data import open_data
 from dsgnn.data.assr import AssrReader
 from dsgnn.data.check import check_data
@@ -616,6 +618,16 @@ def test_numbers_of_images_are_compared_with_the_published_ones(assr, irsr, sifr
         "IrsrReader, split test: 2 images, 2929"
     )
     assert check_data(open_data(irsr, "train")) == check_data(open_data(sifr, "test")) == []
+
+
+def test_the_command_lists_them(assr, sifr):
+    done = CliRunner().invoke(check, [str(assr), "--split", "val"])
+    assert done.exit_code == 1
+    assert "1 images, 1436 were published; is the download complete?" in done.output
+    assert "1 images, 1 problems" in done.output
+    assert CliRunner().invoke(check, [str(sifr), "--split", "test"]).exit_code == 0
+    done = CliRunner().invoke(check, [str(assr / "nowhere")])
+    assert done.exit_code == 2 and "no data at" in done.output
 
 
 def test_all_problems_are_listed(assr):
