@@ -4,6 +4,8 @@ from dsgnn.runtime import Ranker
 ranking = Ranker()("photo.jpg")
 for item in ranking.objects:
     print(item.rank, item.box, item.area)
+for frame, ranking in Ranker().stream("clip.mp4"):
+    print([item.identity for item in ranking.objects])
 """
 
 from pathlib import Path
