@@ -117,7 +117,9 @@ def curve(out: Path) -> Path | None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(fontsize="x-small", ncols=2)
+            axes.legend(
+                fontsize="x-small", ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.14)
+            )
     path = out / "curve.png"
     with whole_file(path) as part:
         figure.savefig(part, dpi=110)

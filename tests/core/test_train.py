@@ -26,7 +26,8 @@ from dsgnn.journal import curve, read_log
 from dsgnn.losses import Target
 from dsgnn.model import build_model
 from dsgnn.recipe import NANO, PUBLISHED, Recipe, parameter_groups, recipe_for
-from dsgnn.train import Step, seed_centres, start, train
+from dsgnn.state import start
+from dsgnn.train import Step, seed_centres, train
 
 SHORT = Recipe(iterations=4, batch=2, points=64, learning_rate=1e-3, clip=1.0)
 
