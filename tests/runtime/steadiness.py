@@ -69,7 +69,7 @@ def clip(seed: int) -> list[Truth]:
             if enters[number] <= time_s < leaves[number] and mask.sum() >= 60:
                 masks.append(mask)
                 numbers.append(number)
-        stacked = np.array(masks).reshape(-1, H, W)
+        stacked = np.array(masks, bool).reshape(-1, H, W)
         frames.append(Truth(stacked, tuple(numbers), values[np.array(numbers, int)]))
     return frames
 
@@ -129,7 +129,7 @@ class Tally:
             for number, place in zip(truth.numbers, own.tolist(), strict=True):
                 self.true_changes += true_rank.get(number, place) != place
                 true_rank[number] = place
-            masks = np.array([item.mask for item in ranking.objects]).reshape(-1, H, W)
+            masks = np.array([item.mask for item in ranking.objects], bool).reshape(-1, H, W)
             scores = np.array([-item.rank for item in ranking.objects], float)
             values = image_metrics(truth.masks, len(own) + 1 - own, masks, scores, "official")
             self.wanted += values["objects"]
