@@ -22,6 +22,7 @@ METADATA_KEY = "dsgnn"
 DESCRIPTION_SCHEMA = "dsgnn.artifact/1"
 SIDECAR_SCHEMA = "dsgnn.sidecar/1"
 WEIGHTS = ("trained", "published", "synthetic")
+ENGINES = (".engine", ".plan")
 PRECISIONS = ("fp32", "w16", "fp16", "bf16", "int8")  # w16: float32 on weights stored as float16
 
 
@@ -168,35 +169,39 @@ class Artifact:
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Read and check an ONNX artifact and its sidecar; nothing is run.
+    """Read and check an artifact and its sidecar; nothing is run.
 
-    Raises FileNotFoundError; ArtifactError if it is not an ONNX file of dsgnn or has changed since
-    its sidecar was written.
+    Raises FileNotFoundError; ArtifactError if it is not an ONNX file of dsgnn or an engine with a
+    sidecar, or has changed since its sidecar was written.
     """
     check_suffix(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file at {path}")
-    description = read_description(path)
-    digest = sha256_of(path)
     sidecar = read_sidecar(path)
+    if path.suffix in ENGINES:
+        if sidecar is None or sidecar.description is None:
+            raise ArtifactError(
+                f"{path.name} is native code and nothing beside it says what it is: keep "
+                f"{sidecar_path(path).name} with it, or build it again with `dsgnn-export tensorrt`"
+            )
+        description = sidecar.description
+        remedy = "build it again with `dsgnn-export tensorrt`"
+    else:
+        description = read_description(path)
+        remedy = "export the checkpoint again, or delete the sidecar to use the file as unverified"
+    digest = sha256_of(path)
     if sidecar and sidecar.sha256 != digest:
         raise ArtifactError(
             f"{path.name} is not the file that {sidecar_path(path).name} describes: expected "
-            f"sha256 {sidecar.sha256}, got {digest}; export the checkpoint again, or delete the "
-            "sidecar to use the file as unverified"
+            f"sha256 {sidecar.sha256}, got {digest}; {remedy}"
         )
     return Artifact(path, description, digest, sidecar)
 
 
 def check_suffix(path: Path) -> None:
-    """Raise ArtifactError unless the file's name says it is an ONNX file."""
-    if path.suffix in (".engine", ".plan"):
-        raise ArtifactError(
-            f"{path.name} is a TensorRT engine, which this version does not run: give the .onnx "
-            "file it was built from"
-        )
-    if path.suffix != ".onnx":
-        raise ArtifactError(f"expected a model file ending in .onnx, got {path.name}")
+    """Raise ArtifactError unless the file's name says it is an artifact."""
+    if path.suffix not in (".onnx", *ENGINES):
+        raise ArtifactError(f"expected a model file ending in .onnx or .engine, got {path.name}")
 
 
 def read_description(path: Path) -> Description:

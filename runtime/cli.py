@@ -22,7 +22,7 @@ import click
     "--model",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="ONNX file made by dsgnn-export.  [default: the bundled nano]",
+    help="ONNX file or engine made by dsgnn-export.  [default: the bundled nano]",
 )
 @click.option(
     "--save",
@@ -53,7 +53,7 @@ import click
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "onnxruntime", "openvino"]),
+    type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]),
     default="auto",
     show_default=True,
     help="Inference library.",

@@ -86,7 +86,7 @@ class Ranker:
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, photo in enumerate(photos):
             by_size.setdefault(photo.geometry.padded, []).append(index)
-        limit = self.backend.inputs[0].shape[0] or max(1, len(photos))
+        limit = self.backend.max_batch or self.backend.inputs[0].shape[0] or max(1, len(photos))
         rankings: dict[int, Ranking] = {}
         for same in by_size.values():
             for start in range(0, len(same), limit):

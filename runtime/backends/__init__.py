@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dsgnn.runtime.artifact import check_suffix
+from dsgnn.runtime.artifact import ENGINES, check_suffix
 
-BACKENDS = ("onnxruntime", "openvino")
+BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 DEFAULT_THREADS = 2  # small networks gain little from more, and services run several at once
 
 
@@ -50,7 +50,8 @@ class TensorSpec:
 class Backend(ABC):
     """A loaded artifact. `infer` may be called from several threads at once.
 
-    name: "onnxruntime" or "openvino". device: "cpu" or "cuda:N". threads: of one call, on a CPU.
+    name: one of BACKENDS. device: "cpu" or "cuda:N". threads: of one call, on a CPU. max_batch:
+    images of one call at most; None = as the input is declared.
     picked: one sentence that says what is used, and why where `auto` chose.
     """
 
@@ -58,6 +59,7 @@ class Backend(ABC):
     device: str
     threads: int
     picked: str
+    max_batch: int | None = None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -89,18 +91,32 @@ def open_backend(
 ) -> Backend:
     """Load an artifact.
 
-    backend: "auto", "onnxruntime" or "openvino". device: "auto", "cpu", "cuda" or "cuda:N".
-    threads: of one call on a CPU, 2 by default. Raises BackendError when the file, the backend and
-    the device do not go together or something is not installed.
+    backend: "auto" or one of BACKENDS; "tensorrt" and "tensorrt-rtx" run engines, the others ONNX
+    files. device: "auto", "cpu", "cuda" or "cuda:N". threads: of one call on a CPU, 2 by default.
+    Raises BackendError when the file, the backend and the device do not go together or something
+    is not installed.
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendError(f"backend must be auto, {' or '.join(BACKENDS)}, got {backend!r}")
     check_suffix(path)
+    is_engine = path.suffix in ENGINES
+    if backend != "auto" and is_engine != backend.startswith("tensorrt"):
+        raise BackendError(
+            f"{backend} does not run {path.name}: engines are for tensorrt and tensorrt-rtx, .onnx "
+            "files for onnxruntime and openvino; `dsgnn-export tensorrt` builds an engine"
+        )
     if threads is not None and threads < 1:
         raise BackendError(f"threads must be at least 1, got {threads}")
     count = threads or DEFAULT_THREADS
-    chosen, why = _choose(device) if backend == "auto" else (backend, "")
     loaded: Backend
+    if is_engine:
+        from dsgnn.runtime.backends.tensorrt import TensorRt
+
+        loaded = TensorRt(path, None if backend == "auto" else backend, device)
+        why = f" (auto: an engine of {loaded.name})" if backend == "auto" else ""
+        loaded.picked = f"{loaded.name} on {loaded.device}{why}"
+        return loaded
+    chosen, why = _choose(device) if backend == "auto" else (backend, "")
     if chosen == "onnxruntime":
         from dsgnn.runtime.backends.onnx import OnnxRuntime
 

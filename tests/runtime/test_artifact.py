@@ -64,7 +64,7 @@ def test_newer_facts_are_ignored() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"precision": "fp8"}, "precision must be one of fp32, fp16, bf16, int8, got 'fp8'"),
+        ({"precision": "fp8"}, "precision must be one of fp32, w16, fp16, bf16, int8, got 'fp8'"),
         ({"weights": "random"}, "weights must be one of trained, published, synthetic, got 'ran"),
         ({"queries": 0}, "queries ≥ 1 and a threshold in 0…1, got 0 and 0.4"),
         ({"threshold": 1.0}, "got 5 and 1.0"),
@@ -171,13 +171,24 @@ def test_an_onnx_file_cut_short(model: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["engine", "plan"])
 def test_engines(tmp_path: Path, suffix: str) -> None:
-    message = f"m.{suffix} is a TensorRT engine, .* give the .onnx file it was built from"
-    with pytest.raises(ArtifactError, match=message):
-        open_artifact(tmp_path / f"m.{suffix}")
+    path = tmp_path / f"m.{suffix}"
+    path.write_bytes(b"native code")
+    for written in (None, sidecar(path)):  # the sidecar must hold the description
+        if written:
+            write_sidecar(path, written)
+        with pytest.raises(ArtifactError, match=rf"m.{suffix} is native code.*keep m.{suffix}.js"):
+            open_artifact(path)
+    write_sidecar(path, sidecar(path, description=DESCRIPTION))
+    assert open_artifact(path).description == DESCRIPTION
+    path.write_bytes(b"other code")
+    with pytest.raises(ArtifactError, match=r"got .*; build it again with `dsgnn-export tensorrt`"):
+        open_artifact(path)
 
 
 def test_other_suffix(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"expected a model file ending in \.onnx, got m\.pth"):
+    with pytest.raises(
+        ArtifactError, match=r"expected a model file ending in \.onnx or \.engine, got m\.pth"
+    ):
         open_artifact(tmp_path / "m.pth")
 
 

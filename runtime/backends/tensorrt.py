@@ -1,0 +1,257 @@
+"""TensorRT and TensorRT-RTX engines on an NVIDIA GPU.
+
+Device memory, streams and graphs come from the CUDA runtime bindings (`cuda-bindings`), not torch.
+An engine is native code: it is only deserialised after its sidecar said which GPU and library it
+was built for. The tests hold the order of calls against stand-ins of both libraries; where they
+were written was no GPU, so nothing here has been executed on one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsgnn.runtime.artifact import ArtifactError, open_artifact
+from dsgnn.runtime.backends import Backend, BackendError, TensorSpec
+from dsgnn.runtime.backends.onnx import parse_device
+
+FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # name → module
+Shape = tuple[int, ...]
+
+
+def library_of(flavour: str) -> Any:
+    """The module of a flavour. BackendError if it is missing."""
+    try:
+        return importlib.import_module(FLAVOURS[flavour])
+    except ImportError as error:
+        raise BackendError(
+            f"{flavour} is not installed: pip install 'dsgnn[{flavour}]' ({error})"
+        ) from error
+
+
+def _cuda() -> Any:
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise BackendError(
+            f"the CUDA runtime bindings are not installed: pip install 'dsgnn[tensorrt]' ({error})"
+        ) from error
+
+
+def _checked(cuda: Any, call: tuple[Any, ...]) -> Any:
+    """The result of a call of the bindings, which return (error, value…)."""
+    error, *values = call
+    if error != cuda.cudaError_t.cudaSuccess:
+        raise BackendError(f"CUDA: {getattr(error, 'name', error)}")
+    return values[0] if len(values) == 1 else None
+
+
+def gpu(index: int = 0) -> tuple[str, int]:
+    """Name and generation (89 = SM89) of a GPU. BackendError if there is none."""
+    cuda = _cuda()
+    try:
+        count = _checked(cuda, cuda.cudaGetDeviceCount())
+    except BackendError as error:
+        raise BackendError(f"no NVIDIA GPU can be used here: {error}") from error
+    if index >= count:
+        raise BackendError(f"device cuda:{index} was asked for, but this machine has {count} GPUs")
+    facts = _checked(cuda, cuda.cudaGetDeviceProperties(index))
+    name = facts.name.decode() if isinstance(facts.name, bytes) else str(facts.name)
+    return name.rstrip("\0"), 10 * facts.major + facts.minor
+
+
+class TensorRt(Backend):
+    """An engine; each thread has its own context, stream and buffers."""
+
+    def __init__(
+        self, path: Path, flavour: str | None, device: str, cuda_graphs: bool = False
+    ) -> None:
+        """flavour: "tensorrt", "tensorrt-rtx", or None = what the sidecar says. device: "auto",
+        "cuda" or "cuda:N". cuda_graphs: record the second inference of each shape and replay it
+        from then on (the inputs' and outputs' device buffers stay where they are).
+
+        Raises BackendError if the engine was built for another library, version or GPU, or
+        something is missing; ArtifactError without a sidecar.
+        """
+        build = _facts(path)
+        if flavour not in (None, build["flavour"]):
+            raise BackendError(
+                f"{path.name} is an engine of {build['flavour']}, but {flavour} was asked for: use "
+                f"--backend {build['flavour']}, or build another"
+            )
+        _, index = parse_device(device)
+        if device == "cpu":
+            raise BackendError("an engine needs an NVIDIA GPU, got device cpu: use the .onnx file")
+        library = library_of(build["flavour"])
+        _check_fit(path, build, library.__version__, *gpu(index))
+        self.name, self.device, self.threads = build["flavour"], f"cuda:{index}", 1
+        self._cuda, self._index, self._graphs = _cuda(), index, cuda_graphs
+        self._call(self._cuda.cudaSetDevice(index))
+        self._logger = library.Logger(library.Logger.WARNING)
+        self._runtime = library.Runtime(self._logger)  # lives as long as its engine
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise BackendError(f"{self.name} cannot load {path.name}; its message is above")
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        specs = [(name, self._spec(library, name)) for name in names]
+        is_input = {
+            name: self._engine.get_tensor_mode(name) == library.TensorIOMode.INPUT for name in names
+        }
+        self.inputs = tuple(spec for name, spec in specs if is_input[name])
+        self.outputs = tuple(spec for name, spec in specs if not is_input[name])
+        self._batch = build["profile"]["batch"]
+        self.max_batch = self._batch[2]
+        self._local = threading.local()
+
+    def _call(self, result: tuple[Any, ...]) -> Any:
+        return _checked(self._cuda, result)
+
+    def _spec(self, library: Any, name: str) -> TensorSpec:
+        dtype = np.dtype(library.nptype(self._engine.get_tensor_dtype(name)))
+        sides = tuple(self._engine.get_tensor_shape(name))
+        return TensorSpec(name, dtype, tuple(None if side < 0 else side for side in sides))
+
+    def _infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for name, value in feeds.items():
+            if not self._batch[0] <= len(value) <= self._batch[2]:
+                raise BackendError(
+                    f"input {name}: the engine takes batches of {self._batch[0]} to "
+                    f"{self._batch[2]}, got {len(value)}"
+                )
+        if not hasattr(self._local, "lane"):
+            self._call(self._cuda.cudaSetDevice(self._index))  # the current device is a thread's
+            self._local.lane = _Lane(self)
+        return self._local.lane.infer(feeds)
+
+
+class _Lane:
+    """What one thread needs to run the engine: a context, a stream, device buffers, graphs."""
+
+    def __init__(self, owner: TensorRt) -> None:
+        self.owner, self.cuda, self.call = owner, owner._cuda, owner._call
+        self.context = owner._engine.create_execution_context()
+        if self.context is None:
+            raise BackendError("no execution context: is there enough GPU memory?")
+        self.stream = self.call(self.cuda.cudaStreamCreate())
+        self.buffers: dict[str, tuple[int, int]] = {}  # name → (address, bytes)
+        self.seen: set[tuple[Shape, ...]] = set()
+        self.graphs: dict[tuple[Shape, ...], Any] = {}
+
+    def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        values = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
+        shapes = tuple(values[spec.name].shape for spec in self.owner.inputs)
+        kinds = self.cuda.cudaMemcpyKind
+        for name, value in values.items():
+            if not self.context.set_input_shape(name, value.shape):
+                raise BackendError(f"input {name}: the engine refuses shape {value.shape}")
+            self._buffer(name, value.nbytes)
+        results = {}
+        for spec in self.owner.outputs:
+            shape = tuple(self.context.get_tensor_shape(spec.name))
+            results[spec.name] = np.empty(shape, spec.dtype)
+            self._buffer(spec.name, results[spec.name].nbytes)
+        for name, value in values.items():
+            self.call(self.cuda.cudaMemcpyAsync(
+                self.buffers[name][0], value.ctypes.data, value.nbytes,
+                kinds.cudaMemcpyHostToDevice, self.stream,
+            ))  # fmt: skip
+        self._execute(shapes)
+        for name, value in results.items():
+            self.call(self.cuda.cudaMemcpyAsync(
+                value.ctypes.data, self.buffers[name][0], value.nbytes,
+                kinds.cudaMemcpyDeviceToHost, self.stream,
+            ))  # fmt: skip
+        self.call(self.cuda.cudaStreamSynchronize(self.stream))
+        return results
+
+    def _buffer(self, name: str, size: int) -> None:
+        """Device memory of at least `size` bytes for a tensor; graphs hold its address."""
+        address, capacity = self.buffers.get(name, (0, 0))
+        if size <= capacity:
+            return
+        self._drop_graphs()
+        if address:
+            self.call(self.cuda.cudaFree(address))
+            del self.buffers[name]
+        address = int(self.call(self.cuda.cudaMalloc(size)))
+        self.buffers[name] = address, size
+        if not self.context.set_tensor_address(name, address):
+            raise BackendError(f"the engine has no tensor {name}")
+
+    def _execute(self, shapes: tuple[Shape, ...]) -> None:
+        if shapes in self.graphs:
+            self.call(self.cuda.cudaGraphLaunch(self.graphs[shapes], self.stream))
+        elif self.owner._graphs and shapes in self.seen:  # the first run of a shape sets things up
+            mode = self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+            self.call(self.cuda.cudaStreamBeginCapture(self.stream, mode))
+            try:
+                self._enqueue()
+            finally:
+                graph = self.call(self.cuda.cudaStreamEndCapture(self.stream))
+            self.graphs[shapes] = self.call(self.cuda.cudaGraphInstantiate(graph, 0))
+            self.call(self.cuda.cudaGraphDestroy(graph))
+            self.call(self.cuda.cudaGraphLaunch(self.graphs[shapes], self.stream))
+        else:
+            self._enqueue()
+            self.seen.add(shapes)
+
+    def _enqueue(self) -> None:
+        if not self.context.execute_async_v3(int(self.stream)):
+            raise BackendError("the engine did not run; its message is above")
+
+    def _drop_graphs(self) -> None:
+        for graph in self.graphs.values():
+            self.call(self.cuda.cudaGraphExecDestroy(graph))
+        self.graphs.clear()
+        self.seen.clear()
+
+    def __del__(self) -> None:
+        """Give everything back when its thread ends; nothing can be raised here."""
+        cuda = self.cuda
+        if not hasattr(self, "stream"):
+            return
+        cuda.cudaStreamSynchronize(self.stream)
+        for graph in self.graphs.values():
+            cuda.cudaGraphExecDestroy(graph)
+        for address, _ in self.buffers.values():
+            cuda.cudaFree(address)
+        cuda.cudaStreamDestroy(self.stream)
+
+
+def _facts(path: Path) -> Mapping[str, Any]:
+    """How an engine was built, from its sidecar. ArtifactError if that is not known."""
+    sidecar = open_artifact(path).sidecar
+    assert sidecar is not None  # open_artifact refuses an engine without one
+    missing = {"flavour", "version", "profile"} - sidecar.build.keys()
+    if missing or not {"sms", "gpu"} & sidecar.build.keys():
+        raise ArtifactError(
+            f"the sidecar of {path.name} does not say how it was built (no "
+            f"{', '.join(sorted(missing)) or 'sms or gpu'}): build it again"
+        )
+    if sidecar.build["flavour"] not in FLAVOURS:
+        raise ArtifactError(
+            f"{path.name}: flavour must be one of {', '.join(FLAVOURS)}, got "
+            f"{sidecar.build['flavour']!r}"
+        )
+    return sidecar.build
+
+
+def _check_fit(path: Path, build: Mapping[str, Any], version: str, name: str, sm: int) -> None:
+    """Raise BackendError unless library and GPU are those the engine was built for."""
+    if build["version"] != version:
+        raise BackendError(
+            f"{path.name} was built with {build['flavour']} {build['version']}, but {version} is "
+            "installed: install that version, or build the engine again from its .onnx file"
+        )
+    fits = sm in build["sms"] if "sms" in build else name == build["gpu"]
+    if not fits:
+        built = " and ".join(f"SM{one}" for one in build["sms"]) if "sms" in build else build["gpu"]
+        raise BackendError(
+            f"{path.name} was built for {built}, but this GPU is {name} (SM{sm}): build the "
+            "engine again for it from its .onnx file"
+        )

@@ -1,0 +1,332 @@
+"""The TensorRT backend's calls, on stand-ins of both libraries: none here has met a GPU."""
+
+import ctypes
+import sys
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dsgnn.runtime import Ranker
+from dsgnn.runtime.artifact import ArtifactError, Sidecar, sha256_of, write_sidecar
+from dsgnn.runtime.backends import BackendError, TensorSpec, open_backend
+from dsgnn.runtime.backends import tensorrt as backend_module
+from dsgnn.runtime.backends.tensorrt import TensorRt
+from dsgnn.runtime.letterbox import Fixed
+
+from .conftest import description
+
+H, W, Q = 32, 64, 5
+BUILD = {"flavour": "tensorrt-rtx", "version": "1.7.1", "sms": [89, 120],
+         "profile": {"batch": [1, 2, 4]}}  # fmt: skip
+
+
+class Cuda:
+    """Device memory in host arrays; copies and launches happen when they are asked for."""
+
+    cudaError_t = SimpleNamespace(cudaSuccess=0)
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+
+    def __init__(self) -> None:
+        self.memory: dict[int, np.ndarray] = {}
+        self.calls: list[str] = []
+        self.recording: list | None = None
+        self.devices, self.sm, self.streams = 1, (8, 9), 0
+
+    def cudaGetDeviceCount(self):
+        return (0, self.devices) if self.devices else (SimpleNamespace(name="NoDevice"), 0)
+
+    def cudaGetDeviceProperties(self, index):
+        return 0, SimpleNamespace(name=b"Fake 4090\0", major=self.sm[0], minor=self.sm[1])
+
+    def cudaSetDevice(self, index):
+        return (0,)
+
+    def cudaStreamCreate(self):
+        self.streams += 1
+        return 0, self.streams
+
+    def cudaStreamSynchronize(self, stream):
+        self.calls.append("wait")
+        return (0,)
+
+    def cudaStreamDestroy(self, stream):
+        self.streams -= 1
+        return (0,)
+
+    def cudaMalloc(self, size):
+        block = np.zeros(size, np.uint8)
+        self.memory[block.ctypes.data] = block
+        return 0, block.ctypes.data
+
+    def cudaFree(self, address):
+        del self.memory[address]
+        return (0,)
+
+    def cudaMemcpyAsync(self, target, source, size, kind, stream):
+        device = target if kind == 1 else source
+        assert size <= self.memory[device].size
+        ctypes.memmove(target, source, size)
+        return (0,)
+
+    def cudaStreamBeginCapture(self, stream, mode):
+        self.recording = []
+        return (0,)
+
+    def cudaStreamEndCapture(self, stream):
+        graph, self.recording = self.recording, None
+        return 0, graph
+
+    def cudaGraphInstantiate(self, graph, flags):
+        return 0, graph
+
+    def cudaGraphDestroy(self, graph):
+        return (0,)
+
+    def cudaGraphExecDestroy(self, graph):
+        self.calls.append("forget graph")
+        return (0,)
+
+    def cudaGraphLaunch(self, graph, stream):
+        self.calls.append("graph")
+        for work in graph:
+            work()
+        return (0,)
+
+
+class Context:
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda, self.shape, self.at = cuda, (), {}
+
+    def set_input_shape(self, name, shape):
+        self.shape = shape
+        return True
+
+    def get_tensor_shape(self, name):
+        B = self.shape[0]
+        return (B, Q, H // 4, W // 4) if name == "masks" else (B, Q)
+
+    def set_tensor_address(self, name, address):
+        self.at[name] = address
+        return True
+
+    def execute_async_v3(self, stream):
+        assert stream > 0  # its own, not the default one
+        work = self._work(self.shape[0])
+        if self.cuda.recording is None:
+            self.cuda.calls.append("run")
+            work()
+        else:
+            self.cuda.recording.append(work)
+        return True
+
+    def _work(self, B: int):
+        def values(name, dtype, count):
+            return self.cuda.memory[self.at[name]].view(dtype)[:count]
+
+        def work():
+            images = values("image", np.uint8, B * H * W * 3).reshape(B, -1)
+            mean = images.mean(1, dtype=np.float32)[:, None]
+            values("saliency", np.float32, B * Q)[:] = (mean + np.arange(Q)).ravel()
+            values("score", np.float32, B * Q)[:] = np.repeat(mean / 255, Q, 1).ravel()
+            values("masks", np.float32, B * Q * H * W // 16)[:] = np.repeat(mean, Q * H * W // 16)
+
+        return work
+
+
+class Engine:
+    names = ["image", "saliency", "score", "masks"]
+    num_io_tensors = 4
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+
+    def get_tensor_name(self, index):
+        return self.names[index]
+
+    def get_tensor_mode(self, name):
+        return "in" if name == "image" else "out"
+
+    def get_tensor_dtype(self, name):
+        return np.uint8 if name == "image" else np.float32
+
+    def get_tensor_shape(self, name):
+        return {"image": (-1, H, W, 3), "masks": (-1, Q, H // 4, W // 4)}.get(name, (-1, Q))
+
+    def create_execution_context(self):
+        return Context(self.cuda)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    cuda = Cuda()
+    loaded: list[bytes] = []
+
+    def deserialise(data):
+        loaded.append(data)
+        return Engine(cuda)
+
+    def logger(level):
+        return None
+
+    logger.WARNING = 1
+    library = SimpleNamespace(
+        __version__="1.7.1",
+        Logger=logger,
+        Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=deserialise),
+        TensorIOMode=SimpleNamespace(INPUT="in"),
+        nptype=lambda dtype: dtype,
+    )
+    cuda.library, cuda.loaded = library, loaded
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
+    monkeypatch.setattr(backend_module, "_cuda", lambda: cuda)
+    return cuda
+
+
+def engine(folder: Path, **changes: object) -> Path:
+    """An engine file and its sidecar."""
+    path = folder / "m.engine"
+    path.write_bytes(b"an engine")
+    build = {key: value for key, value in {**BUILD, **changes}.items() if value is not None}
+    write_sidecar(path, Sidecar(path.name, sha256_of(path), False, build=build,
+                                description=description(input=Fixed(H, W))))  # fmt: skip
+    return path
+
+
+def images(batch: int, value: int) -> dict[str, np.ndarray]:
+    return {"image": np.full((batch, H, W, 3), value, np.uint8)}
+
+
+def check(outputs: dict[str, np.ndarray], batch: int, value: int) -> None:
+    assert outputs["masks"].shape == (batch, Q, H // 4, W // 4)
+    np.testing.assert_array_equal(outputs["saliency"], [value + np.arange(Q)] * batch)
+    np.testing.assert_array_equal(outputs["masks"], np.float32(value))
+
+
+def test_declares_and_computes(cuda: Cuda, tmp_path: Path) -> None:
+    backend = open_backend(engine(tmp_path))
+    assert cuda.loaded == [b"an engine"]
+    assert backend.picked == "tensorrt-rtx on cuda:0 (auto: an engine of tensorrt-rtx)"
+    assert backend.inputs == (TensorSpec("image", np.dtype(np.uint8), (None, H, W, 3)),)
+    assert [spec.name for spec in backend.outputs] == ["saliency", "score", "masks"]
+    first = backend.infer(images(1, 7))
+    for batch, value in ((1, 9), (4, 20), (2, 30)):
+        check(backend.infer(images(batch, value)), batch, value)
+    check(first, 1, 7)  # results stay when the next call comes
+    assert len(cuda.memory) == 4  # buffers grow, they do not pile up
+    with pytest.raises(BackendError, match="the engine takes batches of 1 to 4, got 5"):
+        backend.infer(images(5, 1))
+
+
+def test_a_ranker_splits_what_the_profile_does_not_take(cuda: Cuda, tmp_path: Path) -> None:
+    path = engine(tmp_path)
+    ranker = Ranker(path, if_none="all")
+    assert ranker.backend.max_batch == 4 and ranker.artifact.status == "unverified"
+    rankings = ranker.batch([images(1, value)["image"][0] for value in range(9)])
+    assert [ranking.objects[0].saliency for ranking in rankings] == [v + Q - 1 for v in range(9)]
+    assert "unverified" in str(ranker) and "tensorrt-rtx on cuda:0" in str(ranker)
+
+
+def test_each_thread_has_its_own_lane_and_gives_it_back(cuda: Cuda, tmp_path: Path) -> None:
+    backend = open_backend(engine(tmp_path), "tensorrt-rtx", "cuda")
+    backend.infer(images(1, 1))
+    seen = []
+
+    def run():
+        check(backend.infer(images(2, 50)), 2, 50)
+        seen.append((cuda.streams, len(cuda.memory)))
+
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [(2, 8)]
+    assert (cuda.streams, len(cuda.memory)) == (1, 4)
+
+
+def test_graphs_per_shape_after_a_warm_up(cuda: Cuda, tmp_path: Path) -> None:
+    backend = TensorRt(engine(tmp_path), None, "auto", cuda_graphs=True)
+    for value in (1, 2, 3):
+        check(backend.infer(images(2, value)), 2, value)
+    assert [call for call in cuda.calls if call != "wait"] == ["run", "graph", "graph"]
+    cuda.calls.clear()
+    for value in (4, 5):  # smaller: the buffers stay, so does the first graph
+        check(backend.infer(images(1, value)), 1, value)
+    check(backend.infer(images(2, 6)), 2, 6)
+    assert [call for call in cuda.calls if call != "wait"] == ["run", "graph", "graph"]
+    cuda.calls.clear()
+    check(backend.infer(images(4, 7)), 4, 7)  # larger: addresses change, graphs are void
+    check(backend.infer(images(2, 8)), 2, 8)
+    said = [call for call in cuda.calls if call != "wait"]
+    assert said == ["forget graph", "forget graph", "run", "run"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": "1.4.0"}, "built with tensorrt-rtx 1.4.0, but 1.7.1 is installed"),
+        ({"sms": [120]}, r"built for SM120, but this GPU is Fake 4090 \(SM89\)"),
+        ({"sms": None, "gpu": "NVIDIA L4"}, "built for NVIDIA L4, but this GPU is Fake 4090"),
+    ],
+)
+def test_engines_for_other_machines(
+    cuda: Cuda, changes: dict, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BackendError, match=message):
+        open_backend(engine(tmp_path, **changes))
+    assert not cuda.loaded  # recognised before it was deserialised
+
+
+def test_an_engine_of_this_gpu_by_name(cuda: Cuda, tmp_path: Path) -> None:
+    check(open_backend(engine(tmp_path, sms=None, gpu="Fake 4090")).infer(images(1, 3)), 1, 3)
+
+
+def test_wrong_use(cuda: Cuda, tmp_path: Path) -> None:
+    path = engine(tmp_path)
+    with pytest.raises(BackendError, match="engine of tensorrt-rtx, but tensorrt was asked for"):
+        open_backend(path, "tensorrt")
+    with pytest.raises(BackendError, match="onnxruntime does not run m.engine: engines are for"):
+        open_backend(path, "onnxruntime")
+    with pytest.raises(BackendError, match="an engine needs an NVIDIA GPU, got device cpu"):
+        open_backend(path, device="cpu")
+    with pytest.raises(BackendError, match="cuda:3 was asked for, but this machine has 1 GPUs"):
+        open_backend(path, device="cuda:3")
+    cuda.devices = 0
+    with pytest.raises(BackendError, match="no NVIDIA GPU can be used here: CUDA: NoDevice"):
+        open_backend(path)
+    assert not cuda.loaded
+
+
+def test_sidecars_that_say_too_little(cuda: Cuda, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"does not say how it was built \(no profile\)"):
+        open_backend(engine(tmp_path, profile=None))
+    with pytest.raises(ArtifactError, match=r"\(no sms or gpu\)"):
+        open_backend(engine(tmp_path, sms=None))
+    with pytest.raises(ArtifactError, match="flavour must be one of tensorrt, tensorrt-rtx"):
+        open_backend(engine(tmp_path, flavour="other"))
+    path = engine(tmp_path)
+    path.write_bytes(b"another engine")
+    with pytest.raises(ArtifactError, match="is not the file that .*; build it again"):
+        open_backend(path)
+    write_sidecar(path, Sidecar(path.name, sha256_of(path), False))
+    with pytest.raises(ArtifactError, match="m.engine is native code and nothing beside it"):
+        open_backend(path)
+    assert not cuda.loaded
+
+
+def test_missing_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = engine(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(BackendError, match=r"pip install 'dsgnn\[tensorrt-rtx\]'"):
+        open_backend(path)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.7.1"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(BackendError, match="the CUDA runtime bindings are not installed"):
+        open_backend(path)
+
+
+def test_onnx_files_are_not_for_engines(model: Path) -> None:
+    with pytest.raises(BackendError, match="tensorrt does not run colours.onnx"):
+        open_backend(model, "tensorrt")
