@@ -1,0 +1,153 @@
+"""Where the figures were measured, and what was going on there. Unreadable facts are None."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = (
+    "dsgnn", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime",
+    "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13", "numpy", "opencv-python",
+)  # fmt: skip
+GPU_FACTS = (
+    "name", "driver_version", "memory.total", "clocks.sm", "clocks.max.sm", "clocks.mem",
+    "temperature.gpu", "power.draw", "clocks_event_reasons.active",
+)  # fmt: skip
+VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "CUDA_VISIBLE_DEVICES")
+Shell = Callable[[list[str]], "str | None"]
+
+
+def shell(command: list[str]) -> str | None:
+    """What a command prints, or None when it is not there or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def environment(run: Shell = shell, root: Path = Path("/")) -> dict[str, Any]:
+    """What does not change during a run. root: where /proc and /sys are."""
+    cpu = _cpu(_read(root / "proc/cpuinfo") or "")
+    memory = _field(_read(root / "proc/meminfo") or "", "MemTotal")
+    here = str(Path(__file__).parent)
+    revision, changed = (
+        run(["git", "-C", here, *command])
+        for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+    )
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": cpu["model"] or platform.processor() or platform.machine(),
+        "cpu_flags": cpu["flags"],
+        "cores": os.cpu_count(),
+        "cores_allowed": affinity,
+        "memory_gib": round(int(memory.split()[0]) / 2**20, 1) if memory else None,
+        "governor": _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "gpus": gpus(run),
+        "libraries": _libraries(),
+        "variables": {name: os.environ.get(name) for name in VARIABLES},
+        "git": {
+            "revision": revision.strip() if revision else None,
+            "changed": bool(changed.strip()) if changed is not None else None,
+        },
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def conditions(run: Shell = shell, root: Path = Path("/")) -> dict[str, Any]:
+    """What changes: load, clocks, throttling and processor ticks, to be read before and after."""
+    info = (_read(root / "proc/cpuinfo") or "").splitlines()
+    clocks = [float(line.split(":")[1]) for line in info if line.startswith("cpu MHz")]
+    throttled = [
+        int(path.read_text())
+        for path in root.glob("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
+    ]
+    load = _read(root / "proc/loadavg")
+    return {
+        "load": float(load.split()[0]) if load else None,
+        "cpu_mhz": clocks or None,
+        "throttle_count": sum(throttled) if throttled else None,
+        "ticks": _ticks(_read(root / "proc/stat") or ""),
+        "gpus": gpus(run),
+    }
+
+
+def stolen(before: dict[str, Any], after: dict[str, Any]) -> float | None:
+    """Share of processor time that the machine's host gave to others between two conditions."""
+    if not before["ticks"] or not after["ticks"]:
+        return None
+    total = after["ticks"]["total"] - before["ticks"]["total"]
+    return (after["ticks"]["steal"] - before["ticks"]["steal"]) / total if total > 0 else None
+
+
+def gpus(run: Shell = shell) -> list[dict[str, str]]:
+    """One mapping of `GPU_FACTS` per NVIDIA GPU; [] without one."""
+    text = run(["nvidia-smi", f"--query-gpu={','.join(GPU_FACTS)}", "--format=csv,noheader"])
+    lines = (text or "").strip().splitlines()
+    rows = [[cell.strip() for cell in line.split(",")] for line in lines]
+    return [dict(zip(GPU_FACTS, row, strict=True)) for row in rows if len(row) == len(GPU_FACTS)]
+
+
+def peak_mib(root: Path = Path("/")) -> float | None:
+    """This process's largest resident memory since it began, or since `reset_peak`, in MiB.
+
+    VmHWM, not getrusage: that one keeps what the parent held before this process began.
+    """
+    peak = _field(_read(root / "proc/self/status") or "", "VmHWM")
+    return int(peak.split()[0]) / 1024 if peak else None
+
+
+def reset_peak(root: Path = Path("/")) -> bool:
+    """Start the peak over; False where the system does not allow it."""
+    try:
+        (root / "proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _field(text: str, name: str) -> str | None:
+    """ "VmHWM:   1234 kB" → "1234 kB"."""
+    found = [line for line in text.splitlines() if line.partition(":")[0].strip() == name]
+    return found[0].partition(":")[2].strip() if found else None
+
+
+def _cpu(info: str) -> dict[str, Any]:
+    return {
+        "model": _field(info, "model name"),
+        "flags": sorted((_field(info, "flags") or _field(info, "Features") or "").split()),
+    }
+
+
+def _ticks(stat: str) -> dict[str, int] | None:
+    """First line of /proc/stat: user nice system idle iowait irq softirq steal (then parts)."""
+    cells = stat.split("\n")[0].split()
+    if not cells or cells[0] != "cpu" or len(cells) < 9:
+        return None
+    values = [int(cell) for cell in cells[1:9]]
+    return {"total": sum(values), "steal": values[7]}
+
+
+def _libraries() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
