@@ -1,0 +1,195 @@
+"""`dsgnn-bench latency`: open every subject, time them interleaved, write one latency.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+from dsgnn.benchmarks import timing
+from dsgnn.benchmarks.environment import conditions, environment, stolen
+from dsgnn.benchmarks.results import Log, columns, save
+from dsgnn.benchmarks.subjects import (
+    STRAIGHTFORWARD,
+    BenchError,
+    Spec,
+    export_straightforward,
+    facts_of,
+)
+from dsgnn.benchmarks.timing import END_TO_END, Clock, Plan, Sample
+from dsgnn.benchmarks.workers import Worker, apart
+
+FILE = "latency.json"
+
+
+class Timed(Protocol):
+    """What `measure` needs of a subject; `Worker` and `Bench` have it."""
+
+    facts: dict[str, Any]
+
+    def run(self, batch: int) -> Sample: ...
+    def start_peaks(self) -> bool: ...
+    def peaks(self) -> dict[str, float | None]: ...
+
+
+def latency(
+    specs: Sequence[Spec],
+    batches: Sequence[int],
+    plan: Plan,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: bool = False,
+    open_bench: Callable[[Spec], Any] = Worker,
+    clock: Clock = perf_counter,
+) -> dict[str, Any]:
+    """Measure and write out/latency.json; returns what it says.
+
+    open_bench: gives a context manager with the methods of `Worker`. Raises BenchError when
+    something cannot be measured as asked, or `out` holds other results.
+    """
+    target = out / FILE
+    if target.exists():
+        raise BenchError(f"{target} exists: give another --out, or delete it to measure again")
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        benches: dict[str, Timed] = {}
+        exports: list[Path] = []
+        for spec in specs:
+            if spec.form == STRAIGHTFORWARD:
+                spec = _exported(spec, out, resume)
+                exports.append(Path(spec.export))
+            bench = stack.enter_context(open_bench(spec))
+            name = bench.facts["name"]
+            if name in benches:
+                raise BenchError(f"two models are called {name!r}: rename one, or leave it out")
+            benches[name] = bench
+        before = conditions()
+        log = Log(out / "latency.jsonl", _header(benches, batches, plan), set(benches), resume)
+        try:
+            rows = measure(benches, batches, plan, clock, log, progress)
+        except BaseException:
+            log.close(finished=False)
+            raise
+        after = conditions()
+        results = save(
+            target, "latency", environment(), seed=plan.seed, plan=asdict(plan),
+            conditions={"before": before, "after": after, "stolen": stolen(before, after)},
+            noise=noise(rows), rows=rows,
+        )  # fmt: skip
+        log.close(finished=True)
+    for path in exports:
+        path.unlink()
+        facts_of(path).unlink()
+    return results
+
+
+def measure(
+    benches: Mapping[str, Timed],
+    batches: Sequence[int],
+    plan: Plan,
+    clock: Clock,
+    log: Log,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """Rows of the results, for every batch size and subject; what the log holds is not repeated."""
+    from tqdm import tqdm
+
+    rows: list[dict[str, Any]] = []
+    total = len(batches) * len(benches) * plan.rounds
+    with tqdm(total=total, unit="turn", disable=None if progress else True) as bar:
+        for batch in batches:
+            if batch not in log.closing:
+                runners = {name: _runner(bench, batch) for name, bench in benches.items()}
+                since_load = {name: not bench.start_peaks() for name, bench in benches.items()}
+                first = {name: timing.warm_up(run, plan, clock) for name, run in runners.items()}
+                done = {turn.round for turn in log.turns.get(batch, [])}
+                bar.update(len(done) * len(benches))
+                for turn in timing.interleave(runners, plan, clock, done):
+                    log.add(batch, turn)
+                    bar.set_postfix_str(f"batch {batch}, {turn.name}")
+                    bar.update()
+                closing = {
+                    name: {
+                        "first_ms": first[name],
+                        "memory": {**bench.peaks(), "since_load": since_load[name]},
+                    }
+                    for name, bench in benches.items()
+                }
+                log.close_batch(batch, closing)
+            else:
+                bar.update(plan.rounds * len(benches))
+            for name, bench in benches.items():
+                turns = [turn for turn in log.turns[batch] if turn.name == name]
+                rows.append(_row(bench.facts, batch, columns(turns), log.closing[batch][name]))
+    return rows
+
+
+def noise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Per batch size (as text): does the run agree with itself? See `timing.split_half`."""
+    verdicts = {}
+    for batch in sorted({row["batch"] for row in rows}):
+        same = [row for row in rows if row["batch"] == batch]
+        by_name = {row["subject"]["name"]: timing.medians(row["samples"]) for row in same}
+        verdicts[str(batch)] = timing.split_half(by_name, baseline(same))
+    return verdicts
+
+
+def baseline(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the others are compared with: PyTorch as upstream, or the first row."""
+    names = [row["subject"]["name"] for row in rows]
+    upstream = [row["subject"]["name"] for row in rows if row["subject"]["form"] == "upstream"]
+    return (upstream or names)[0]
+
+
+def _row(
+    facts: Mapping[str, Any],
+    batch: int,
+    samples: dict[str, list[float]],
+    closing: Mapping[str, Any],
+) -> dict[str, Any]:
+    stages = {
+        stage: timing.summarise(samples[stage])
+        for stage in (*timing.STAGES, END_TO_END)
+        if stage in samples
+    }
+    change = timing.drift(timing.medians(samples))
+    outside = ("load_s", "load_peak_mib", "threshold", "if_none", "toolkit")
+    return {
+        "subject": {name: value for name, value in facts.items() if name not in outside},
+        "batch": batch,
+        "load_s": facts["load_s"],
+        "first_ms": closing["first_ms"],
+        "memory": {"load_mib": facts["load_peak_mib"], **closing["memory"]},
+        "stages": stages,
+        "images_per_s": 1e3 * batch / stages[END_TO_END]["mean"],
+        "drift": change,
+        "stationary": abs(change) <= timing.DRIFT,
+        "floor": None,
+        "samples": samples,
+    }
+
+
+def _runner(bench: Timed, batch: int) -> Callable[[], Sample]:
+    return lambda: bench.run(batch)
+
+
+def _header(benches: Mapping[str, Timed], batches: Sequence[int], plan: Plan) -> dict[str, Any]:
+    kept = ("sha256", "backend", "device", "precision", "threads", "input")
+    return {
+        "batches": list(batches),
+        "plan": asdict(plan),
+        "models": {name: {k: b.facts[k] for k in kept} for name, b in benches.items()},
+    }
+
+
+def _exported(spec: Spec, out: Path, resume: bool) -> Spec:
+    """Export in a process of its own; a resumed run takes the file it began with."""
+    path = out / f"straightforward-{Path(spec.model).stem}.onnx"
+    spec = replace(spec, export=str(path))
+    if not (resume and path.exists()):
+        apart(export_straightforward, spec)
+    return spec

@@ -1,0 +1,221 @@
+"""The files of the harness: one versioned form for every kind, and the log of an unfinished run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from dsgnn.benchmarks.subjects import BenchError
+from dsgnn.benchmarks.timing import Turn
+from dsgnn.runtime.files import write_whole
+
+SCHEMA = "dsgnn.bench/1"
+DIGITS = 4  # of a raw time in milliseconds
+
+# A form: a type (or several), {name: form} with exactly these names, {str: form} with any names,
+# [form] a list of any length.
+NUMBER = (int, float)
+MAYBE = (int, float, NoneType)
+STATISTICS = dict.fromkeys(("mean", "std", "min", "p50", "p90", "p95", "p99", "cv"), NUMBER)
+SUBJECT = {
+    "name": str, "form": str, "file": (str, NoneType), "sha256": str, "status": str,
+    "config": str, "weights": str, "precision": str, "backend": str, "device": str,
+    "input": str, "bytes": (int, NoneType), "source_sha256": str,
+}  # fmt: skip
+LATENCY_ROW = {
+    "subject": {**SUBJECT, "threads": int},
+    "batch": int,
+    "load_s": NUMBER,
+    "first_ms": NUMBER,
+    "memory": {"load_mib": MAYBE, "host_mib": MAYBE, "device_mib": MAYBE, "since_load": bool},
+    "stages": {str: {**STATISTICS, "n": int}},
+    "images_per_s": NUMBER,
+    "drift": NUMBER,
+    "stationary": bool,
+    "floor": (dict, NoneType),
+    "samples": {str: [NUMBER]},
+}
+ACCURACY_ROW = {
+    "subject": SUBJECT,
+    "data": {"spec": str, "split": str, "images": int, "protocol": str},
+    "figures": {str: MAYBE},
+    "used": {str: int},
+    "reference": ({str: MAYBE}, NoneType),
+    "parity": [dict],
+    "parity_from": (str, NoneType),
+}
+COMMON = {
+    "schema": str, "kind": str, "created": str, "seed": int,
+    "environment": {
+        "system": str, "python": str, "cpu": str, "cpu_flags": [str], "cores": int,
+        "cores_allowed": (int, NoneType), "memory_gib": MAYBE, "governor": (str, NoneType),
+        "gpus": [dict], "libraries": {str: str}, "variables": dict,
+        "git": {"revision": (str, NoneType), "changed": (bool, NoneType)}, "command": [str],
+    },
+}  # fmt: skip
+LATENCY = {
+    "plan": dict,
+    "conditions": {"before": dict, "after": dict, "stolen": MAYBE},
+    "noise": {str: {"quiet": bool, "worst": NUMBER, "why": str}},
+    "rows": [LATENCY_ROW],
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "latency": {**COMMON, **LATENCY},
+    "accuracy": {**COMMON, "rows": [ACCURACY_ROW]},
+    # rows that could not be measured, with the reason; and what the floors rest on
+    "gpu": {
+        **COMMON, **LATENCY,
+        "missing": [{"name": str, "precision": str, "batch": int, "why": str}],
+        "rates": {"gb_per_s": NUMBER, "tflops": {str: NUMBER}},
+    },
+}  # fmt: skip
+
+
+def check(value: Any, form: Any, where: str = "results") -> None:
+    """Raise BenchError naming the first place where a value has not its form."""
+    options = form if isinstance(form, tuple) else (form,)
+    nested = [option for option in options if not isinstance(option, type)]
+    kinds = tuple(option for option in options if isinstance(option, type))
+    # bool is an int to Python, not to us
+    if isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds):
+        return
+    if not nested or not isinstance(value, type(nested[0])):
+        names = " or ".join(
+            option.__name__ if isinstance(option, type) else type(option).__name__
+            for option in options
+        )
+        raise BenchError(f"{where}: expected {names}, got {type(value).__name__} {value!r:.80}")
+    inner = nested[0]
+    if isinstance(inner, list):
+        for number, item in enumerate(value):
+            check(item, inner[0], f"{where}[{number}]")
+        return
+    any_name = inner.get(str)
+    if any_name is None and (wrong := inner.keys() ^ value.keys()):
+        lacking, strange = sorted(wrong - value.keys()), sorted(wrong - inner.keys())
+        raise BenchError(f"{where}: lacks {lacking}, has unknown {strange}")
+    for name, item in value.items():
+        check(item, any_name or inner[name], f"{where}.{name}")
+
+
+def validate(results: Any) -> None:
+    """Raise BenchError unless `results` has the form of its kind and of this schema."""
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        found = results.get("schema") if isinstance(results, dict) else type(results).__name__
+        raise BenchError(
+            f"expected schema {SCHEMA}, got {found!r}: made by another version of dsgnn-bench, or "
+            "by something else; measure again"
+        )
+    if results.get("kind") not in list(KINDS):
+        raise BenchError(f"kind must be one of {', '.join(KINDS)}, got {results.get('kind')!r}")
+    check(results, KINDS[results["kind"]])
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Results from a file, or from a folder's only kind asked for. Raises BenchError, OSError."""
+    try:
+        results = json.loads(path.read_text("utf-8"))
+        validate(results)
+    except (UnicodeDecodeError, json.JSONDecodeError, BenchError) as error:
+        raise BenchError(f"{path}: {error}") from error
+    return results
+
+
+def save(path: Path, kind: str, environment: Mapping[str, Any], **content: Any) -> dict[str, Any]:
+    """Write results whole, and only if they have their form. Returns them."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    results = {"schema": SCHEMA, "kind": kind, "created": now, "environment": environment}
+    results |= content
+    results = json.loads(json.dumps(results))  # tuples become lists, as for the reader
+    validate(results)
+    # one line per row: raw samples would otherwise take one line each
+    rows = ",\n".join(json.dumps(row) for row in results["rows"])
+    brief = json.dumps({**results, "rows": []}, indent=1)
+    text = brief.replace('"rows": []', f'"rows": [\n{rows}\n]')
+    write_whole(path, (text + "\n").encode())
+    return results
+
+
+def columns(turns: Iterable[Turn]) -> dict[str, list[float]]:
+    """Turns of one model → {"round": [...], stage: [ms...]}, one entry per run."""
+    table: dict[str, list[float]] = {"round": []}
+    for turn in turns:
+        for sample in turn.samples:
+            table["round"].append(turn.round)
+            for stage, value in sample.items():
+                table.setdefault(stage, []).append(round(value, DIGITS))
+    return table
+
+
+class Log:
+    """Every turn as it is measured, one line each, so that a run that was stopped can go on.
+
+    header: what must be the same for that. turns: {batch: [Turn…]} of complete rounds; closing:
+    {batch: …} what was said at the end of each finished batch.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], names: set[str], resume: bool):
+        """Raises BenchError when there is a log and `resume` is off, or it is of another run."""
+        self.turns: dict[int, list[Turn]] = {}
+        self.closing: dict[int, Any] = {}
+        plain: dict[str, Any] = json.loads(json.dumps(header))
+        if path.exists():
+            if not resume:
+                raise BenchError(
+                    f"{path} holds an unfinished run: go on with it by --resume, or give another "
+                    "--out"
+                )
+            self._read(path, plain, names)
+        lines: list[Any] = [plain]
+        for batch, turns in self.turns.items():
+            lines += [_line(batch, turn) for turn in turns]
+        lines += [{"batch": batch, "closing": closing} for batch, closing in self.closing.items()]
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+
+    def add(self, batch: int, turn: Turn) -> None:
+        self.turns.setdefault(batch, []).append(turn)
+        print(json.dumps(_line(batch, turn)), file=self._file, flush=True)
+
+    def close_batch(self, batch: int, closing: Any) -> None:
+        self.closing[batch] = closing
+        print(json.dumps({"batch": batch, "closing": closing}), file=self._file, flush=True)
+
+    def close(self, finished: bool) -> None:
+        """finished: everything is in the results, the log is not needed any more."""
+        self._file.close()
+        if finished:
+            self._path.unlink()
+
+    def _read(self, path: Path, header: dict[str, Any], names: set[str]) -> None:
+        lines = path.read_text("utf-8").split("\n")[:-1]  # a line that was cut off is left out
+        try:
+            old, *entries = [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise BenchError(f"{path} is damaged ({error}): delete it and start again") from None
+        changed = [name for name in header if old.get(name) != header[name]]
+        if changed:
+            raise BenchError(
+                f"{path} is of another run, {', '.join(changed)} differ: give the same command and "
+                "files, or another --out"
+            )
+        found: dict[int, dict[int, list[Turn]]] = {}
+        for entry in entries:
+            if "closing" in entry:
+                self.closing[entry["batch"]] = entry["closing"]
+                continue
+            turn = Turn(entry["round"], entry["name"], entry["samples"])
+            found.setdefault(entry["batch"], {}).setdefault(turn.round, []).append(turn)
+        for batch, rounds in found.items():
+            whole = [turns for turns in rounds.values() if {t.name for t in turns} == names]
+            self.turns[batch] = [turn for turns in whole for turn in turns]
+
+
+def _line(batch: int, turn: Turn) -> dict[str, Any]:
+    samples = [{k: round(v, DIGITS) for k, v in sample.items()} for sample in turn.samples]
+    return {"batch": batch, "round": turn.round, "name": turn.name, "samples": samples}

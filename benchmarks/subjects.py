@@ -1,0 +1,412 @@
+"""What can be timed: one network in several forms, all from the same encoded photos to rankings.
+
+forms of a checkpoint (or of random weights):
+  upstream         PyTorch eager computing what the published code does: every head after every
+                   output, and the training branches
+  deploy           PyTorch eager, the deploy graph
+  compiled         the deploy graph under torch.compile
+  cuda-graph       the deploy graph replayed as one CUDA graph per batch size
+  straightforward  the network exported as it is (dynamo exporter, opset 18, last outputs only), in
+                   a default ONNX Runtime session: what one gets without this toolkit
+and "artifact", a file, run by one of the runtime's backends. Normalisation is part of each network.
+PyTorch is imported only for the forms that need it, so that an artifact's memory is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import cv2
+import numpy as np
+
+from dsgnn.benchmarks.timing import END_TO_END, Clock, Sample
+from dsgnn.runtime import Ranker, samples
+from dsgnn.runtime.files import whole_file
+from dsgnn.runtime.images import read_image
+from dsgnn.runtime.letterbox import Rule, letterbox
+from dsgnn.runtime.postprocess import postprocess
+
+if TYPE_CHECKING:
+    from dsgnn.export.onnx import Source
+
+Answers = dict[str, np.ndarray]
+TORCH_FORMS = {
+    "upstream": "PyTorch as upstream",
+    "deploy": "PyTorch deploy graph",
+    "compiled": "PyTorch compiled",
+    "cuda-graph": "PyTorch CUDA graph",
+}
+STRAIGHTFORWARD, ARTIFACT = "straightforward", "artifact"
+DEFAULT_FORMS = ("upstream", "deploy", "compiled", STRAIGHTFORWARD)
+PRECISIONS = ("fp32", "fp16", "bf16")
+PHOTO = (640, 480)  # width, height: the data sets' own size
+
+
+class BenchError(ValueError):
+    """Something that cannot be measured as asked; the message names the fix."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One subject before it is opened (it can be sent to another process).
+
+    model: a file, or with `synthetic` a configuration's name. backend: for artifacts. size: (H, W)
+    of a checkpoint's input, None = 4:3 at the configuration's size. precision: of PyTorch, by
+    autocast below fp32. export: where a straightforward export lies.
+    """
+
+    form: str
+    model: str
+    synthetic: bool = False
+    backend: str = "auto"
+    device: str = "cpu"
+    threads: int = 2
+    size: tuple[int, int] | None = None
+    precision: str = "fp32"
+    allow_unverified: bool = False
+    export: str = ""
+    seed: int = 0
+
+
+class Subject(Protocol):
+    """An opened network. facts: the `subject` entry of the results; infer also returns
+    milliseconds of the stages inside it."""
+
+    facts: dict[str, Any]
+    rule: Rule
+    threshold: float
+
+    def infer(self, images: np.ndarray, clock: Clock) -> tuple[Answers, Sample]: ...
+
+
+def specs(
+    models: Sequence[str],
+    synthetic: Sequence[str],
+    forms: Sequence[str],
+    backends: Sequence[str],
+    **options: Any,
+) -> list[Spec]:
+    """Every subject that the command line asks for; options: the other fields of `Spec`.
+
+    Raises BenchError when nothing is asked for, or what is asked for does not go together.
+    """
+    checkpoints = [(m, False) for m in models if m.endswith(".safetensors")]
+    checkpoints += [(config, True) for config in synthetic]
+    artifacts = [m for m in models if not m.endswith(".safetensors")]
+    if not checkpoints and not artifacts:
+        raise BenchError("nothing to measure: give a MODEL file or --synthetic CONFIG")
+    if backends and not artifacts:
+        raise BenchError("--backend is for exported artifacts, and none was given")
+    if "cuda-graph" in forms and not options.get("device", "cpu").startswith("cuda"):
+        raise BenchError("CUDA graphs need a GPU: add --device cuda, or leave --cuda-graph out")
+    found = [
+        Spec(form, model, is_synthetic, **options)
+        for model, is_synthetic in checkpoints
+        for form in forms
+    ]
+    found += [
+        Spec(ARTIFACT, model, backend=backend, **options)
+        for model in artifacts
+        for backend in backends or ("auto",)
+    ]
+    return found
+
+
+def photos() -> list[bytes]:
+    """The package's sample photos as 640 × 480 JPEGs."""
+    encoded = []
+    for path in samples():
+        image = cv2.resize(read_image(path), PHOTO, interpolation=cv2.INTER_AREA)
+        data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+        encoded.append(data.tobytes())
+    return encoded
+
+
+def run_once(subject: Subject, batch: Sequence[bytes], clock: Clock) -> Sample:
+    """Encoded photos → rankings once; milliseconds by stage and end to end.
+
+    Every query is post-processed when none passes the threshold, as with random weights.
+    """
+    start = clock()
+    images = [read_image(photo) for photo in batch]
+    decoded = clock()
+    fitted = [letterbox(image, subject.rule) for image in images]
+    stacked = np.stack([padded for padded, _ in fitted])  # (B, H, W, 3)
+    ready = clock()
+    answers, inside = subject.infer(stacked, clock)
+    answered = clock()
+    for b, (_, geometry) in enumerate(fitted):
+        saliency, score, masks = (answers[name][b] for name in ("saliency", "score", "masks"))
+        postprocess(saliency, score, masks, geometry, subject.threshold, "all")
+    end = clock()
+    return {
+        "decode": 1e3 * (decoded - start),
+        "preprocess": 1e3 * (ready - decoded),
+        **inside,
+        "postprocess": 1e3 * (end - answered),
+        END_TO_END: 1e3 * (end - start),
+    }
+
+
+def open_subject(spec: Spec) -> Subject:
+    """Raises BenchError, or the runtime's own errors for artifacts."""
+    if spec.form == ARTIFACT:
+        return ArtifactSubject(spec)
+    if spec.form == STRAIGHTFORWARD:
+        return StraightforwardSubject(spec)
+    if spec.form in TORCH_FORMS:
+        return TorchSubject(spec)
+    raise BenchError(f"unknown form {spec.form!r}")
+
+
+class ArtifactSubject:
+    """An exported file as `dsgnn-run` runs it. On a GPU, compute includes both transfers."""
+
+    def __init__(self, spec: Spec):
+        ranker = Ranker(spec.model, spec.backend, spec.device, spec.threads, if_none="all")
+        self.ranker, artifact = ranker, ranker.artifact
+        if artifact.status != "verified" and not spec.allow_unverified:
+            raise BenchError(
+                f"{spec.model} is unverified: nobody has checked that it gives the network's "
+                "answers. Export it again (dsgnn-export checks it), or give --allow-unverified "
+                "and the results will be marked"
+            )
+        self.rule, self.threshold = artifact.description.input, ranker.threshold
+        self._infer = ranker.backend.infer
+        self.facts = {
+            **ranker.describe(),
+            "name": f"{artifact.path.name} · {ranker.backend.name}",
+            "form": ARTIFACT,
+            "threads": ranker.backend.threads,
+            "input": str(self.rule),
+            "bytes": artifact.path.stat().st_size,
+            "source_sha256": artifact.description.source_sha256,
+        }
+
+    def infer(self, images: np.ndarray, clock: Clock) -> tuple[Answers, Sample]:
+        start = clock()
+        answers = self._infer({"image": images})
+        return answers, {"compute": 1e3 * (clock() - start)}
+
+
+class StraightforwardSubject:
+    """A file of `export_straightforward` in ONNX Runtime as it comes."""
+
+    def __init__(self, spec: Spec):
+        import onnxruntime
+
+        from dsgnn.runtime.artifact import Description, sha256_of
+        from dsgnn.runtime.backends.onnx import check_packages
+
+        if spec.device != "cpu":
+            raise BenchError("the straightforward export is timed on the CPU: --device cpu")
+        check_packages()
+        path = Path(spec.export)
+        description = Description.from_json(facts_of(path).read_text())
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = spec.threads  # equal for all; the rest is the default
+        self._session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        self.rule, self.threshold = description.input, description.threshold
+        self.facts = {
+            "name": f"{_title(spec)} · straightforward ONNX export",
+            "form": STRAIGHTFORWARD,
+            "file": path.name,
+            "sha256": sha256_of(path),
+            "status": "baseline",
+            "config": description.config,
+            "weights": description.weights,
+            "precision": "fp32",
+            "backend": "onnxruntime",
+            "device": "cpu",
+            "threads": spec.threads,
+            "input": str(self.rule),
+            "bytes": path.stat().st_size,
+            "source_sha256": description.source_sha256,
+        }
+
+    def infer(self, images: np.ndarray, clock: Clock) -> tuple[Answers, Sample]:
+        names = ["saliency", "score", "masks"]
+        start = clock()
+        values = self._session.run(names, {"image": images})
+        return dict(zip(names, values, strict=True)), {"compute": 1e3 * (clock() - start)}
+
+
+class TorchSubject:
+    """A checkpoint in this process. On a GPU transfers and compute are timed by CUDA events."""
+
+    def __init__(self, spec: Spec):
+        import torch
+
+        on_gpu = spec.device.startswith("cuda")
+        if on_gpu and not torch.cuda.is_available():
+            raise BenchError(
+                f"device {spec.device} was asked for, but PyTorch {torch.__version__} sees no GPU: "
+                "install an NVIDIA driver and a CUDA build of PyTorch, or use --device cpu"
+            )
+        if spec.form == "cuda-graph" and not on_gpu:
+            raise BenchError("CUDA graphs need a GPU: add --device cuda")
+        # after the refusals: these take seconds to import
+        from dsgnn.export.deploy import DeployGraph
+        from dsgnn.export.onnx import default_size, describe
+
+        self.source = source = read(spec)
+        config = source.model.config
+        size = spec.size or default_size(config)
+        description = describe(source, size)
+        self.rule, self.threshold = description.input, description.threshold
+        self._form, self._on_gpu, self._device = spec.form, on_gpu, torch.device(spec.device)
+        self._dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[spec.precision]
+        if not on_gpu:
+            torch.set_num_threads(spec.threads)
+        network: Any = source.model
+        if spec.form != "upstream":
+            network = DeployGraph(source.model, size).eval()
+        self._network = network.to(self._device)
+        if spec.form == "compiled":
+            self._network = torch.compile(self._network)
+        self._graphs: dict[int, Any] = {}
+        precision = "" if spec.precision == "fp32" else f" {spec.precision}"
+        self.facts = {
+            "name": f"{_title(spec)} · {TORCH_FORMS[spec.form]}{precision}",
+            "form": spec.form,
+            "file": None if spec.synthetic else Path(spec.model).name,
+            "sha256": source.sha256,
+            "status": "checkpoint",
+            "config": config.name,
+            "weights": source.weights,
+            "precision": spec.precision,
+            "backend": "pytorch",
+            "device": spec.device,
+            "threads": spec.threads,
+            "input": str(self.rule),
+            "bytes": None if spec.synthetic else Path(spec.model).stat().st_size,
+            "source_sha256": source.sha256,
+        }
+
+    def infer(self, images: np.ndarray, clock: Clock) -> tuple[Answers, Sample]:
+        import torch
+
+        if not self._on_gpu:
+            start = clock()
+            with torch.inference_mode():
+                outputs = self._compute(torch.from_numpy(images))
+            return _answers(outputs), {"compute": 1e3 * (clock() - start)}
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
+        with torch.inference_mode():
+            marks[0].record()
+            image = torch.from_numpy(images).to(self._device)
+            marks[1].record()
+            outputs = self._replay(image) if self._form == "cuda-graph" else self._compute(image)
+            marks[2].record()
+            answers = _answers(outputs)
+            marks[3].record()
+        marks[3].synchronize()
+        stages = ("host_to_device", "compute", "device_to_host")
+        return answers, {
+            stage: marks[i].elapsed_time(marks[i + 1]) for i, stage in enumerate(stages)
+        }
+
+    def close(self) -> None:
+        """Give the device memory back."""
+        self._graphs.clear()
+        self._network = None
+
+    def _compute(self, image: Any) -> tuple[Any, ...]:
+        from dsgnn.model import normalise
+
+        with self._precision():
+            if self._form != "upstream":
+                return self._network(image)
+            out = self._network(normalise(image), training_outputs=True)
+            return out.saliency, out.score, out.masks
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        import torch
+
+        if self._dtype is None:
+            return nullcontext()
+        # a cache of cast weights would outlive the pool of a captured graph
+        cache = self._form != "cuda-graph"
+        return torch.autocast(self._device.type, self._dtype, cache_enabled=cache)
+
+    def _replay(self, image: Any) -> tuple[Any, ...]:
+        """One captured graph per batch size; its first use warms up on a side stream."""
+        import torch
+
+        batch = image.shape[0]
+        if batch not in self._graphs:
+            held, side = image.clone(), torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    self._compute(held)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outputs = self._compute(held)
+            self._graphs[batch] = (graph, held, outputs)
+        graph, held, outputs = self._graphs[batch]
+        held.copy_(image)
+        graph.replay()
+        return outputs
+
+
+def read(spec: Spec) -> Source:
+    """The network of a spec's checkpoint or configuration."""
+    from dsgnn.checkpoint import CheckpointError
+    from dsgnn.export.onnx import read_source
+
+    try:
+        if spec.synthetic:
+            return read_source(None, spec.model, spec.seed)
+        return read_source(spec.model)
+    except (CheckpointError, FileNotFoundError) as error:
+        raise BenchError(str(error)) from error
+
+
+def export_straightforward(spec: Spec) -> None:
+    """Write the network as it is to `spec.export`, with its description beside it."""
+    import onnx
+    import torch
+
+    from dsgnn.export.onnx import build_onnx, default_size, describe
+    from dsgnn.model import normalise
+
+    class AsItIs(torch.nn.Module):
+        """A wrapper: the exporter cannot take a module with an attribute called `graph`."""
+
+        def __init__(self, network: torch.nn.Module):
+            super().__init__()
+            self.network = network
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            out = self.network(normalise(image))
+            return out.saliency, out.score, out.masks
+
+    source = read(spec)
+    size = spec.size or default_size(source.model.config)
+    proto = build_onnx(AsItIs(source.model).eval(), size, size)
+    path = Path(spec.export)
+    facts_of(path).write_text(describe(source, size).to_json())
+    with whole_file(path) as part:
+        onnx.save(proto, part)
+
+
+def facts_of(export: Path) -> Path:
+    """Where the description of a straightforward export lies."""
+    return export.with_suffix(".facts.json")
+
+
+def _title(spec: Spec) -> str:
+    return spec.model if spec.synthetic else Path(spec.model).name
+
+
+def _answers(outputs: Sequence[Any]) -> Answers:
+    names = ("saliency", "score", "masks")
+    return {name: x.float().cpu().numpy() for name, x in zip(names, outputs, strict=True)}

@@ -1,0 +1,141 @@
+"""One process per model: its memory is its own, and its threads disturb nobody.
+
+The parent asks one worker at a time for one run. The worker takes the times; the pipe between them
+is outside every measurement.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from time import perf_counter
+from typing import Any
+
+from dsgnn.benchmarks.environment import peak_mib, reset_peak
+from dsgnn.benchmarks.subjects import BenchError, Spec, Subject, open_subject, photos, run_once
+from dsgnn.benchmarks.timing import Clock, Sample
+
+
+class Bench:
+    """A subject with its photos. facts: the subject's, with load_s and load_peak_mib."""
+
+    def __init__(self, spec: Spec, opener: Callable[[Spec], Subject], clock: Clock):
+        self._clock = clock
+        start = clock()
+        self._subject = opener(spec)
+        self.facts = {
+            **self._subject.facts,
+            "load_s": clock() - start,
+            "load_peak_mib": peak_mib(),
+        }
+        self._photos = photos()
+        self._next = 0
+
+    def run(self, batch: int) -> Sample:
+        """Photos of one batch to rankings; other photos each time, in turn."""
+        count = len(self._photos)
+        chosen = [self._photos[(self._next + b) % count] for b in range(batch)]
+        self._next = (self._next + batch) % count
+        return run_once(self._subject, chosen, self._clock)
+
+    def start_peaks(self) -> bool:
+        """From here on `peaks` are of what follows; False: the host's is of the whole process."""
+        if self.facts["device"].startswith("cuda") and self.facts["backend"] == "pytorch":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        return reset_peak()
+
+    def peaks(self) -> dict[str, float | None]:
+        """MiB at most held since `start_peaks`. device: by PyTorch's allocator, else not known."""
+        device = None
+        if self.facts["device"].startswith("cuda") and self.facts["backend"] == "pytorch":
+            import torch
+
+            device = torch.cuda.max_memory_reserved() / 2**20
+        return {"host_mib": peak_mib(), "device_mib": device}
+
+
+class Worker:
+    """A `Bench` in a process of its own; the same methods. Use it in a `with` block."""
+
+    def __init__(self, spec: Spec, opener: Callable[[Spec], Subject] = open_subject):
+        """Waits until the subject is loaded. Raises BenchError with what the process said."""
+        context = multiprocessing.get_context("spawn")
+        self._who = f"{spec.model} ({spec.form})"
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, spec, opener), daemon=False)
+        self._process.start()
+        other.close()
+        try:
+            self.facts: dict[str, Any] = self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, batch: int) -> Sample:
+        return self._call("run", batch)
+
+    def start_peaks(self) -> bool:
+        return self._call("start_peaks")
+
+    def peaks(self) -> dict[str, float | None]:
+        return self._call("peaks")
+
+    def close(self) -> None:
+        self._pipe.close()  # the worker sees the end of it and leaves
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        with suppress(BrokenPipeError):  # the process is gone: the answer says so
+            self._pipe.send((method, arguments))
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            good, value = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            raise BenchError(
+                f"the process of {self._who} ended with {self._process.exitcode}; -9 usually means "
+                "that the machine ran out of memory: measure fewer models or smaller batches at "
+                "once"
+            ) from None
+        if not good:
+            raise BenchError(f"{self._who}: {value}")
+        return value
+
+
+def apart(function: Callable[[Spec], Any], spec: Spec) -> Any:
+    """Call a function in a process of its own, so that what it needs is gone afterwards."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, spec).result()
+
+
+def _serve(pipe: Connection, spec: Spec, opener: Callable[[Spec], Subject]) -> None:
+    try:
+        bench = Bench(spec, opener, perf_counter)
+        pipe.send((True, bench.facts))
+        while True:
+            method, arguments = pipe.recv()
+            pipe.send((True, getattr(bench, method)(*arguments)))
+    except (EOFError, KeyboardInterrupt, BrokenPipeError):
+        return
+    except Exception as error:  # whatever it is, the parent must say it
+        message = (
+            str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        )
+        pipe.send((False, message))
