@@ -1,0 +1,234 @@
+"""dsgnn-bench: parse the command line, call the harness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+HELP = {"help_option_names": ["-h", "--help"]}
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What cannot be measured as asked is a message, not a traceback."""
+    from dsgnn.runtime.backends import BackendError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise click.UsageError(
+            f"{error.name} is not installed: pip install 'dsgnn[bench]'"
+        ) from None
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except (BackendError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _size(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _x, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()) or int(height) % 32 or int(width) % 32:
+        raise click.BadParameter(f"expected HxW in multiples of 32 such as 448x576, got {text!r}")
+    return int(height), int(width)
+
+
+def _batches(_: click.Context, __: click.Parameter, text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise click.BadParameter(f"expected batch sizes such as 1,2,4,8, got {text!r}")
+    return sorted({int(part) for part in parts})
+
+
+@click.group(context_settings=HELP)
+@click.version_option(package_name="dsgnn")
+def main() -> None:
+    """Latency and accuracy of the same artifact, measured so that they can be quoted.
+
+    \b
+    dsgnn-bench latency --synthetic nano model.onnx --out bench
+    dsgnn-bench accuracy model.onnx --data composite:500 --against model.safetensors --out bench
+    dsgnn-bench report bench/latency.json bench/accuracy.json -o report.html
+    dsgnn-bench compare first/latency.json second/latency.json
+    """
+
+
+@main.command(context_settings=HELP)
+@click.argument("models", nargs=-1, metavar="MODEL...")
+@click.option("--synthetic", multiple=True, metavar="CONFIG",
+              help="A configuration with random weights, in the forms below.")  # fmt: skip
+@click.option("--form", "forms", multiple=True,
+              type=click.Choice(["upstream", "deploy", "compiled", "straightforward"]),
+              help="Of checkpoints and --synthetic; repeat it.  [default: all]")  # fmt: skip
+@click.option("--backend", "backends", multiple=True, metavar="NAME",
+              help="Of artifacts; repeat it to compare.  [default: by what is "
+              "installed]")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--batch", "batches", default="1", show_default=True, callback=_batches,
+              metavar="1,2,4,8", help="Photos at once.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True,
+              help="CPU threads of every model.")  # fmt: skip
+@click.option("--duration", type=click.FloatRange(0), default=20.0, show_default=True,
+              metavar="S", help="Timed seconds at least, per model and batch size.")  # fmt: skip
+@click.option("--runs", type=click.IntRange(1), default=30, show_default=True,
+              help="Timed runs at least.")  # fmt: skip
+@click.option("--size", callback=_size, metavar="HxW",
+              help="Input of checkpoints.  [default: 4:3 at the configuration's size]")  # fmt: skip
+@click.option("--cuda-graph", is_flag=True, help="Also the deploy graph as a CUDA graph.")
+@click.option("--allow-unverified", is_flag=True, help="Take such artifacts, and mark them.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Of random weights and of the order of turns.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@click.option("--out", required=True, type=FOLDER, help="Gets latency.json.")
+def latency(
+    models: tuple[str, ...],
+    synthetic: tuple[str, ...],
+    forms: tuple[str, ...],
+    backends: tuple[str, ...],
+    batches: list[int],
+    duration: float,
+    runs: int,
+    cuda_graph: bool,
+    seed: int,
+    resume: bool,
+    out: Path,
+    **options: Any,
+) -> None:
+    """Time models, interleaved: checkpoints (.safetensors) and exported artifacts.
+
+    \b
+    dsgnn-bench latency --synthetic r50-assr r50.onnx --backend onnxruntime --backend openvino \\
+        --out bench
+    dsgnn-bench latency model.safetensors --form upstream --form deploy --batch 1,8 --out bench
+    """
+    from dsgnn.benchmarks.latency import FILE, baseline
+    from dsgnn.benchmarks.latency import latency as run
+    from dsgnn.benchmarks.report import compare
+    from dsgnn.benchmarks.subjects import DEFAULT_FORMS, specs
+    from dsgnn.benchmarks.timing import Plan
+
+    chosen = (*(forms or DEFAULT_FORMS), *(("cuda-graph",) if cuda_graph else ()))
+    plan = Plan(duration_s=duration, runs=runs, seed=seed)
+    with refusals():
+        found = specs(models, synthetic, chosen, backends, seed=seed, **options)
+        results = run(found, batches, plan, out, resume=resume, progress=True)
+        click.echo(f"time ÷ {baseline(results['rows'])}, with 95% intervals:")
+        click.echo(compare(results))
+    click.echo(f"{out / FILE} written")
+
+
+@main.command(context_settings=HELP)
+@click.argument("models", nargs=-1, metavar="MODEL...")
+@click.option("--data", required=True, metavar="DATA",
+              help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N[:FOLDER].")  # fmt: skip
+@click.option("--split", default="test", show_default=True, help="Split to measure.")
+@click.option("--against", metavar="CKPT", type=FILE,
+              help="The checkpoint the artifacts were exported from: differences to it, answer by "
+              "answer and in accuracy.")  # fmt: skip
+@click.option("--against-synthetic", metavar="CONFIG",
+              help="The same for artifacts with random weights.")  # fmt: skip
+@click.option("--backend", "backends", multiple=True, metavar="NAME",
+              help="Of artifacts; repeat it.")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True,
+              help="CPU threads.")  # fmt: skip
+@click.option("--allow-unverified", is_flag=True, help="Take such artifacts, and mark them.")
+@click.option("--resume", is_flag=True, help="Only what is not in DIR yet.")
+@click.option("--out", required=True, type=FOLDER, help="Gets accuracy.json.")
+def accuracy(
+    models: tuple[str, ...],
+    data: str,
+    split: str,
+    against: Path | None,
+    against_synthetic: str | None,
+    backends: tuple[str, ...],
+    resume: bool,
+    out: Path,
+    **options: Any,
+) -> None:
+    """Measure the very files that were timed: SA-SOR, SOR, MAE, recall, IoU, and parity.
+
+    \b
+    dsgnn-bench accuracy model.onnx --data composite:500 --against model.safetensors --out bench
+    """
+    from dsgnn.benchmarks.subjects import Spec, specs
+
+    if against and against_synthetic:
+        raise click.UsageError("give either --against or --against-synthetic")
+    with refusals():
+        from dsgnn.benchmarks.accuracy import FILE
+        from dsgnn.benchmarks.accuracy import accuracy as run
+
+        found = specs(models, (), ("upstream",), backends, **options)
+        reference = str(against or against_synthetic or "")
+        source = Spec("upstream", reference, bool(against_synthetic)) if reference else None
+        run(found, data, split, out, against=source, resume=resume, progress=True)
+    click.echo(f"{out / FILE} written")
+
+
+@main.command(context_settings=HELP)
+@click.argument("config", metavar="CONFIG|CKPT")
+@click.option("--artifact", "artifacts", multiple=True, type=FILE,
+              help="ONNX files and engines of the same network; repeat it.")  # fmt: skip
+@click.option("--device", default="cuda", show_default=True, help="cuda or cuda:N.")
+@click.option("--allow-unverified", is_flag=True, help="Take such artifacts, and mark them.")
+@click.option("--out", required=True, type=FOLDER, help="Gets gpu.json.")
+def gpu(config: str, artifacts: tuple[Path, ...], out: Path, **options: Any) -> None:
+    """Fill the GPU table, in under ten minutes; not executed on a GPU so far.
+
+    \b
+    dsgnn-export onnx --synthetic r50-assr -o r50.onnx
+    dsgnn-bench gpu r50-assr --artifact r50.onnx --out bench
+    """
+    from dsgnn.benchmarks.gpu import FILE, fill
+    from dsgnn.benchmarks.subjects import Spec
+
+    with refusals():
+        synthetic = not config.endswith(".safetensors")
+        fill(Spec("deploy", config, synthetic, **options), artifacts, out, progress=True)
+    click.echo(f"{out / FILE} written")
+
+
+@main.command(context_settings=HELP)
+@click.argument("results", nargs=-1, required=True, type=FILE)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
+              help="The HTML page; the Markdown goes beside it.")  # fmt: skip
+@click.option("--readme", type=FILE,
+              help="Replace what stands between <!-- bench --> and <!-- /bench -->.")  # fmt: skip
+def report(results: tuple[Path, ...], output: Path | None, readme: Path | None) -> None:
+    """Latency, accuracy and GPU results as one self-contained page.
+
+    \b
+    dsgnn-bench report bench/latency.json bench/accuracy.json -o report.html --readme README.md
+    """
+    from dsgnn.benchmarks.report import report as write
+
+    with refusals():
+        text = write(results, output, readme)
+    click.echo(text)
+
+
+@main.command(context_settings=HELP)
+@click.argument("a", type=FILE)
+@click.argument("b", required=False, type=FILE)
+@click.option("--baseline", metavar="NAME", help="What ratios are to.  [default: PyTorch as "
+              "upstream, or the first row]")  # fmt: skip
+def compare(a: Path, b: Path | None, baseline: str | None) -> None:
+    """Ratios with 95% intervals: within run A, and between the same models of A and B.
+
+    \b
+    dsgnn-bench compare first/latency.json second/latency.json
+    """
+    from dsgnn.benchmarks.report import compare as ratios
+    from dsgnn.benchmarks.results import load
+
+    with refusals():
+        text = ratios(load(a), load(b) if b else None, baseline)
+    click.echo(text)

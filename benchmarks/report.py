@@ -1,0 +1,330 @@
+"""`dsgnn-bench report` and `compare`: results as one page, as Markdown, and against each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from dsgnn.benchmarks import plots, timing
+from dsgnn.benchmarks.gpu import BATCHES, ROWS, engine
+from dsgnn.benchmarks.latency import baseline
+from dsgnn.benchmarks.results import load
+from dsgnn.benchmarks.subjects import BenchError
+from dsgnn.benchmarks.timing import END_TO_END, NOISE, STAGES
+from dsgnn.runtime.files import write_whole
+
+Results = Mapping[str, Any]
+Table = list[list[str]]  # the first row is the heading
+HEADING = [
+    "artifact", "batch", "compute p50 ms", "p99 ms", "time ÷ baseline (95%)", "photos/s",
+    "memory MiB", "size MB", "SA-SOR", "Δ PyTorch", "parity", "notes",
+]  # fmt: skip
+MARKS = ("<!-- bench -->", "<!-- /bench -->")
+FEW = 100  # samples; below, p99 is close to the largest
+FOOTNOTE = (
+    "From a 640×480 JPEG to ranks; photos/s is end to end, one after the other. Models are "
+    "interleaved in one run, the baseline is the first PyTorch as upstream, otherwise the first "
+    "row. Memory is the process's peak while running. p99* is of fewer than 100 runs and close to "
+    "the largest."
+)
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;
+color:#222;background:#fff}table{border-collapse:collapse;margin:1em 0;display:block;overflow:auto}
+td,th{padding:.25em .7em;border-bottom:1px solid #ccc;text-align:right;white-space:nowrap}
+td:first-child,th:first-child,td:last-child{text-align:left}svg{width:100%;font-size:12px}
+svg text{fill:currentColor}.bad{color:#a00;font-weight:600}pre{overflow:auto;font-size:12px}
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}.bad{color:#f88}
+td,th{border-color:#444}}
+"""
+
+
+def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str:
+    """Write the page and the README's table; returns the report as Markdown.
+
+    readme: a file whose text between <!-- bench --> and <!-- /bench --> is replaced. Raises
+    BenchError where latency and accuracy are of different files under one name.
+    """
+    loaded = [load(path) for path in files]
+    timed = [results for results in loaded if results["kind"] == "latency"]
+    measured = [row for r in loaded if r["kind"] == "accuracy" for row in r["rows"]]
+    tables = [run_table(results, measured) for results in timed]
+    gpu = gpu_table([results for results in loaded if results["kind"] == "gpu"])
+    lines: list[str] = []
+    for results, table in zip(timed, tables, strict=True):
+        lines += [*_about(results), "", markdown(table), ""]
+    lines += [FOOTNOTE, "", *_accuracy_lines(measured)]
+    lines += ["", "On a GPU: p50 ms of compute, beside its floor.", "", markdown(gpu)]
+    text = "\n".join(lines) + "\n"
+    if html is not None:
+        write_whole(html, page(timed, tables, measured, gpu, loaded).encode())
+        write_whole(html.with_suffix(".md"), text.encode())
+    if readme is not None:
+        replace_between(readme, text)
+    return text
+
+
+def run_table(results: Results, measured: Sequence[Mapping[str, Any]]) -> Table:
+    """One latency run, each row with the accuracy that was measured on the same bytes."""
+    table = [HEADING]
+    for row in results["rows"]:
+        same = [r for r in results["rows"] if r["batch"] == row["batch"]]
+        base = next(r for r in same if r["subject"]["name"] == baseline(same))
+        compute, subject = row["stages"]["compute"], row["subject"]
+        found = accuracy_of(subject, measured)
+        own, others = timing.medians(row["samples"]), timing.medians(base["samples"])
+        ratio = "1" if row is base else str(timing.ratio(others, own, paired=True))
+        sa_sor = found["figures"]["sa_sor"] if found else None
+        reference = found["reference"]["sa_sor"] if found and found["reference"] else None
+        change = None if sa_sor is None or reference is None else sa_sor - reference
+        table.append([
+            subject["name"],
+            str(row["batch"]),
+            _ms(compute["p50"]),
+            _ms(compute["p99"]) + ("*" if compute["n"] < FEW else ""),
+            ratio,
+            f"{row['images_per_s']:.3g}",
+            memory_text(row["memory"]),
+            "–" if subject["bytes"] is None else f"{subject['bytes'] / 1e6:.1f}",
+            "–" if sa_sor is None else f"{sa_sor:.3f}",
+            "–" if change is None else f"{change:+.4f}",
+            parity_text(found),
+            ", ".join(notes(row)) or "–",
+        ])  # fmt: skip
+    return table
+
+
+def accuracy_of(
+    subject: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any] | None:
+    """The accuracy row of a timed subject. BenchError when only another file of its name was
+    measured."""
+    keys = ("form", "file", "config", "backend", "precision")
+    rows = [row for row in measured if all(row["subject"][k] == subject[k] for k in keys)]
+    equal = [row for row in rows if row["subject"]["sha256"] == subject["sha256"]]
+    if rows and not equal:
+        raise BenchError(
+            f"{subject['name']} was timed as {subject['sha256'][:12]}… and its accuracy measured "
+            f"on {rows[0]['subject']['sha256'][:12]}…: measure both on the same file again"
+        )
+    return equal[0] if equal else None
+
+
+def parity_text(row: Mapping[str, Any] | None) -> str:
+    if row is None or not row["parity"]:
+        return "–"
+    passed = all(check["passed"] for check in row["parity"])
+    iou = min(check["iou_mean"] for check in row["parity"])
+    return f"{'passed' if passed else 'FAILED'}, mask IoU {iou:.4f} ({row['parity_from']})"
+
+
+def memory_text(memory: Mapping[str, Any]) -> str:
+    host, device = memory["host_mib"], memory["device_mib"]
+    text = "–" if host is None else f"{host:.0f}"
+    return text if device is None else f"{text} + {device:.0f} on the GPU"
+
+
+def notes(row: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before quoting a row."""
+    subject, found = row["subject"], []
+    if subject["weights"] == "synthetic":
+        found.append("random weights")
+    if subject["status"] == "unverified":
+        found.append("UNVERIFIED")
+    if not row["stationary"]:
+        found.append(f"drifts by {row['drift']:+.0%}")
+    if row["memory"]["since_load"]:
+        found.append("memory includes loading")
+    return found
+
+
+def gpu_table(runs: Sequence[Results]) -> Table:
+    """Every row the table should have; what was never measured says so, or why."""
+    names = list(dict.fromkeys(r["rows"][0]["subject"]["config"] for r in runs if r["rows"]))
+    table = [["engine", "precision", *(f"batch {batch}" for batch in BATCHES)]]
+    cells: dict[tuple[str, str, int], str] = {}
+    for results in runs:
+        for missing in results["missing"]:
+            cells[missing["name"], missing["precision"], missing["batch"]] = missing["why"]
+        for row in results["rows"]:
+            key = engine(row["subject"]), row["subject"]["precision"], row["batch"]
+            p50, floor = row["stages"]["compute"]["p50"], row["floor"]["ms"]
+            text = f"{_ms(p50)} ÷ {_ms(floor)}"
+            cells[key] = text if len(names) < 2 else f"{row['subject']['config']}: {text}"
+    for name, precisions in ROWS.items():
+        for precision in precisions:
+            cells_of = [cells.get((name, precision, b), "never measured") for b in BATCHES]
+            table.append([name, precision, *cells_of])
+    return table
+
+
+def page(
+    timed: Sequence[Results],
+    tables: Sequence[Table],
+    measured: Sequence[Mapping[str, Any]],
+    gpu: Table,
+    loaded: Sequence[Results],
+) -> str:
+    """One self-contained HTML page: no script, and no request to anywhere."""
+    body = ["<h1>dsgnn: latency and accuracy</h1>"]
+    for results, table in zip(timed, tables, strict=True):
+        body += [f"<p>{escape(line)}</p>" for line in _about(results)]
+        body.append(_html(table))
+        for batch in sorted({row["batch"] for row in results["rows"]}):
+            rows = {r["subject"]["name"]: r for r in results["rows"] if r["batch"] == batch}
+            stages = {
+                name: {s: row["stages"][s]["p50"] for s in STAGES if s in row["stages"]}
+                for name, row in rows.items()
+            }
+            times = {name: row["samples"][END_TO_END] for name, row in rows.items()}
+            body += [f"<h3>batch {batch}: stages, p50</h3>", plots.stage_bars(stages)]
+            body += [f"<h3>batch {batch}: end to end</h3>", plots.distributions(times)]
+    body.append(f"<p>{escape(FOOTNOTE)}</p>")
+    points = [
+        (row["subject"]["name"], row["stages"][END_TO_END]["p50"], found["figures"]["sa_sor"])
+        for results in timed
+        for row in results["rows"]
+        if row["batch"] == 1
+        and (found := accuracy_of(row["subject"], measured))
+        and found["figures"]["sa_sor"] is not None
+    ]
+    if points:
+        body += ["<h2>Accuracy against latency</h2>",
+                 plots.scatter(points, "end to end p50 ms, batch 1", "SA-SOR")]  # fmt: skip
+    body += [f"<p>{escape(line)}</p>" for line in _accuracy_lines(measured)]
+    body += ["<h2>GPU</h2><p>p50 ms of compute ÷ its floor.</p>", _html(gpu)]
+    body.append("<h2>Environment</h2>")
+    for results in loaded:
+        facts = {k: results[k] for k in ("kind", "created", "seed", "environment")}
+        facts |= {k: results[k] for k in ("plan", "conditions", "rates") if k in results}
+        text = escape(json.dumps(facts, indent=1))
+        body.append(f"<details><summary>{results['kind']}, {results['created']}</summary>"
+                    f"<pre>{text}</pre></details>")  # fmt: skip
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>dsgnn benchmarks</title>'
+        f"<style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
+    )
+
+
+def compare(a: Results, b: Results | None = None, against: str | None = None) -> str:
+    """Ratios of one run's models to each other; with a second run, also between the runs.
+
+    against: name of the baseline, by default as in the report. The last line is the verdict: two
+    runs agree when every ratio to the baseline is within 5% of the other run's.
+    """
+    lines, ratios = [], [_ratios(results, against) for results in ([a] if b is None else [a, b])]
+    lines += _verdicts("A", a) if b is None else [*_verdicts("A", a), *_verdicts("B", b)]
+    if b is None:
+        lines += [f"batch {batch}  {name}: {ratio}" for (name, batch), ratio in ratios[0].items()]
+        return "\n".join(lines)
+    common = [key for key in ratios[0] if key in ratios[1]]
+    if not common:
+        raise BenchError("the two results have no model at the same batch size in common")
+    worst = 0.0
+    for name, batch in common:
+        of_a, of_b = (_medians(results, name, batch) for results in (a, b))
+        between = timing.ratio(of_a, of_b, paired=False)
+        first, second = ratios[0][name, batch], ratios[1][name, batch]
+        apart = max(first.value, second.value) / min(first.value, second.value) - 1
+        worst = max(worst, apart)
+        lines.append(
+            f"batch {batch}  {name}: time B ÷ A {between}; ÷ baseline: A {first}, B {second}, "
+            f"apart {apart:.1%}"
+        )
+    verdict = "the runs agree" if worst <= NOISE else "the machine was too noisy, or it changed"
+    lines.append(f"ratios to the baseline are within {worst:.1%} (limit {NOISE:.0%}): {verdict}")
+    return "\n".join(lines)
+
+
+def _ratios(results: Results, against: str | None) -> dict[tuple[str, int], timing.Ratio]:
+    if results["kind"] == "accuracy":
+        raise BenchError("compare takes latency results, this is accuracy")
+    found = {}
+    for batch in sorted({row["batch"] for row in results["rows"]}):
+        same = [row for row in results["rows"] if row["batch"] == batch]
+        names = [row["subject"]["name"] for row in same]
+        base = against or baseline(same)
+        if base not in names:
+            raise BenchError(f"no model is called {base!r}; there are {', '.join(names)}")
+        for name in names:
+            others, own = (_medians(results, who, batch) for who in (base, name))
+            found[name, batch] = timing.ratio(others, own, paired=True)
+    return found
+
+
+def _medians(results: Results, name: str, batch: int) -> Any:
+    for row in results["rows"]:
+        if (row["subject"]["name"], row["batch"]) == (name, batch):
+            return timing.medians(row["samples"])
+    raise BenchError(f"no row of {name} at batch {batch}")
+
+
+def _verdicts(label: str, results: Results) -> list[str]:
+    return [
+        f"run {label}, batch {batch}: {'quiet' if v['quiet'] else 'TOO NOISY'}; {v['why']}"
+        for batch, v in results["noise"].items()
+    ]
+
+
+def _about(results: Results) -> list[str]:
+    """Where and when one latency run was made, and whether it may be trusted."""
+    env, stolen = results["environment"], results["conditions"]["stolen"]
+    threads = ", ".join(sorted({str(row["subject"]["threads"]) for row in results["rows"]}))
+    noisy = [v["why"] for v in results["noise"].values() if not v["quiet"]]
+    verdict = (
+        f"The machine was too noisy for these figures: {'; '.join(noisy)}." if noisy
+        else "Both halves of the run give the same ratios within "
+        f"{max(v['worst'] for v in results['noise'].values()):.1%}."
+    )  # fmt: skip
+    if stolen is not None:
+        verdict += f" The host took {stolen:.1%} of the processor time."
+    revision = (env["git"]["revision"] or "unknown")[:10]
+    changed = " with changes" if env["git"]["changed"] else ""
+    return [
+        f"{env['cpu']}, {env['cores']} cores, {threads} threads a model; "
+        f"{results['created'][:10]}, revision {revision}{changed}. {verdict}"
+    ]
+
+
+def _accuracy_lines(measured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each accuracy row in words: every figure with how many it is a mean over."""
+    lines = []
+    for row in measured:
+        data = row["data"]
+        figures = ", ".join(
+            f"{name} {value:.3f}" + (f" ({row['used'][name]})" if name in row["used"] else "")
+            for name, value in row["figures"].items()
+            if value is not None
+        )
+        lines.append(f"{row['subject']['name']} on {data['images']} images of {data['spec']} "
+                     f"{data['split']}: {figures}.")  # fmt: skip
+    return lines
+
+
+def replace_between(path: Path, text: str) -> None:
+    """Put text between the marks of a file. Raises BenchError when it lacks them."""
+    content = path.read_text("utf-8")
+    before, start, rest = content.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not start or not end:
+        raise BenchError(f"{path} lacks a line {MARKS[0]} followed by a line {MARKS[1]}")
+    write_whole(path, f"{before}{start}\n{text.strip()}\n{end}{after}".encode())
+
+
+def markdown(table: Table) -> str:
+    rows = [["---"] * len(table[0]) if i == 1 else row for i, row in
+            enumerate([table[0], [], *table[1:]])]  # fmt: skip
+    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows)
+
+
+def _html(table: Table) -> str:
+    def cells(row: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    return f"<table>{cells(table[0], 'th')}{''.join(cells(row, 'td') for row in table[1:])}</table>"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

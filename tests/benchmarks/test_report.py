@@ -1,0 +1,283 @@
+"""The page, the README's table, comparisons, the schema, and what is refused."""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from dsgnn.benchmarks import gpu, results
+from dsgnn.benchmarks.cli import main
+from dsgnn.benchmarks.environment import environment
+from dsgnn.benchmarks.report import compare, gpu_table, markdown, replace_between, report
+from dsgnn.benchmarks.subjects import BenchError, Spec
+from dsgnn.benchmarks.timing import Plan
+
+from .fakes import Clockwork, FakeBench, facts
+from .test_latency import latency
+
+PLAN = Plan(duration_s=0.2, runs=4, rounds=4, warm_up_s=0)
+FORMS = {"up": "upstream", "fast": "artifact"}
+
+
+def timed(out: Path, **ms: float) -> Path:
+    clock = Clockwork()
+
+    def open_bench(spec: Spec) -> FakeBench:
+        return FakeBench(clock, spec.model, ms[spec.model], form=FORMS[spec.model],
+                         weights="synthetic" if spec.model == "up" else "trained")  # fmt: skip
+
+    found = [Spec("artifact", name) for name in ms]
+    latency(found, (1,), PLAN, out, clock=clock, open_bench=open_bench)
+    return out / "latency.json"
+
+
+def measured(out: Path, name: str = "fast", sha256: str = "fast-hash") -> Path:
+    subject = {k: v for k, v in facts(name).items() if k in results.SUBJECT} | {"sha256": sha256}
+    check = {"passed": True, "iou_mean": 0.9991}
+    row = {
+        "subject": subject,
+        "data": {"spec": "composite:9", "split": "test", "images": 9, "protocol": "dsgnn"},
+        "figures": {"sa_sor": 0.75, "sor": None},
+        "used": {"sa_sor": 8},
+        "reference": {"sa_sor": 0.7505},
+        "parity": [check],
+        "parity_from": "here",
+    }
+    results.save(out / "accuracy.json", "accuracy", environment(), seed=0, rows=[row])
+    return out / "accuracy.json"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    return [timed(tmp_path, up=40.0, fast=10.0), measured(tmp_path)]
+
+
+def test_latency_and_accuracy_of_one_file_stand_in_one_row(files: list[Path]) -> None:
+    text = report(files, None, None)
+    (row,) = re.findall(r"^\| fast .*", text, re.M)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2].startswith("10.") and cells[4].startswith("0.250 (")
+    assert cells[7:] == ["1.0", "0.750", "-0.0005", "passed, mask IoU 0.9991 (here)", "–"]
+    (upstream,) = re.findall(r"^\| up .*", text, re.M)
+    assert "| 1 | " in upstream and "random weights" in upstream
+    assert "sa_sor 0.750 (8)" in text
+
+
+def test_the_page_is_self_contained(files: list[Path], tmp_path: Path) -> None:
+    report(files, tmp_path / "report.html", None)
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search(r"https?:|src=|href=|url\(|@import|<script|<link|<iframe", page)
+    assert page.count("<svg") == 3  # stages, distributions, accuracy against latency
+    assert "never measured" in page and "cpu_flags" in page
+    assert (tmp_path / "report.md").read_text() == report(files, None, None)
+
+
+def test_names_from_files_cannot_become_markup(tmp_path: Path) -> None:
+    path = timed(tmp_path, fast=10.0)
+    content = path.read_text().replace('"name": "fast"', '"name": "<b>|fast"')
+    path.write_text(content)
+    report([path], tmp_path / "r.html", None)
+    assert "<b>" not in (tmp_path / "r.html").read_text()
+    assert "\\|fast" in (tmp_path / "r.md").read_text()
+
+
+def test_accuracy_of_another_file_of_that_name_is_refused(tmp_path: Path) -> None:
+    files = [timed(tmp_path, up=40.0, fast=10.0), measured(tmp_path, sha256="another")]
+    with pytest.raises(BenchError, match=r"timed as fast-hash.*measured on another.*same file"):
+        report(files, None, None)
+
+
+def test_the_readme_table_is_replaced_between_its_marks(files: list[Path], tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
+    report(files, None, readme)
+    once = readme.read_text()
+    assert once.startswith("before\n<!-- bench -->\n") and "old" not in once and "| fast |" in once
+    assert once.endswith("<!-- /bench -->\nafter\n")
+    report(files, None, readme)
+    assert readme.read_text() == once
+    with pytest.raises(BenchError, match="lacks a line <!-- bench -->"):
+        replace_between(files[0], "text")
+
+
+def test_unverified_drifting_and_noisy_results_say_so(files: list[Path]) -> None:
+    loaded = results.load(files[0])
+    row = loaded["rows"][1]
+    row["subject"]["status"] = "unverified"
+    row["stationary"], row["drift"] = False, 0.2
+    loaded["noise"]["1"] = {"quiet": False, "worst": 0.3, "why": "fast: differs by 30%"}
+    results.save(files[0], **{k: v for k, v in loaded.items() if k not in ("schema", "created")})
+    text = report(files, None, None)
+    assert "UNVERIFIED, drifts by +20%" in text
+    assert "too noisy for these figures: fast: differs by 30%" in text
+
+
+def test_two_runs_that_agree_and_two_that_do_not(tmp_path: Path) -> None:
+    first = results.load(timed(tmp_path / "a", up=40.0, fast=10.0))
+    slower = results.load(timed(tmp_path / "b", up=80.0, fast=20.0))
+    other = results.load(timed(tmp_path / "c", up=40.0, fast=12.0))
+    said = compare(first, slower)
+    assert re.search(r"fast: time B ÷ A (1\.99|2\.0[01])", said), said
+    assert said.endswith("the runs agree")
+    said = compare(first, other)
+    assert re.search(r"apart (19|20)\.\d%", said), said
+    assert said.endswith("too noisy, or it changed")
+
+
+def test_one_run_by_another_baseline(tmp_path: Path) -> None:
+    one = results.load(timed(tmp_path, up=40.0, fast=10.0))
+    assert re.search(r"up: (3\.9[89]|4\.0[01])", compare(one, against="fast"))
+    with pytest.raises(BenchError, match="no model is called 'absent'; there are up, fast"):
+        compare(one, against="absent")
+
+
+def test_results_of_another_schema_are_refused(files: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(files[0].read_text().replace(results.SCHEMA, "dsgnn.bench/0"))
+    with pytest.raises(BenchError, match=r"expected schema dsgnn.bench/1, got 'dsgnn.bench/0'"):
+        results.load(path)
+    path.write_text("[1, 2]")
+    with pytest.raises(BenchError, match="got 'list'"):
+        results.load(path)
+
+
+def mutations(value: Any, path: tuple = ()) -> list[tuple]:
+    """Paths to every named value of a document, raw samples and free mappings left out."""
+    found = []
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name not in (
+                "plan",
+                "before",
+                "after",
+                "variables",
+                "floor",
+                "samples",
+                "gpus",
+                "parity",
+            ):
+                found += [(*path, name), *mutations(item, (*path, name))]
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        found += mutations(value[0], (*path, 0))
+    return found
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_the_schema_holds_every_name_and_type(files: list[Path], kind: int) -> None:
+    good = results.load(files[kind])
+    free = {"figures", "used", "libraries", "stages", "noise", "reference"}
+    paths = mutations(good)
+    assert len(paths) > 40
+    for path in paths:
+        for spoil in ("drop", "change"):
+            bad = copy.deepcopy(good)
+            holder: Any = bad
+            for name in path[:-1]:
+                holder = holder[name]
+            if spoil == "drop":
+                if len(path) > 1 and path[-2] in free:
+                    continue  # names are free there
+                del holder[path[-1]]
+            else:
+                holder[path[-1]] = {"not": ["this"]}
+            with pytest.raises(BenchError):
+                results.validate(bad)
+
+
+def test_an_unknown_name_and_a_truth_value_for_a_number_are_refused(files: list[Path]) -> None:
+    good = results.load(files[0])
+    with pytest.raises(BenchError, match=r"has unknown \['more'\]"):
+        results.validate({**good, "more": 1})
+    with pytest.raises(BenchError, match="seed: expected int, got bool"):
+        results.validate({**good, "seed": True})
+
+
+def test_gpu_rows_that_were_never_measured_say_so() -> None:
+    table = gpu_table([])
+    assert len(table) == 1 + 3 * 8
+    assert {cell for row in table[1:] for cell in row[2:]} == {"never measured"}
+    assert "TensorRT-RTX" in markdown(table)
+
+
+def gpu_run(out: Path, clock: Clockwork, slow: str = "", fails: str = "", **options: Any) -> Any:
+    """The table of fakes: forms run in 8 ms, `fails` cannot be opened, `slow` takes an hour."""
+
+    def call(function: Any, spec: Spec) -> Any:
+        if function is gpu.measure_rates:
+            return {"tflops": {"fp32": 50, "fp16": 500, "bf16": 500}, "gb_per_s": 1000}
+        return {"operations": 1e11, "bytes_io": 1e6, "weights": 4e7}
+
+    def open_bench(spec: Spec) -> FakeBench:
+        if spec.form == fails:
+            raise BenchError(f"{spec.form} does not work here")
+        ms = 3.6e6 if spec.form == slow else 8.0
+        name = f"{spec.form} {spec.precision}"
+        return FakeBench(clock, name, ms, form=spec.form, precision=spec.precision,
+                         backend="pytorch", device="cuda")  # fmt: skip
+
+    return gpu.fill(Spec("deploy", "nano", True, device="cuda"), [], out, (1, 4), clock=clock,
+                    call=call, open_bench=open_bench, **options)  # fmt: skip
+
+
+def test_the_gpu_table_holds_floors_and_reasons(tmp_path: Path) -> None:
+    found = gpu_run(tmp_path, Clockwork(), fails="cuda-graph")
+    assert results.load(tmp_path / "gpu.json") == found
+    table = {(row[0], row[1]): row[2:] for row in gpu_table([found])[1:]}
+    # 1e11 operations at 50 TFLOP/s take 2 ms, 4e7 weights of 4 bytes at 1 TB/s take 0.16 ms
+    assert re.fullmatch(r"8\.\d* ÷ 2", table["PyTorch deploy graph", "fp32"][0])
+    assert table["PyTorch deploy graph", "fp32"][1] == "never measured"  # batch 2
+    assert re.fullmatch(r"32\.\d* ÷ 8", table["PyTorch deploy graph", "fp32"][2])
+    assert table["PyTorch CUDA graph", "bf16"][0] == "cuda-graph does not work here"
+    assert table["TensorRT", "fp16"][0] == "never measured"
+
+
+def test_the_gpu_table_stops_in_time(tmp_path: Path) -> None:
+    found = gpu_run(tmp_path, Clockwork(), slow="deploy")
+    assert found["rows"] == [] or {row["batch"] for row in found["rows"]} == {1}
+    whys = {missing["why"] for missing in found["missing"]}
+    assert "not reached within 540 s" in whys
+
+
+def test_floors_are_the_larger_of_two() -> None:
+    rates = {"tflops": {"fp16": 100.0}, "gb_per_s": 1000.0}
+    work = {"operations": 2e11, "bytes_io": 1e6, "weights": 5e9}
+    few, many = (gpu.floor(work, rates, "fp16", batch) for batch in (1, 8))
+    assert few["ms"] == few["bytes_ms"] == pytest.approx(10.001)
+    assert many["ms"] == many["operations_ms"] == pytest.approx(16)
+
+
+def test_work_is_counted_on_the_deploy_graph() -> None:
+    work = gpu.count_work(Spec("deploy", "nano", True, size=(64, 64)))
+    double = gpu.count_work(Spec("deploy", "nano", True, size=(64, 128)))
+    assert work["bytes_io"] == 64 * 64 * 3 + 4 * (6 + 6 + 6 * 16 * 16)
+    assert 1.8 < double["operations"] / work["operations"] < 2.2
+    assert 1e6 < work["weights"] < 2e7
+
+
+def test_the_commands_refuse_with_status_two(tmp_path: Path) -> None:
+    def said(*arguments: str) -> str:
+        done = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "out")])
+        assert done.exit_code == 2, done.output
+        return re.sub(r"\s+", " ", done.output)
+
+    assert "give a MODEL file or --synthetic" in said("latency")
+    assert "--backend is for exported" in said("latency", "--synthetic", "nano", "--backend", "x")
+    assert "leave --cuda-graph out" in said("latency", "--synthetic", "nano", "--cuda-graph")
+    assert "batch sizes such as" in said("latency", "--synthetic", "nano", "--batch", "0,1")
+    assert "either --against or" in said(
+        "accuracy", "m.onnx", "--data", "x", "--against", __file__, "--against-synthetic", "nano"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_compare_and_report_from_the_command_line(files: list[Path], tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(main, ["report", *map(str, files), "-o", str(page)])
+    assert done.exit_code == 0 and "| fast |" in done.output and page.exists()
+    done = CliRunner().invoke(main, ["compare", str(files[0]), "--baseline", "fast"])
+    assert done.exit_code == 0 and re.search(r"up: (3\.9|4\.0)", done.output)
+    done = CliRunner().invoke(main, ["compare", str(files[1])])
+    assert done.exit_code == 2 and "compare takes latency results" in done.output
