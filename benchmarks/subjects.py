@@ -14,6 +14,8 @@ PyTorch is imported only for the forms that need it, so that an artifact's memor
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -251,6 +253,12 @@ class TorchSubject:
             )
         if spec.form == "cuda-graph" and not on_gpu:
             raise BenchError("CUDA graphs need a GPU: add --device cuda")
+        compilers = (os.environ.get("CXX", "g++"), "clang++")
+        if spec.form == "compiled" and not on_gpu and not any(map(shutil.which, compilers)):
+            raise BenchError(
+                "torch.compile needs a C++ compiler, and there is none: install g++, or leave it "
+                "out by naming the other forms with --form"
+            )
         # after the refusals: these take seconds to import
         from dsgnn.export.deploy import DeployGraph
         from dsgnn.export.onnx import default_size, describe
