@@ -229,7 +229,7 @@ def test_the_command(checkpoint, assr, tmp_path):
     wrong(2, "--backend is for exported artifacts", *command[:3], "--backend", "openvino")
     wrong(2, "split must be one of train, val, test", *command[:3], "--split", "trial")
     for name, message in (("old.pth", "convert published weights first"),
-                          ("x.onnx", "not an ONNX file"), ("x.engine", "TensorRT")):  # fmt: skip
+                          ("x.onnx", "not an ONNX file"), ("x.engine", "keep x.engine.json with it")):  # fmt: skip
         (tmp_path / name).write_bytes(b"nothing")
         wrong(2, message, str(tmp_path / name), *data)
     (tmp_path / "x.safetensors").write_bytes(b"nothing")

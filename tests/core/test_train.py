@@ -333,7 +333,7 @@ def test_two_processes_end_with_the_same_parameters(tiny, tiny_nano, assr, tmp_p
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [*torchrun, "--nproc-per-node", "2", str(worker), configs, str(assr), str(out)],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for config in (tiny, tiny_nano):
