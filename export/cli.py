@@ -40,10 +40,11 @@ def _size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
               "Default: 4:3 at the configuration's size.")  # fmt: skip
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "w16"]),
+    type=click.Choice(["fp32", "w16", "fp16", "bf16"]),
     default="fp32",
     show_default=True,
-    help="w16: float32 arithmetic, weights stored as float16 (half the file).",
+    help="w16: float32 arithmetic, weights stored as float16 (half the file). fp16, bf16: typed "
+    "graphs for GPUs, with islands of float32.",
 )
 @click.option("--deform", type=click.Choice(["gridsample", "gather"]), default="gridsample",
               show_default=True, help="How deformable attention samples.")  # fmt: skip
@@ -74,14 +75,72 @@ def onnx(
             source, output, parity_photos(images), chosen if isinstance(chosen, tuple) else None,
             precision, deform,
         )  # fmt: skip
-    except (CheckpointError, ValueError, FileNotFoundError) as error:
+    except (CheckpointError, ValueError, OverflowError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from None
     except ParityError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(table(results))
+    click.echo(table(results) if results else sidecar.build["not_run"])
     status = "verified" if sidecar.verified else "unverified"
     click.echo(f"{output}: {status}, {output.stat().st_size / 1e6:.1f} MB, "
                f"{sidecar.build['nodes']} nodes, sha256 {sidecar.sha256[:12]}…")  # fmt: skip
+
+
+def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in value.split(",") if part)
+    except ValueError:
+        raise click.BadParameter(f"expected numbers such as 1,2,8, got {value!r}") from None
+
+
+@main.command()
+@click.argument("source", metavar="M.onnx", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The engine.")
+@click.option("--flavour", type=click.Choice(["tensorrt", "tensorrt-rtx"]), default="tensorrt-rtx",
+              show_default=True, help="The library.")  # fmt: skip
+@click.option("--batch", callback=_integers, default="1,1,1", show_default=True,
+              help="Batch sizes min,opt,max; all equal: a static batch.")  # fmt: skip
+@click.option("--sm", callback=_integers, default="", help="GPU generations for tensorrt-rtx, such "
+              "as 89,120; tensorrt builds for the GPU that is present.")  # fmt: skip
+@click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Scratch memory at most.")
+@click.option("--timing-cache", type=click.Path(dir_okay=False, path_type=Path),
+              help="Measurements of earlier builds, read and added to (tensorrt).")  # fmt: skip
+@click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="More photos for the parity check.")  # fmt: skip
+def tensorrt(
+    source: Path,
+    output: Path,
+    flavour: str,
+    batch: tuple[int, ...],
+    sm: tuple[int, ...],
+    workspace: int | None,
+    timing_cache: Path | None,
+    images: Path | None,
+) -> None:
+    """Build an engine of M.onnx, and compare the two if this machine can run the engine.
+
+    \b
+    Example:
+      dsgnn-export tensorrt model.onnx -o model.engine --sm 89,120 --batch 1,1,8
+    """
+    from dsgnn.export.parity import ParityError, parity_photos, table
+    from dsgnn.export.tensorrt import BuildError, build_engine
+    from dsgnn.runtime.backends import BackendError
+
+    if output.suffix not in (".engine", ".plan"):
+        raise click.UsageError(f"the output must end in .engine or .plan, got {output.name}")
+    try:
+        sidecar, results = build_engine(
+            source, output, parity_photos(images), flavour, batch, sm, workspace, timing_cache
+        )
+    except (BuildError, ParityError) as error:
+        raise click.ClickException(str(error)) from None
+    except (BackendError, ValueError, FileNotFoundError) as error:
+        raise click.UsageError(str(error)) from None
+    click.echo(table(results) if results else f"not compared: {sidecar.build['not_run']}")
+    status = "verified" if sidecar.verified else "unverified"
+    click.echo(f"{output}: {status}, {sidecar.build['bytes'] / 1e6:.1f} MB, "
+               f"{sidecar.build['layers']} layers, {sidecar.build['seconds']} s; log in "
+               f"{output.name}.log")  # fmt: skip
 
 
 @main.command()

@@ -17,13 +17,13 @@ from dsgnn.checkpoint import load_checkpoint
 from dsgnn.config import Config
 from dsgnn.export.deploy import DeployGraph, Size
 from dsgnn.export.parity import Answers, Infer, Parity, ParityError, compare, machine, table
+from dsgnn.export.precision import retype, store_as_half
 from dsgnn.model import DSGNN, build_model, normalise
 from dsgnn.runtime.artifact import METADATA_KEY, Description, Sidecar, sha256_of, write_sidecar
-from dsgnn.runtime.backends import Backend, open_backend
+from dsgnn.runtime.backends import Backend, BackendError, open_backend
 from dsgnn.runtime.letterbox import Fixed, LongestSide
 
 OPSET = 18  # from 20 on TensorRT's parser reads GridSample as nearest
-STORED_AS_HALF = 1024  # elements; smaller tensors (norms, biases) are not worth the rounding
 INPUT, OUTPUTS = "image", ("saliency", "score", "masks")
 
 
@@ -92,23 +92,6 @@ def build_onnx(graph: torch.nn.Module, size: Size | None, example: Size) -> onnx
     return proto
 
 
-def store_as_half(proto: onnx.ModelProto) -> None:
-    """Keep large float32 weights as float16 and cast them back: half the file, the same float32
-    arithmetic (inference libraries fold the cast when they load the file)."""
-    casts = []
-    for tensor in proto.graph.initializer:
-        value = onnx.numpy_helper.to_array(tensor)
-        if value.dtype != np.float32 or value.size < STORED_AS_HALF:
-            continue
-        name = tensor.name
-        half = onnx.numpy_helper.from_array(value.astype(np.float16), f"{name}.half")
-        tensor.CopyFrom(half)
-        casts.append(onnx.helper.make_node("Cast", [half.name], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *proto.graph.node]
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-
-
 def torch_infer(model: DSGNN) -> Infer:
     """The network itself as a reference for the parity gate."""
 
@@ -135,17 +118,20 @@ def export_onnx(
 ) -> tuple[Sidecar, list[Parity]]:
     """Write `path` and its sidecar, if the graph gives the network's answers on the photos.
 
-    size: (H, W) or None for any size. precision: "fp32", or "w16": float32 arithmetic on weights
-    stored as float16, held to the limits of fp16. ParityError with the table when it does not:
-    nothing is put in place.
+    size: (H, W) or None for any size. precision: "fp32"; "fp16" or "bf16", see
+    `dsgnn.export.precision`; or "w16", float32 arithmetic on weights stored as float16. ParityError
+    with the table when the precision's limits are not kept: nothing is put in place. bf16 is
+    written unverified where ONNX Runtime has no kernels for it (`build["not_run"]` says so).
     """
     began = time.monotonic()
     graph = DeployGraph(source.model, size, deform).eval()
     proto = build_onnx(graph, size, size or default_size(source.model.config))
     if precision == "w16":
         store_as_half(proto)
+    elif precision in ("fp16", "bf16"):
+        retype(proto, precision)
     elif precision != "fp32":
-        raise ValueError(f"precision must be fp32 or w16, got {precision!r}")
+        raise ValueError(f"precision must be fp32, w16, fp16 or bf16, got {precision!r}")
     description = describe(source, size, precision)
     proto.metadata_props.add(key=METADATA_KEY, value=description.to_json())
     proto.producer_name, proto.producer_version = "dsgnn", dsgnn.__version__
@@ -154,18 +140,25 @@ def export_onnx(
         onnx.save(proto, part)
         onnx.checker.check_model(str(part), full_check=True)
         onnx.shape_inference.infer_shapes(proto, strict_mode=True)
-        results = compare(
-            torch_infer(source.model),
-            backend_infer(open_backend(part, "onnxruntime", "cpu")),
-            photos,
-            description,
-        )
-        verified = all(result.passed for result in results)
+        build = {"opset": proto.opset_import[0].version, "deform": deform,
+                 "nodes": len(proto.graph.node)}  # fmt: skip
+        results: list[Parity] = []
+        try:
+            candidate = open_backend(part, "onnxruntime", "cpu")
+        except BackendError as error:
+            if precision != "bf16":  # the one that ONNX Runtime may lack kernels for
+                raise
+            build["not_run"] = str(error)
+        else:
+            reference, infer = torch_infer(source.model), backend_infer(candidate)
+            results = compare(reference, infer, photos, description)
+        failed = not all(result.passed for result in results)
+        verified = bool(results) and not failed
         # with random weights nothing is separated clearly: below fp32 they are only reported
-        if not verified and not (source.weights == "synthetic" and precision != "fp32"):
+        if failed and not (source.weights == "synthetic" and precision != "fp32"):
             raise ParityError(
                 f"{path.name} does not give the network's answers and was not written:\n"
-                f"{table(results)}\ntry --deform gather, or report this with the table"
+                f"{table(results)}\ntry --deform gather or another precision"
             )
         sidecar = Sidecar(
             file=path.name,
@@ -173,8 +166,7 @@ def export_onnx(
             verified=verified,
             parity=tuple(result.to_dict() for result in results),
             machine=machine(),
-            build={"opset": OPSET, "deform": deform, "nodes": len(proto.graph.node),
-                   "seconds": round(time.monotonic() - began, 1)},
+            build={**build, "seconds": round(time.monotonic() - began, 1)},
         )  # fmt: skip
         part.replace(path)
     finally:

@@ -131,6 +131,14 @@ def compare(
     ]  # fmt: skip
 
 
+def batch_sizes(build: Mapping[str, Any]) -> Sequence[int]:
+    """The batch sizes to compare at: an engine takes those of its profile only."""
+    if "profile" not in build:
+        return BATCHES
+    low, _, high = build["profile"]["batch"]
+    return sorted({min(max(low, size), high) for size in BATCHES})
+
+
 def _batches(photos: Sequence[np.ndarray], rule: Rule, size: int) -> Iterator[np.ndarray]:
     """Letterboxed photos, (size, H, W, 3) each; the last batch is filled from the start."""
     if size > 1 and isinstance(rule, LongestSide):  # one batch, one size

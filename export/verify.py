@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from dsgnn.export.onnx import backend_infer, read_source, torch_infer
-from dsgnn.export.parity import Infer, Parity, compare, machine, table
+from dsgnn.export.parity import Infer, Parity, batch_sizes, compare, machine, table
 from dsgnn.runtime.artifact import (
     Artifact,
     ArtifactError,
@@ -42,14 +42,16 @@ def verify(
     artifact = open_artifact(path)
     reference = _reference(against, artifact.description)
     candidate = open_backend(path, backend, device)
-    results = compare(reference, backend_infer(candidate), photos, artifact.description)
     known = artifact.sidecar or Sidecar(path.name, artifact.sha256, verified=False)
+    infer, sizes = backend_infer(candidate), batch_sizes(known.build)
+    results = compare(reference, infer, photos, artifact.description, sizes)
     how = {"against": against.name, "backend": candidate.picked}
     sidecar = replace(
         known,
         verified=all(result.passed for result in results),
         parity=tuple({**result.to_dict(), **how} for result in results),
         machine=machine(),
+        build={key: value for key, value in known.build.items() if key != "not_run"},
     )
     write_sidecar(path, sidecar)
     return sidecar, results

@@ -1,0 +1,208 @@
+"""ONNX → TensorRT or TensorRT-RTX engine, described by a sidecar and proven where it can run.
+
+One module serves `tensorrt` ≥ 10.12 and 11 and `tensorrt_rtx`: networks are strongly typed in all
+of them, so precision is that of the ONNX file. TensorRT builds for the GPU that is present;
+TensorRT-RTX builds for named GPU generations, with no GPU needed, and finishes the kernels where
+the engine is loaded. The toolkit's tests build with TensorRT-RTX; `tensorrt` itself needs a GPU
+and has not been executed by them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsgnn.export.onnx import backend_infer
+from dsgnn.export.parity import Parity, ParityError, batch_sizes, compare, machine, table
+from dsgnn.runtime.artifact import (
+    Artifact,
+    Sidecar,
+    open_artifact,
+    sha256_of,
+    sidecar_path,
+    write_sidecar,
+)
+from dsgnn.runtime.backends import BackendError, open_backend
+from dsgnn.runtime.backends.tensorrt import FLAVOURS, gpu, library_of
+from dsgnn.runtime.files import write_whole
+from dsgnn.runtime.letterbox import Fixed
+
+
+class BuildError(RuntimeError):
+    """An engine that could not be built; the message holds what the library said."""
+
+
+def build_engine(
+    source: Path,
+    path: Path,
+    photos: Sequence[np.ndarray],
+    flavour: str = "tensorrt-rtx",
+    batch: Sequence[int] = (1, 1, 1),
+    sms: Sequence[int] = (),
+    workspace_mib: int | None = None,
+    timing_cache: Path | None = None,
+) -> tuple[Sidecar, list[Parity]]:
+    """Build an engine of an ONNX artifact of one size, beside its sidecar and its log.
+
+    batch: smallest, usual and largest; all equal = a static batch. sms: for TensorRT-RTX, the GPU
+    generations (89 = SM89, Ada). workspace_mib: scratch memory at most. timing_cache: a file that
+    TensorRT's measurements are read from and added to. photos: for the parity gate against the
+    ONNX file, which runs if the engine does on this machine; else the engine is unverified and
+    `build["not_run"]` says why.
+
+    Raises ValueError for options that do not fit together, BuildError, ParityError (nothing is put
+    in place), ArtifactError, BackendError if the library is missing.
+    """
+    began = time.monotonic()
+    _check(flavour, batch, sms, timing_cache)
+    artifact = open_artifact(source)
+    if not isinstance(artifact.description.input, Fixed):
+        raise ValueError(f"{source.name} takes any size, an engine one: export the checkpoint with "
+                         "--size HxW")  # fmt: skip
+    library = library_of(flavour)
+    with _log(library, path.with_name(path.name + ".log")) as logger:
+        data, facts = _build(library, logger, artifact, batch, sms, workspace_mib, timing_cache)
+    build: dict[str, Any] = {
+        "flavour": flavour, "version": library.__version__,
+        **({"sms": list(sms)} if sms else {"gpu": gpu()[0]}),
+        "source": {"file": source.name, "sha256": artifact.sha256, "status": artifact.status},
+        "precision": artifact.description.precision, "profile": {"batch": list(batch)},
+        "workspace_mib": workspace_mib, "bytes": len(data), **facts,
+        "seconds": round(time.monotonic() - began, 1),
+    }  # fmt: skip
+    part = path.with_name(f".{path.name}.part{path.suffix}")
+    try:
+        part.write_bytes(data)
+        sidecar = Sidecar(path.name, sha256_of(part), False, (), machine(), build,
+                          artifact.description)  # fmt: skip
+        write_sidecar(part, sidecar)
+        sidecar, results = _gate(part, source, sidecar, photos)
+        part.replace(path)
+        write_sidecar(path, sidecar)
+    finally:
+        part.unlink(missing_ok=True)
+        sidecar_path(part).unlink(missing_ok=True)
+    return sidecar, results
+
+
+def _check(flavour: str, batch: Sequence[int], sms: Sequence[int], cache: Path | None) -> None:
+    """Raise ValueError for options that do not fit together."""
+    if flavour not in FLAVOURS:
+        raise ValueError(f"flavour must be one of {', '.join(FLAVOURS)}, got {flavour!r}")
+    if len(batch) != 3 or not 1 <= batch[0] <= batch[1] <= batch[2]:
+        raise ValueError(f"batch must be 1 ≤ min ≤ opt ≤ max, got {','.join(map(str, batch))}")
+    if flavour == "tensorrt" and sms:
+        raise ValueError("TensorRT builds for the GPU that is present: leave --sm out, or use "
+                         "--flavour tensorrt-rtx")  # fmt: skip
+    if flavour == "tensorrt-rtx" and not sms:
+        raise ValueError("TensorRT-RTX builds for named GPU generations: give --sm, such as 89,120")
+    if flavour == "tensorrt-rtx" and cache:
+        raise ValueError("TensorRT-RTX measures nothing when it builds: leave --timing-cache out")
+
+
+@contextmanager
+def _log(library: Any, path: Path) -> Iterator[Any]:
+    """A logger that writes everything to a file and keeps the errors, in `errors`."""
+
+    with path.open("w", encoding="utf-8") as file:
+
+        class Log(library.ILogger):
+            def __init__(self) -> None:
+                super().__init__()
+                self.errors: list[str] = []
+
+            def log(self, severity: Any, message: str) -> None:
+                file.write(f"{severity.name} {message}\n")
+                if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
+                    self.errors.append(message)
+
+        yield Log()
+
+
+def _build(
+    library: Any,
+    logger: Any,
+    artifact: Artifact,
+    batch: Sequence[int],
+    sms: Sequence[int],
+    workspace_mib: int | None,
+    timing_cache: Path | None,
+) -> tuple[bytes, dict[str, Any]]:
+    """The engine, and its network's number of layers and types and shapes of inputs and outputs."""
+    builder = library.Builder(logger)
+    # TensorRT 11 knows no other kind of network and may drop the flag
+    typed = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    parser = library.OnnxParser(network, logger)
+    if not parser.parse(artifact.path.read_bytes()):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        said = "\n".join(f"  node {e.node_name() or '?'} ({e.node_operator() or '?'}): {e.desc()}"
+                         for e in errors)  # fmt: skip
+        raise BuildError(f"the parser refused {artifact.path.name}:\n{said}")
+    config = builder.create_builder_config()
+    if workspace_mib is not None:
+        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, workspace_mib << 20)
+    if sms:
+        config.num_compute_capabilities = len(sms)
+        for index, sm in enumerate(sms):
+            known = getattr(library.ComputeCapability, f"SM{sm}", None)
+            if known is None:
+                names = [n[2:] for n in dir(library.ComputeCapability) if n.startswith("SM")]
+                raise ValueError(f"--sm must be of {', '.join(names)}, got {sm}")
+            config.set_compute_capability(known, index)
+    image = network.get_input(0)
+    sides = tuple(image.shape)[1:]
+    if batch[0] == batch[2]:
+        image.shape = (batch[0], *sides)
+    else:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(image.name, *[(size, *sides) for size in batch])
+        config.add_optimization_profile(profile)
+    if timing_cache is not None:
+        known_times = timing_cache.read_bytes() if timing_cache.exists() else b""
+        config.set_timing_cache(config.create_timing_cache(known_times), False)
+    data = builder.build_serialized_network(network, config)
+    if data is None:
+        said = "\n".join(f"  {message}" for message in logger.errors) or "  (nothing)"
+        raise BuildError(f"{library.__name__} could not build {artifact.path.name}; it said:\n"
+                         f"{said}")  # fmt: skip
+    if timing_cache is not None:
+        write_whole(timing_cache, bytes(config.get_timing_cache().serialize()))
+    tensors = [image, *(network.get_output(i) for i in range(network.num_outputs))]
+    shown = {tensor.name: f"{tensor.dtype.name} {tuple(tensor.shape)}" for tensor in tensors}
+    return bytes(data), {"layers": network.num_layers, "tensors": shown}
+
+
+def _gate(
+    part: Path,
+    source: Path,
+    sidecar: Sidecar,
+    photos: Sequence[np.ndarray],
+) -> tuple[Sidecar, list[Parity]]:
+    """Compare with the ONNX file where the engine runs. ParityError if it gives other answers."""
+    description = sidecar.description
+    assert description is not None
+    try:
+        engine = open_backend(part)
+    except BackendError as error:
+        return replace(sidecar, build={**sidecar.build, "not_run": str(error)}), []
+    reference = backend_infer(open_backend(source, "onnxruntime", "cpu"))
+    results = compare(
+        reference, backend_infer(engine), photos, description, batch_sizes(sidecar.build)
+    )
+    verified = all(result.passed for result in results)
+    if not verified and not (description.weights == "synthetic" and
+                             description.precision != "fp32"):  # fmt: skip
+        raise ParityError(
+            f"{sidecar.file} does not give the answers of {source.name} and was not written:\n"
+            f"{table(results)}\ntry an ONNX file with --deform gather or another precision"
+        )
+    how = {"against": source.name, "backend": engine.picked}
+    checks = tuple({**result.to_dict(), **how} for result in results)
+    return replace(sidecar, verified=verified, parity=checks), results

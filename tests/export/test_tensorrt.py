@@ -1,0 +1,235 @@
+"""Engines really built by TensorRT-RTX, which needs no GPU; and everything that is refused.
+
+An engine cannot be deserialised without a driver: where there is none it must be `unverified` and
+say why, where there is one it must have passed the gate.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dsgnn.export import tensorrt as exporter
+from dsgnn.export.cli import main
+from dsgnn.export.deploy import DeployGraph
+from dsgnn.export.onnx import Source, build_onnx, describe, read_source
+from dsgnn.export.parity import ParityError, parity_photos
+from dsgnn.export.precision import retype
+from dsgnn.export.tensorrt import BuildError, build_engine
+from dsgnn.model import build_model
+from dsgnn.runtime.artifact import (
+    METADATA_KEY,
+    ArtifactError,
+    open_artifact,
+    read_sidecar,
+    sha256_of,
+)
+from dsgnn.runtime.backends import BackendError, open_backend
+from dsgnn.runtime.letterbox import LongestSide
+
+SIZE = (64, 96)
+COLOURS = Path(__file__).parents[1] / "runtime" / "colours.onnx"
+
+
+def put(proto: onnx.ModelProto, path: Path, **facts: object) -> Path:
+    """The graph as an artifact of random nano weights, with changed facts."""
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    source = Source(build_model("nano"), "synthetic", "0" * 64)
+    made.metadata_props.add(
+        key=METADATA_KEY, value=replace(describe(source, SIZE), **facts).to_json()
+    )
+    onnx.save(made, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def nano() -> onnx.ModelProto:
+    torch.manual_seed(7)
+    return build_onnx(DeployGraph(build_model("nano"), SIZE).eval(), SIZE, SIZE)
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """The smallest artifact; its size is not its own, so it is pinned to 64 × 96."""
+    proto = onnx.load(COLOURS)
+    for side, pixels in zip(
+        proto.graph.input[0].type.tensor_type.shape.dim[1:3], SIZE, strict=True
+    ):
+        side.dim_value = pixels
+    return put(proto, tmp_path / "colours.onnx", queries=5)
+
+
+@pytest.mark.parametrize(
+    ("precision", "sms", "batch"),
+    [("fp32", "89,120", "1,1,1"), ("fp16", "89", "1,2,4"), ("bf16", "120", "2,2,2")],
+)
+def test_nano(nano: onnx.ModelProto, precision: str, sms: str, batch: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    proto = onnx.ModelProto()
+    proto.CopyFrom(nano)
+    if precision != "fp32":
+        retype(proto, precision)
+    source = put(proto, tmp_path / "nano.onnx", precision=precision)
+    path = tmp_path / "nano.engine"
+    arguments = ["tensorrt", str(source), "-o", str(path), "--sm", sms, "--batch", batch,
+                 "--workspace", "512"]  # fmt: skip
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert path.stat().st_size > 1e6
+    sidecar = read_sidecar(path)
+    assert sidecar is not None and sidecar.sha256 == sha256_of(path)
+    build = sidecar.build
+    assert (build["flavour"], build["sms"]) == ("tensorrt-rtx", [int(sm) for sm in sms.split(",")])
+    assert build["version"].count(".") >= 2 and build["bytes"] == path.stat().st_size
+    assert build["source"] == {"file": "nano.onnx", "sha256": sha256_of(source),
+                               "status": "unverified"}  # fmt: skip
+    assert build["layers"] > 500 and build["seconds"] > 0 and build["workspace_mib"] == 512
+    sizes = [int(size) for size in batch.split(",")]
+    assert build["precision"] == precision and build["profile"] == {"batch": sizes}
+    B = sizes[0] if sizes[0] == sizes[2] else -1
+    assert build["tensors"] == {
+        "image": f"UINT8 {(B, *SIZE, 3)}",
+        "saliency": f"FLOAT {(B, 6)}",
+        "score": f"FLOAT {(B, 6)}",
+        "masks": f"FLOAT {(B, 6, SIZE[0] // 4, SIZE[1] // 4)}",
+    }
+    if "not_run" in build:
+        assert not sidecar.verified and not sidecar.parity
+        assert "not compared: " in result.output and "unverified" in result.output
+        with pytest.raises(BackendError, match="no NVIDIA GPU can be used here|was built for"):
+            open_backend(path)
+    else:
+        assert sidecar.parity
+    assert open_artifact(path).description.precision == precision
+    said = CliRunner().invoke(main, ["inspect", str(path)]).output
+    assert f"nano.engine: nano, {precision}, synthetic weights" in said
+    assert f"layers: {build['layers']}" in said and "flavour: tensorrt-rtx" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "nano.engine", "nano.engine.json", "nano.engine.log", "nano.onnx",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_r50(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    source = read_source(None, "r50-assr")
+    size = (448, 576)
+    proto = build_onnx(DeployGraph(source.model, size).eval(), size, size)
+    proto.metadata_props.add(key=METADATA_KEY, value=describe(source, size).to_json())
+    onnx.save(proto, tmp_path / "r50.onnx")
+    sidecar, _ = build_engine(tmp_path / "r50.onnx", tmp_path / "r50.engine", parity_photos(),
+                              sms=(89,))  # fmt: skip
+    assert sidecar.build["bytes"] > 1e8 and sidecar.build["layers"] > 2000
+    assert sidecar.build["tensors"]["masks"] == "FLOAT (1, 5, 112, 144)"
+
+
+def test_an_operator_the_parser_does_not_know(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    proto = onnx.load(COLOURS)
+    for node in proto.graph.node:
+        if node.op_type == "Sigmoid":
+            node.op_type, node.name = "Det", "odd"
+    path = put(proto, tmp_path / "m.onnx")
+    with pytest.raises(BuildError, match=r"the parser refused m.onnx:\n  node odd \(Det\): "):
+        build_engine(path, tmp_path / "m.engine", [], sms=(89,))
+    assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "m.engine.log"}
+    assert "Det" in (tmp_path / "m.engine.log").read_text()
+
+
+def test_an_unknown_generation(colours: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(ValueError, match=r"--sm must be of .*89, got 13"):
+        build_engine(colours, colours.with_name("m.engine"), [], sms=(13,))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sm", ""], "TensorRT-RTX builds for named GPU generations: give --sm"),
+        (["--sm", "89", "--flavour", "tensorrt"], "TensorRT builds for the GPU that is present"),
+        (["--sm", "89", "--timing-cache", "t"], "TensorRT-RTX measures nothing when it builds"),
+        (["--sm", "89", "--batch", "4,2,1"], "batch must be 1 ≤ min ≤ opt ≤ max, got 4,2,1"),
+        (["--sm", "89", "--batch", "4"], "got 4"),
+        (["--sm", "ada"], "expected numbers such as 1,2,8, got 'ada'"),
+        (["--sm", "89", "-o", "m.bin"], "must end in .engine or .plan, got m.bin"),
+    ],
+)
+def test_wrong_use(options: list[str], message: str, colours: Path) -> None:
+    target = colours.with_name("m.engine")
+    arguments = ["tensorrt", str(colours), "-o", str(target), *options]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and message in result.output, result.output
+    assert [p.name for p in colours.parent.iterdir()] == ["colours.onnx"]
+
+
+def test_files_of_any_size_and_missing_libraries(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anything = put(onnx.load(COLOURS), tmp_path / "any.onnx", input=LongestSide(96))
+    with pytest.raises(ValueError, match="any.onnx takes any size.*with --size HxW"):
+        build_engine(anything, tmp_path / "m.engine", [], sms=(89,))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendError, match=r"tensorrt is not installed: pip install 'dsgnn\[tens"):
+        build_engine(colours, tmp_path / "m.engine", [], "tensorrt")
+
+
+@pytest.fixture
+def fake_build(monkeypatch: pytest.MonkeyPatch, colours: Path) -> Callable[[float], Path]:
+    """A builder and an engine that answers as the ONNX file does, plus an error."""
+
+    def prepare(error: float) -> Path:
+        library = SimpleNamespace(ILogger=object, __version__="1.0")
+        monkeypatch.setattr(exporter, "library_of", lambda flavour: library)
+        monkeypatch.setattr(exporter, "_build", lambda *_: (b"an engine", {"layers": 3}))
+        seen: list[int] = []
+
+        def open_any(path: Path, *arguments: object):
+            backend = open_backend(colours, "onnxruntime", "cpu")
+            if path.suffix == ".onnx":
+                return backend
+            assert open_artifact(path).sidecar is not None
+
+            def infer(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+                seen.append(len(feeds["image"]))
+                assert 2 <= len(feeds["image"]) <= 8
+                return {name: value + error for name, value in backend.infer(feeds).items()}
+
+            return SimpleNamespace(infer=infer, picked="a fake")
+
+        monkeypatch.setattr(exporter, "open_backend", open_any)
+        return colours
+
+    return prepare
+
+
+def test_the_gate_runs_where_the_engine_does(fake_build, tmp_path: Path) -> None:
+    source = fake_build(0.0)
+    sidecar, results = build_engine(source, tmp_path / "m.engine", parity_photos(), sms=(89,),
+                                    batch=(2, 4, 8))  # fmt: skip
+    assert sidecar.verified and [result.batch for result in results] == [2, 3]
+    assert open_artifact(tmp_path / "m.engine").status == "verified"
+    assert sidecar.parity[0]["against"] == "colours.onnx"
+
+
+def test_an_engine_with_other_answers_is_not_written(fake_build, tmp_path: Path) -> None:
+    source = fake_build(5.0)
+    (tmp_path / "m.engine").write_text("what was here before")
+    with pytest.raises(ParityError, match=r"(?s)was not written.*FAILED.*--deform gather"):
+        build_engine(source, tmp_path / "m.engine", parity_photos(), sms=(89,), batch=(2, 4, 8))
+    assert (tmp_path / "m.engine").read_text() == "what was here before"
+    assert {p.name for p in tmp_path.iterdir()} == {"colours.onnx", "m.engine", "m.engine.log"}
+
+
+def test_an_engine_alone_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.engine").write_bytes(b"native code")
+    for run in (open_artifact, open_backend):
+        with pytest.raises(ArtifactError, match="m.engine is native code.*keep m.engine.json"):
+            run(tmp_path / "m.engine")
