@@ -228,8 +228,12 @@ def test_the_command(checkpoint, assr, tmp_path):
     wrong(2, "--size must be multiples of 32, got 100x96", *command[:3], "--size", "100x96")
     wrong(2, "--backend is for exported artifacts", *command[:3], "--backend", "openvino")
     wrong(2, "split must be one of train, val, test", *command[:3], "--split", "trial")
-    for name, message in (("old.pth", "convert published weights first"),
-                          ("x.onnx", "not an ONNX file"), ("x.engine", "keep x.engine.json with it")):  # fmt: skip
+    refused = {
+        "old.pth": "convert published weights first",
+        "x.onnx": "not an ONNX file",
+        "x.engine": "keep x.engine.json with it",
+    }
+    for name, message in refused.items():
         (tmp_path / name).write_bytes(b"nothing")
         wrong(2, message, str(tmp_path / name), *data)
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
