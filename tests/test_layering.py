@@ -27,6 +27,7 @@ HOMES = {
     "tqdm": "dsgnn.runtime.run",
     "onnxruntime": "dsgnn.runtime.backends.onnx",
     "openvino": "dsgnn.runtime.backends.openvino",
+    "cuda": "dsgnn.runtime.backends.tensorrt",
 }
 
 
