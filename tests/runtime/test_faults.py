@@ -190,7 +190,13 @@ def test_two_runs_into_one_folder(go, photos) -> None:
 def test_a_signal_while_a_stream_stalls(model: Path, photo: np.ndarray, number: int) -> None:
     """The frames that came are in whole files, though the pipe stays open and silent."""
     command = [COMMAND, "-", "--raw", f"{W}x{H}", "--rate", "5", "--out", "out", "--model", model]
-    run = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=False)
+    run = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Shells let what they start in the background ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for _ in range(7):
         run.stdin.write(photo.tobytes())
     run.stdin.flush()

@@ -368,7 +368,7 @@ def test_a_video_that_changes_size(go, monkeypatch: pytest.MonkeyPatch) -> None:
         retrieve=lambda: (True, np.full((*next(sizes), 3), 128, np.uint8)),
         release=lambda: None,
     )
-    monkeypatch.setattr("dsgnn.runtime.frames.cv2.VideoCapture", lambda path: capture)
+    monkeypatch.setattr("dsgnn.runtime.frames._capture", lambda source: capture)
     Path("clip.mp4").touch()
     *ranked, failed = go("clip.mp4", kinds=("overlay", "json"))
     assert len(ranked) == 2
