@@ -103,7 +103,7 @@ def _open(
     where = None
     if source is not None:
         from dsgnn.export.onnx import backend_infer, torch_infer
-        from dsgnn.export.parity import compare, parity_photos
+        from dsgnn.export.parity import batch_sizes, compare, parity_photos
 
         if description.source_sha256 != source.sha256:
             raise BenchError(
@@ -111,8 +111,14 @@ def _open(
                 f"is {source.sha256[:12]}…: give the checkpoint it was made from, or export it "
                 "again"
             )
-        found = compare(torch_infer(source.model), backend_infer(ranker.backend),
-                        parity_photos(), description)  # fmt: skip
+        build = ranker.artifact.sidecar.build if ranker.artifact.sidecar else {}
+        found = compare(
+            torch_infer(source.model),
+            backend_infer(ranker.backend),
+            parity_photos(),
+            description,
+            batch_sizes(build),
+        )
         parity, where = [result.to_dict() for result in found], "here"
     elif ranker.artifact.sidecar is not None:
         parity, where = list(ranker.artifact.sidecar.parity), "sidecar"
