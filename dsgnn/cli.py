@@ -214,8 +214,7 @@ def check(data: str, split: str) -> None:
         problems = check_data(samples, lambda numbers: tqdm(numbers, unit="image", disable=None))
     except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from None
-    for problem in problems:
-        click.echo(problem)
+    click.echo("".join(f"{problem}\n" for problem in problems), nl=False)
     click.echo(f"{len(samples)} images, {len(problems)} problems", err=True)
     if problems:
         raise SystemExit(1)
