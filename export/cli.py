@@ -192,3 +192,20 @@ def inspect(artifact: Path) -> None:
         click.echo(summary(artifact))
     except (ArtifactError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from None
+
+
+@main.command(name="round")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write."
+)
+def round_(checkpoint: Path, output: Path) -> None:
+    """Round the weights of CHECKPOINT to float16 values, for a w16 export that loses nothing."""
+    from dsgnn.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+    from dsgnn.export.half import round_weights
+
+    try:
+        model, weights = load_checkpoint(checkpoint)
+    except CheckpointError as error:
+        raise click.UsageError(str(error)) from None
+    save_checkpoint(output, round_weights(model), weights)
