@@ -6,9 +6,11 @@ Each check is a function of a source text, so that the examples can show it fail
 
 import ast
 import configparser
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,12 +33,14 @@ HOMES = {
 }
 
 
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+
+
 def modules() -> dict[str, Path]:
     """Every module of the four folders, by the name it is imported under."""
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
     found = {}
-    for line in setup["options"]["package_dir"].strip().splitlines():
+    for line in SETUP["options"]["package_dir"].strip().splitlines():
         package, folder = (part.strip() for part in line.split("="))
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
@@ -133,6 +137,24 @@ def logic(source: str) -> list[str]:
     return [f"line {node.lineno}: {type(node).__name__} in a command line" for node in nodes]
 
 
+def undeclared(sources: Iterable[str]) -> set[str]:
+    """The libraries imported in these sources that neither setup.cfg nor this project brings."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    lists = [SETUP["options"]["install_requires"], *SETUP["options.extras_require"].values()]
+    declared = {plain(name) for name in re.findall(r"^[\w.-]+", "\n".join(lists), re.MULTILINE)}
+    own = {"dsgnn", "tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+    brought_by = packages_distributions()
+    libraries = {entry.target.partition(".")[0] for s in sources for entry in imports("", s)}
+    return {
+        library
+        for library in libraries - own - sys.stdlib_module_names - {""}
+        if declared.isdisjoint(map(plain, brought_by.get(library, [library])))
+    }
+
+
 IMPORT_ALONE = """
 import importlib, sys
 allowed, *names = sys.argv[1:]
@@ -163,6 +185,12 @@ def import_alone(names: list[str], allowed: set[str], path: Path = ROOT) -> str:
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_follow_the_layers(module: str) -> None:
     assert violations(module, MODULES[module].read_text()) == []
+
+
+def test_every_imported_library_is_declared() -> None:
+    """What another package happens to bring, or a developer has, is missing in a new place."""
+    paths = [*MODULES.values(), *(ROOT / "tests").rglob("*.py")]
+    assert undeclared(path.read_text("utf-8") for path in paths) == set()
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.endswith(".cli")])
@@ -227,6 +255,11 @@ def test_a_forbidden_import_is_found(module: str, source: str, complaint: str) -
 )
 def test_an_allowed_import_is_not(module: str, source: str) -> None:
     assert violations(module, source) == []
+
+
+def test_an_undeclared_library_is_found() -> None:
+    source = "import json, numpy, yaml.nodes\ndef f():\n import cv2\n from mpmath import mp"
+    assert undeclared([source]) == {"yaml", "mpmath"}
 
 
 def test_a_loop_and_a_class_in_a_command_line_are_found() -> None:
