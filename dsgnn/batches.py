@@ -26,12 +26,21 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Scenes:
-    """Made-up scenes without end, size × size; they need no augmentation."""
+    """Made-up scenes without end; they need no augmentation.
+
+    A third are size × size, the others shorter one way: batches pad them as the letterbox pads
+    photos, which a network has to have seen (`nano` took grey borders for objects before).
+    """
 
     scenes: CompositeScenes
 
     def example(self, number: int, size: int) -> Example:
-        return example(self.scenes.scene(number, (size, size)))
+        random = np.random.default_rng(mix(7, number))
+        height = width = size
+        if random.random() > 0.35:
+            short = round(size * random.choice((2 / 3, 3 / 4, 9 / 16, 0.7, 0.85)))
+            height, width = (short, size) if random.random() < 0.7 else (size, short)
+        return example(self.scenes.scene(number, (height, width)))
 
 
 class Epochs:

@@ -120,7 +120,7 @@ _SWIN = {
 }
 
 _NANO = Config(
-    name="nano", backbone="resnet18", size=320, queries=6, threshold=0.5,
+    name="nano", backbone="resnet18", size=256, queries=6, threshold=0.5,
     backbone_options={
         "channels": (32, 64, 128, 256), "layers": (1, 2, 3, 2), "stem_type": "deep",
         "stem_width": 12,

@@ -94,8 +94,8 @@ def augment(sample: Sample, kind: str, size: int, generator: torch.Generator) ->
 
 
 def collate(examples: Sequence[Example]) -> Examples:
-    """Stack examples of any sizes: the smaller are padded to the largest height and width."""
-    height, width = (max(x.image.shape[side] for x in examples) for side in (1, 2))
+    """Stack examples of any sizes, padded to the largest height and width, multiples of 32."""
+    height, width = (-(-max(x.image.shape[side] for x in examples) // 32) * 32 for side in (1, 2))
     images = torch.stack([_pad(x.image, (height, width)).as_subclass(Tensor) for x in examples])
     return Examples(
         images.permute(0, 2, 3, 1).contiguous(),  # (B, H, W, 3)

@@ -99,10 +99,12 @@ def test_collate_pads_right_and_bottom_with_grey():
     empty = Sample(np.full((20, 30, 3), 7, np.uint8), np.zeros((0, 20, 30), bool),
                    np.zeros(0, np.int64), "empty")  # fmt: skip
     batch = collate([example(coloured()), example(empty)])
-    assert batch.images.shape == (2, 60, 80, 3) and batch.images.dtype == torch.uint8
+    assert batch.images.shape == (2, 64, 96, 3) and batch.images.dtype == torch.uint8
     assert (batch.images[1, :20, :30] == 7).all()
     assert (batch.images[1, 20:] == 128).all() and (batch.images[1, :, 30:] == 128).all()
-    assert torch.equal(batch.targets[0].masks, torch.from_numpy(coloured().masks))
-    assert batch.targets[1].masks.shape == (0, 60, 80)
+    masks = batch.targets[0].masks  # 60×80 drawn, padded to multiples of 32
+    assert torch.equal(masks[:, :60, :80], torch.from_numpy(coloured().masks))
+    assert not masks[:, 60:].any() and not masks[:, :, 80:].any()
+    assert batch.targets[1].masks.shape == (0, 64, 96)
     assert batch.targets[0].ranks.tolist() == [2, 3, 1]
     assert batch.names == ["coloured", "empty"]
