@@ -86,7 +86,7 @@ def test_standard_input(place: Path, model: Path) -> None:
         ),
         (["photos", "--out", "out", "--threshold", "2"], "threshold must be in 0…1, got 2.0"),
         (["photos", "--out", "out", "--model", "m.onnx"], "there is no model file at m.onnx"),
-        (["photos", "--out", "out", "--model", "m.engine"], "m.engine is a TensorRT engine"),
+        (["photos", "--out", "out", "--model", "m.engine"], "there is no model file at m.engine"),
         (["photos", "--out", "out", "--model", "m.pth"], "expected a model file ending in .onnx"),
         (["photos", "--out", "out", "--device", "gpu"], "device must be auto, cpu, cuda or cuda:N"),
         (["photos", "--out", "out", "--threads", "0"], "threads must be at least 1, got 0"),
