@@ -29,7 +29,7 @@ class Scenes:
     """Made-up scenes without end; they need no augmentation.
 
     A third are size × size, the others shorter one way: batches pad them as the letterbox pads
-    photos, which a network has to have seen (`nano` took grey borders for objects before).
+    photos, which a network has to have seen.
     """
 
     scenes: CompositeScenes
