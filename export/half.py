@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dsgnn.export.precision import STORED_AS_HALF
 from dsgnn.model import DSGNN
-
-WORTH_ROUNDING = 1024  # elements; smaller tensors (norms, biases) are stored as float32
 
 
 @torch.no_grad()
@@ -27,7 +26,7 @@ def round_weights(model: DSGNN) -> DSGNN:
         norm.running_var.fill_(1 - norm.eps)
         norm.weight.fill_(1)
     for parameter in model.parameters():
-        if parameter.numel() >= WORTH_ROUNDING:
+        if parameter.numel() >= STORED_AS_HALF:
             parameter.copy_(parameter.half().float())
     return model
 
