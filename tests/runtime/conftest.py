@@ -5,8 +5,13 @@ yellow blobs: query 0, 1, 2 and 3; the larger and purer the blob the more salien
 nothing. It has no size of its own and no metadata, so each test writes the description it needs.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,6 +19,9 @@ import pytest
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.artifact import Description
 from dsgnn.runtime.letterbox import Fixed
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 HERE = Path(__file__).parent
 COLOURS = {"red": (230, 20, 20), "blue": (20, 20, 230), "green": (20, 230, 20)}
@@ -95,3 +103,27 @@ def scene() -> Scene:
 def photo(scene: Scene) -> np.ndarray:
     """48 × 64: a large red box and a small blue one."""
     return scene(48, 64, red=(8, 4, 40, 36), blue=(20, 44, 36, 60))
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """An empty page of the system's Chromium, without a window; an error in its scripts fails the
+    test. With REQUIRE_CHROMIUM set (.ci/run does) a missing browser fails it too.
+
+    Each test starts its own: Playwright's event loop runs in this thread until the test ends.
+    """
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        missing = "no chromium here: apt-get install chromium"
+        if os.environ.get("REQUIRE_CHROMIUM"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    errors: list[str] = []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium)
+        tab = browser.new_page()
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        yield tab
+        browser.close()
+    assert errors == []
