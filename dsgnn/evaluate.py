@@ -284,10 +284,7 @@ def _recorded(rank: Rank, record: Callable[[Mapping[str, Any]], None]) -> Rank:
         ranking = rank(sample)
         if sample.name not in seen:
             seen.add(sample.name)
-            entry = ranking.to_dict()
-            for written, item in zip(entry["objects"], ranking.objects, strict=True):
-                written["query"] = item.query
-            record({"file": sample.name, **entry})
+            record({"file": sample.name, **ranking.to_dict()})
         return ranking
 
     return rank_and_record

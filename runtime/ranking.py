@@ -107,7 +107,8 @@ class Ranking:
         """One image of `results.json` (schema dsgnn.results/1) without its file name.
 
         Boxes are [x, y, width, height] pixels, `area` the share of the photo, masks COCO
-        run-length encodings that pycocotools reads. Objects of a video also have "identity".
+        run-length encodings that pycocotools reads. "query" lets `dsgnn-eval --predictions` count
+        overlapping objects in the network's order. Objects of a video also have "identity".
         """
         return {
             "width": self.width,
@@ -120,6 +121,7 @@ class Ranking:
                     "score": item.score,
                     "bbox": _xywh(item.box),
                     "area": item.area,
+                    "query": item.query,
                     "segmentation": rle.encode(item.mask),
                 }
                 for item in self.objects

@@ -56,6 +56,7 @@ def test_to_dict() -> None:
         "score": 0.9,
         "bbox": [3, 2, 4, 4],
         "area": pytest.approx(16 / 600),
+        "query": 1,
         "segmentation": {"size": [20, 30], "counts": "n14`000000Z>"},
     }
 
