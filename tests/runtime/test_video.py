@@ -1,11 +1,14 @@
 """Videos from end to end: what is written, and what `Ranker.stream` gives."""
 
+from __future__ import annotations
+
 import itertools
 import json
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -18,6 +21,9 @@ from dsgnn.runtime.run import Outcome, rank_sources
 from dsgnn.runtime.save import make_folder
 from dsgnn.runtime.sources import find_sources
 from dsgnn.runtime.video import BEHIND, Presence, VideoOptions
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 Run = Callable[..., list[Outcome]]
 
@@ -222,6 +228,31 @@ def test_h264_that_browsers_play(go: Run, clip) -> None:
         assert (codec.color_primaries, codec.color_trc) == (1, 1)
     data = Path("out/clip.overlay.mp4").read_bytes()
     assert 0 < data.index(b"moov") < data.index(b"mdat")  # plays before it is there in whole
+
+
+PLAY = """() => new Promise((done, failed) => {
+    const video = document.querySelector("video"), clock = [];
+    setTimeout(() => failed(video.error?.message ?? `stopped at ${video.currentTime} s`), 60000);
+    video.ontimeupdate = () => clock.push(video.currentTime);
+    video.onended = () => done([video.videoWidth, video.videoHeight, video.duration, clock]);
+    Object.assign(video, {muted: true, controls: false, currentTime: 0});
+    video.play();
+})"""
+
+
+def test_chromium_plays_it(go: Run, ranker: Ranker, page: Page) -> None:
+    pytest.importorskip("av")
+    for number in range(30):
+        cv2.imwrite(f"clip{number:02}.png", np.full((47, 63, 3), 8 * number, np.uint8))
+    go("clip%02d.png", kinds=("overlay",), select=Selection(rate=10))
+    page.goto(Path("out/clip.overlay.mp4").resolve().as_uri())
+    width, height, seconds, clock = page.evaluate(PLAY)
+    assert (width, height, seconds) == (64, 48, 3)
+    assert clock == sorted(clock) and clock[0] < clock[-1] == seconds
+    shown = cv2.imdecode(np.frombuffer(page.locator("video").screenshot(), np.uint8), 1)
+    last = np.full((47, 63, 3), 8 * 29, np.uint8)
+    expected = ranker(last).draw(last)[24, 32]
+    assert np.abs(shown[24, 32].astype(int) - expected).max() <= 4
 
 
 @pytest.mark.parametrize("size", [(48, 64), (720, 1280)])
