@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from rtsp import camera
 
 from dsgnn.runtime.frames import Ended, Frames, Selection, parse_raw
 from dsgnn.runtime.sources import Source, find_sources, video_source
@@ -172,6 +173,33 @@ def test_an_address_whose_connection_is_lost(server: str, clip: Path) -> None:
         for frame in Frames(video_source(f"{server}/half.avi"), Selection()):
             got.append(round(frame.image.mean() / 5))
     assert 5 < len(got) < 35 and got == list(range(len(got)))
+
+
+@pytest.fixture
+def transport_stream(place: Path) -> bytes:
+    """50 frames as in `clip`, as network cameras send them."""
+    path = str(place / "clip.ts")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), 25, (64, 48))
+    for number in range(50):
+        writer.write(np.full((48, 64, 3), 5 * number, np.uint8))
+    writer.release()
+    return Path(path).read_bytes()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_network_camera_that_dies(
+    transport_stream: bytes, hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real RTSP: the connection is closed, or stays open and nothing comes."""
+    monkeypatch.setattr("dsgnn.runtime.frames.TIMEOUT_MS", 2000)
+    with camera(transport_stream, hangs) as address:
+        frames = Frames(video_source(f"rtsp://me:secret@{address}/live"), Selection())
+        assert (frames.rate, frames.expected) == (25, 0)
+        got = []
+        with pytest.raises(Ended, match=r"the stream stopped after \d+ frames; what came is in"):
+            for frame in frames:
+                got.append(round(frame.image.mean() / 5))
+    assert len(got) > 40 and got == sorted(got)
 
 
 class Camera:
