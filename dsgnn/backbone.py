@@ -69,9 +69,9 @@ class Backbone(nn.Module):
         self.channels: list[int] = self.body.feature_info.channels()[-4:]
         self.channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
         self.frozen_norm = config.frozen_norm
-        if self.frozen_norm:
-            for module in self.batch_norms():
-                module.requires_grad_(False)
+        frozen = [self.body.get_submodule(name) for name in config.frozen]
+        for module in [*frozen, *(self.batch_norms() if self.frozen_norm else [])]:
+            module.requires_grad_(False)
         if self.is_swin:
             for module in self.modules():
                 if isinstance(module, SwinTransformerBlock):

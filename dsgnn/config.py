@@ -16,8 +16,8 @@ class Config:
     """One network and how it is trained.
 
     name: as given to the commands. backbone: a timm model name. backbone_options: keyword
-    arguments for `timm.create_model`. frozen_norm: BatchNorm statistics and affine terms stay as
-    loaded. size: S, longest side in pixels after the letterbox. queries: Q, the most objects.
+    arguments for `timm.create_model`. frozen_norm: BatchNorm statistics and affine terms of the
+    backbone stay as loaded. frozen: parts of the backbone whose weights do. size: S, longest side in pixels after the letterbox. queries: Q, the most objects.
     threshold: an object is kept when its score exceeds it. class_weights: [object, none] in the
     classification loss.
 
@@ -39,6 +39,7 @@ class Config:
     augmentation: str
     backbone_options: dict[str, Any] = field(default_factory=dict)
     frozen_norm: bool = False
+    frozen: tuple[str, ...] = ()
     width: int = 256
     pixel_decoder: str = "deformable"
     encoder_layers: int = 6
@@ -91,8 +92,8 @@ def config_from_dict(values: dict[str, Any]) -> Config:
         )
     options = {k: tuple(v) if isinstance(v, list) else v  # JSON has no tuples
                for k, v in values.get("backbone_options", {}).items()}  # fmt: skip
-    weights = tuple(values["class_weights"])
-    return Config(**{**values, "backbone_options": options, "class_weights": weights})
+    tuples = {name: tuple(values.get(name, ())) for name in ("class_weights", "frozen")}
+    return Config(**{**values, "backbone_options": options, **tuples})
 
 
 _R50_ASSR = Config(
@@ -120,12 +121,9 @@ _SWIN = {
 }
 
 _NANO = Config(
-    name="nano", backbone="resnet18", size=256, queries=6, threshold=0.5,
-    backbone_options={
-        "channels": (32, 64, 128, 256), "layers": (1, 2, 3, 2), "stem_type": "deep",
-        "stem_width": 12,
-    },
-    class_weights=(1.0, 0.5), augmentation="flip", width=96, pixel_decoder="fpn",
+    name="nano", backbone="efficientnet_lite0", backbone_options={"bn_eps": 1e-3},
+    frozen_norm=True, frozen=("conv_stem", "blocks.0", "blocks.1"), size=256, queries=6,
+    threshold=0.5, class_weights=(1.0, 0.5), augmentation="flip", width=96, pixel_decoder="fpn",
     layers=3, feedforward=384, seeds="peaks", texture=False, rank_loss="balanced",
 )  # fmt: skip
 

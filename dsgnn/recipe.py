@@ -67,8 +67,8 @@ class Recipe:
 
 PUBLISHED = Recipe()
 NANO = Recipe(
-    iterations=5_000, batch=12, learning_rate=1e-3, backbone_scale=1.0, clip=5.0, milestones=(),
-    warmup=0.04, points=2048, ema=0.999, sizes=((0.49, 160), (0.87, 224), (1.0, 256)),
+    iterations=4_400, batch=12, learning_rate=1e-3, backbone_scale=0.25, clip=5.0, milestones=(),
+    warmup=0.04, points=2048, ema=0.999, sizes=((0.55, 160), (0.9, 224), (1.0, 256)),
 )  # fmt: skip
 
 

@@ -106,6 +106,11 @@ def start(
         out.mkdir(parents=True, exist_ok=True)
         if resume:
             log.warning("%s: no run to resume here yet, starting it", out)
+        if config.frozen and not report:
+            log.warning(
+                "%s are not trained and start from random weights: --init brings a backbone's",
+                ", ".join(f"backbone.body.{name}" for name in config.frozen),
+            )
         if report:
             log.warning("%s", report)
             write_whole(out / "init.json", json.dumps(asdict(report), indent=1).encode())

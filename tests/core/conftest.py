@@ -35,6 +35,7 @@ def tiny_nano() -> Config:
     """nano's form: convolutions, peaks, no texture branch."""
     return replace(
         CONFIGS["nano"], name="tiny-nano", width=32, layers=1, feedforward=32, size=64, queries=3,
+        backbone="resnet18", frozen_norm=False, frozen=(),
         backbone_options={"channels": (8, 16, 16, 32), "layers": (1, 1, 1, 1)},
     )  # fmt: skip
 

