@@ -17,9 +17,9 @@ class Config:
 
     name: as given to the commands. backbone: a timm model name. backbone_options: keyword
     arguments for `timm.create_model`. frozen_norm: BatchNorm statistics and affine terms of the
-    backbone stay as loaded. frozen: parts of the backbone whose weights do. size: S, longest side in pixels after the letterbox. queries: Q, the most objects.
-    threshold: an object is kept when its score exceeds it. class_weights: [object, none] in the
-    classification loss.
+    backbone stay as loaded. frozen: parts of the backbone whose weights do. size: S, longest side
+    in pixels after the letterbox. queries: Q, the most objects. threshold: an object is kept when
+    its score exceeds it. class_weights: [object, none] in the classification loss.
 
     width: C, channels of every head. pixel_decoder: "deformable" (the published multi-scale
     deformable attention) or "fpn" (convolutions only). seeds: "learned" query vectors as

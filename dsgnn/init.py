@@ -1,4 +1,4 @@
-"""`--init`: start from weights that are there, ours, a COCO Mask2Former's, or an ImageNet backbone's.
+"""`--init`: start from weights that are there: ours, COCO Mask2Former's, an ImageNet backbone's.
 
 Forms, told apart by the names of the tensors:
 

@@ -71,9 +71,7 @@ def test_nano_warms_up_then_follows_a_cosine_through_its_sizes():
     ]  # fmt: skip
     assert PUBLISHED.size(100, 576) == 576
     shorter = replace(NANO, iterations=440)
-    assert [shorter.rate(i // 10) for i in (0, 2_288)] == pytest.approx(
-        [1 / 17.6, 0.5], abs=1e-3
-    )
+    assert [shorter.rate(i // 10) for i in (0, 2_288)] == pytest.approx([1 / 17.6, 0.5], abs=1e-2)
     assert NANO.decay(0) == 0.1 and NANO.decay(10**6) == NANO.ema
 
 
