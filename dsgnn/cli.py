@@ -85,8 +85,8 @@ def convert(source: Path, output: Path, config: str | None) -> None:
               help="Folder of the run, made if missing.")  # fmt: skip
 @click.option("--init", metavar="FILE", type=click.Path(exists=True, path_type=Path),
               help="Weights to start from: a checkpoint of dsgnn; COCO Mask2Former as the "
-              "detection framework's .pth or transformers' file or folder; or a backbone, as a file "
-              "of timm.")  # fmt: skip
+              "detection framework's .pth or transformers' file or folder; or a backbone as timm's "
+              "file.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with the run in RUN, exactly as if it had not "
               "stopped; start it if there is none.")  # fmt: skip
 @click.option("--amp", type=click.Choice(["off", "bf16", "fp16"]), default="off",
