@@ -6,6 +6,7 @@ Frame times are frame numbers over the frame rate.
 from __future__ import annotations
 
 import glob
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -48,7 +49,8 @@ class Selection:
                 f"--every and --max-frames must be at least 1, got {self.every} and "
                 f"{self.max_frames}"
             )
-        if self.start_s < 0 or (self.end_s is not None and self.end_s <= self.start_s):
+        end_s = math.inf if self.end_s is None else self.end_s
+        if not 0 <= self.start_s < end_s or math.isinf(self.end_s or 0):
             raise ValueError(
                 f"expected 0 ≤ --start < --end seconds, got {self.start_s} and {self.end_s}"
             )
@@ -150,6 +152,8 @@ class _Capture:
         self._live = source.is_live
         self._capture = _capture(source)
         if not self._capture.isOpened():
+            if source.path is not None and not source.path.open("rb").read(1):
+                raise ValueError("the file is empty (0 bytes)")
             what = {"camera": "no such camera, or another program uses it", "url": "no answer"}
             damaged = "no frame can be read: damaged, or no video that OpenCV decodes"
             raise ValueError(what.get(source.feed, damaged))

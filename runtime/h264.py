@@ -17,6 +17,7 @@ MISSING = (
 )
 # Constant quality; the preset keeps encoding well below the cost of inference.
 OPTIONS = {"crf": "20", "preset": "veryfast"}
+SLOWEST = 100_000  # seconds a frame; MP4 counts time in a 32-bit fraction
 # FFmpeg's numbers of H.273 colour descriptions.
 SMPTE170M, LIMITED, BT709 = 6, 1, 1
 
@@ -41,9 +42,8 @@ def h264_writer(
     width, height = size
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream(
-                "libx264", rate=Fraction(rate).limit_denominator(1001), options=OPTIONS
-            )
+            exact = Fraction(rate).limit_denominator(SLOWEST) or Fraction(1, SLOWEST)
+            stream = container.add_stream("libx264", rate=exact, options=OPTIONS)
             stream.width, stream.height = width + width % 2, height + height % 2
             stream.pix_fmt = "yuv420p"
             # Said in the file, or players guess by the size: FFmpeg converts from RGB by BT.601.

@@ -11,10 +11,11 @@ from dsgnn.runtime.save import Target
 
 
 class Earlier:
-    """The records of earlier runs in a folder; those of another model count for nothing."""
+    """The records of earlier runs in a folder; those of another model count for nothing, nor do
+    videos with other options."""
 
-    def __init__(self, out: Path, model: Mapping[str, Any]) -> None:
-        self._model = dict(model)
+    def __init__(self, out: Path, model: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        self._model, self._options = dict(model), dict(options)
         results = _load(out / "results.json")
         images = results.get("images", []) if results.get("model") == self._model else []
         self._images = {image["file"]: image for image in images if "error" not in image}
@@ -30,7 +31,8 @@ class Earlier:
             entry = self._images.get(source.shown)
             return entry if entry and _all_there(target, _pictures(target, entry)) else None
         summary = _load(target.path("summary.json"))
-        if summary.get("model") != self._model or not summary.get("complete"):
+        same = (summary.get("model"), summary.get("options")) == (self._model, self._options)
+        if not same or not summary.get("complete"):
             return None
         videos = [f"{kind}.mp4" for kind in ("overlay", "map") if kind in target.kinds]
         return summary if _all_there(target, [*videos, "frames.jsonl"]) else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections import Counter
-from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -32,8 +34,10 @@ from dsgnn.runtime.sources import Source
 from dsgnn.runtime.video import VideoOptions, rank_video
 
 STAGES = ("decode", "preprocess", "inference", "postprocess", "save")
+PLAIN = VideoOptions()
 # What spoils one source and not the run.
 FAILURES = (OSError, ValueError, cv2.error, MemoryError, BackendError)
+STOPS = ("SIGINT", "SIGTERM", "SIGHUP")  # as far as the system has them
 MANY = 3  # more images than this get a progress bar
 
 
@@ -72,15 +76,16 @@ class Summary:
             self.total_ms.update(outcome.timings_ms)
 
     def __str__(self) -> str:
-        text = f"{_count(self.images, 'image')} ranked, {_count(self.objects, 'object')}"
+        text = f"{counted(self.images, 'image')} ranked, {counted(self.objects, 'object')}"
         if self.images:
-            stages = (f"{stage} {self.total_ms[stage] / self.images:.1f}" for stage in STAGES)
+            timed = (stage for stage in STAGES if stage in self.total_ms)
+            stages = (f"{stage} {self.total_ms[stage] / self.images:.1f}" for stage in timed)
             text += f"; ms per image: {', '.join(stages)}"
         if self.skipped:
-            text += f"\n{_count(self.skipped, 'input')} skipped: done by an earlier run"
+            text += f"\n{counted(self.skipped, 'input')} skipped: done by an earlier run"
         if self.failures:
             names = ", ".join(outcome.source.shown for outcome in self.failures)
-            text += f"\n{_count(len(self.failures), 'input')} failed: {names}"
+            text += f"\n{counted(len(self.failures), 'input')} failed: {names}"
         return text
 
 
@@ -90,7 +95,7 @@ def run(
     out: Path,
     kinds: Collection[str] = ("overlay", "json"),
     palette: str = "assr",
-    video: VideoOptions | None = None,
+    video: VideoOptions = PLAIN,
     skip_existing: bool = False,
 ) -> Summary:
     """Rank all sources with a progress bar (many images, on a terminal); see `rank_sources`.
@@ -98,25 +103,57 @@ def run(
     Failures are named on standard error as they come. Raises FolderBusyError if another run is
     writing into `out`.
     """
+    counts = [_expected(source, video.select) for source in sources]
+    expected = sum(counts) if all(counts) else None
+    with claimed(out), stopped_once():
+        outcomes = rank_sources(ranker, sources, out, kinds, palette, video, skip_existing)
+        return follow(outcomes, expected)
+
+
+def follow(outcomes: Generator[Outcome, None, None], expected: int | None) -> Summary:
+    """Sum up the outcomes as they come, with a progress bar, and name the failures.
+
+    expected: how many there will be; None = not known. Closes the generator.
+    """
     from tqdm import tqdm
 
-    select = (video or VideoOptions()).select
-    counts = [_expected(source, select) for source in sources]
-    expected = sum(counts) if all(counts) else None
     hidden = True if expected is not None and expected <= MANY else None  # None: on a terminal only
     summary = Summary()
-    with (
-        claimed(out),
-        closing(
-            rank_sources(ranker, sources, out, kinds, palette, video, skip_existing)
-        ) as outcomes,
-    ):
+    with closing(outcomes):
         for outcome in tqdm(outcomes, total=expected, unit="image", disable=hidden):
             summary.add(outcome)
             if outcome.error:
                 with tqdm.external_write_mode(file=sys.stderr):
                     click.echo(f"{outcome.source.shown}: {outcome.error}", err=True)
     return summary
+
+
+@contextmanager
+def stopped_once() -> Iterator[None]:
+    """Make the first Ctrl-C, SIGTERM or closed terminal of the block raise KeyboardInterrupt.
+
+    Further ones are ignored while the files are finished, which takes seconds. What the process
+    ignores already (nohup) stays ignored. Other threads than the main one get no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in STOPS if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    heeded = [number for number in numbers if before[number] not in (signal.SIG_IGN, None)]
+
+    def stop(*_: object) -> None:
+        for number in heeded:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in heeded:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in heeded:
+            signal.signal(number, before[number])
 
 
 def silence_opencv() -> None:
@@ -140,7 +177,7 @@ def rank_sources(
     out: Path,
     kinds: Collection[str] = ("overlay", "json"),
     palette: str = "assr",
-    video: VideoOptions | None = None,
+    video: VideoOptions = PLAIN,
     skip_existing: bool = False,
 ) -> Generator[Outcome, None, None]:
     """Rank the sources one by one; yields an Outcome per image, per frame and per failed source.
@@ -151,13 +188,14 @@ def rank_sources(
     NAME.crop<rank>.png (transparent around the object; none for an empty mask), `json` results.json
     and for a video NAME.frames.jsonl and NAME.summary.json. A video's map is a video, its masks
     are NAME.masks/<frame>.mask<rank>.png, and it has no crops. video: how videos are ranked.
-    skip_existing: leave what an earlier run with the same model has done (needs `json`). A source
+    skip_existing: leave what an earlier run with the same model has done, a video only if the same
+    frames of it were ranked (needs `json`). A source
     that fails is listed in results.json with its error. Ctrl-C leaves results.json and the running
     video's files as far as they came. Raises OSError if results.json cannot be written, ValueError
     for skip_existing without `json`.
     """
     check_skip(skip_existing, kinds)
-    earlier = Earlier(out, ranker.describe()) if skip_existing else None
+    earlier = Earlier(out, ranker.describe(), video.to_dict()) if skip_existing else None
     inputs = frozenset(real_place(source.path) for source in sources if source.path)
     with ExitStack() as stack:
         record: Record = forget
@@ -173,22 +211,15 @@ def rank_sources(
                         record(entry)
                     yield Outcome(source, skipped=True)
                 elif source.is_video:
-                    for objects, timings_ms in rank_video(ranker, target, video or VideoOptions()):
+                    for objects, timings_ms in rank_video(ranker, target, video):
                         yield Outcome(source, objects, timings_ms)
                 else:
                     yield _rank_image(ranker, target, record)
             except FAILURES as error:
-                reason = _reason(error)
-                record(
-                    {
-                        "file": source.shown,
-                        "width": None,
-                        "height": None,
-                        "objects": [],
-                        "error": reason,
-                    }
-                )
-                yield Outcome(source, error=reason)
+                outcome = Outcome(source, error=reason(error))
+                nothing = {"width": None, "height": None, "objects": []}
+                record({"file": source.shown, **nothing, "error": outcome.error})
+                yield outcome
 
 
 def _rank_image(ranker: Ranker, target: Target, record: Record) -> Outcome:
@@ -219,7 +250,7 @@ def _expected(source: Source, select: Selection) -> int:
     return frames.expected
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """What happened, without the path, which the message names before it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -228,5 +259,6 @@ def _reason(error: BaseException) -> str:
     return str(error)
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """ "1 image", "2 images"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -26,7 +26,7 @@ SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
 NUMBERED = re.compile(r"%(0\d+)?d")
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"),
-    *(".mpg", ".mpeg", ".wmv", ".flv", ".3gp"),
+    *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv"),
 )
 # What is taken from folders; HEIC too, to be named as unreadable and not passed over.
 IMAGE_SUFFIXES = (
@@ -69,7 +69,7 @@ class Source:
 @dataclass(frozen=True)
 class Found:
     """sources: in the order given, folders sorted, none twice. passed_over: files in folders that
-    are neither images nor videos by their suffix."""
+    are neither images nor videos by their suffix, or no files."""
 
     sources: tuple[Source, ...]
     passed_over: int
@@ -92,23 +92,15 @@ def find_sources(arguments: Iterable[str], out: Path, raw: bool = False) -> Foun
             sources.append(Source(None, "stdin", feed="raw" if raw else ""))
         elif feed := _feed(argument):
             sources.append(feed)
-        elif not os.path.lexists(argument) and glob.has_magic(argument):
-            matches = [
-                match
-                for match in sorted(glob.glob(argument, recursive=True))
-                if not Path(match).resolve().is_relative_to(out.resolve())
-            ]
-            if not matches:
+        else:
+            paths = _matches(argument, out)
+            if not paths:
                 problem = f"nothing matches the pattern (what lies in {out} is not taken)"
                 sources.append(Source(_absolute(argument), argument, problem=problem))
-            for match in matches:
-                more, others = _expand(match, out)
+            for path in paths:
+                more, others = _expand(path, out)
                 sources += more
                 passed_over += others
-        else:
-            more, others = _expand(argument, out)
-            sources += more
-            passed_over += others
     once: dict[tuple[Path | None, str], Source] = {}
     for source in sources:
         key = (source.path, source.address)
@@ -126,14 +118,14 @@ def video_source(argument: str | Path | int) -> Source:
 
 
 def _listed(arguments: Iterable[str]) -> list[str]:
-    """The arguments, those of lists in the lists' places. Raises OSError or ValueError for a list
-    that cannot be read."""
+    """The arguments, those of lists in the lists' places. Raises OSError for a list that cannot be
+    read, ValueError for one that names nothing."""
     all_of_them: list[str] = []
     for argument in arguments:
         if not argument.lower().endswith(LIST_SUFFIX) or not os.path.isfile(argument):
             all_of_them.append(argument)
             continue
-        lines = Path(argument).read_text("utf-8-sig").splitlines()
+        lines = Path(argument).read_text("utf-8-sig", "surrogateescape").splitlines()
         names = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
         if not names:
             raise ValueError(f"the list {argument} names no source")
@@ -156,6 +148,17 @@ def _feed(argument: str) -> Source | None:
     if NUMBERED.search(os.path.basename(argument)):
         return Source(None, argument, feed="sequence", address=argument)
     return None
+
+
+def _matches(argument: str, out: Path) -> list[str]:
+    """What a pattern stands for, but for what lies in `out`; anything else stands for itself."""
+    if os.path.lexists(argument) or not glob.has_magic(argument):
+        return [argument]
+    return [
+        match
+        for match in sorted(glob.glob(argument, recursive=True))
+        if not Path(match).resolve().is_relative_to(out.resolve())
+    ]
 
 
 def _expand(argument: str, out: Path) -> tuple[list[Source], int]:
@@ -184,10 +187,12 @@ def _expand(argument: str, out: Path) -> tuple[list[Source], int]:
         for name in sorted(names):
             if name.startswith("."):
                 continue
-            if Path(name).suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
+            shown = os.path.join(folder, name)
+            known = Path(name).suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+            # A pipe or a device would be waited for; a broken link is named.
+            if not known or (os.path.exists(shown) and not os.path.isfile(shown)):
                 passed_over += 1
                 continue
-            shown = os.path.join(folder, name)
             depth = len(PurePath(os.path.relpath(shown, argument)).parts)
             sources.append(Source(_absolute(shown), shown, depth))
     if not sources:

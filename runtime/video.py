@@ -45,6 +45,18 @@ class VideoOptions:
         if self.show and sys.platform.startswith("linux") and not screen:
             raise ValueError("--show needs a screen: DISPLAY is not set here")
 
+    def to_dict(self) -> dict[str, Any]:
+        """What decides which frames are ranked and how; --skip-existing compares it."""
+        select = self.select
+        return {
+            "every": select.every,
+            "start_s": select.start_s,
+            "end_s": select.end_s,
+            "max_frames": select.max_frames,
+            "rate": select.rate,
+            "steady": self.steady,
+        }
+
 
 def writes_video(sources: Iterable[Source], kinds: Collection[str]) -> bool:
     """Whether a run writes any video file."""
@@ -89,7 +101,7 @@ def rank_video(
             except Ended as error:
                 problem = str(error)
     except (KeyboardInterrupt, GeneratorExit):
-        _write_summary(target, ranker, presence, complete=False)
+        _write_summary(target, ranker, options, presence, complete=False)
         raise
     finally:
         if options.show:
@@ -98,7 +110,7 @@ def rank_video(
         raise ValueError(
             problem or "it has no frame to rank: empty, or --start lies behind its end"
         )
-    _write_summary(target, ranker, presence, complete=not problem)
+    _write_summary(target, ranker, options, presence, complete=not problem)
     if problem:
         raise ValueError(problem)
 
@@ -188,12 +200,15 @@ def _rounded(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_summary(target: Target, ranker: Ranker, presence: Presence, complete: bool) -> None:
+def _write_summary(
+    target: Target, ranker: Ranker, options: VideoOptions, presence: Presence, complete: bool
+) -> None:
     """NAME.summary.json; complete: False for a video that was not ranked to its end."""
     if "json" not in target.kinds or not presence.frames:
         return
     head = {"schema": SUMMARY_SCHEMA, "model": ranker.describe(), "file": target.source.shown}
-    summary = {**head, "complete": complete, **presence.to_dict()}
+    how = {"options": options.to_dict(), "complete": complete}
+    summary = {**head, **how, **presence.to_dict()}
     write_whole(target.path("summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
 
 

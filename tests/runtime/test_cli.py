@@ -119,6 +119,14 @@ def test_a_folder_that_cannot_be_written_to(
     assert "the output folder out cannot be written to" in result.output
 
 
+@pytest.mark.skipif(not Path("/proc/1").is_dir(), reason="Linux has such a folder")
+def test_a_folder_of_the_system(place: Path, model: Path) -> None:
+    """Not even root may write there."""
+    result = call("photos", "--out", "/proc/1", "--model", model)
+    assert result.exit_code == 2
+    assert "the output folder /proc/1 cannot be written to" in result.output
+
+
 def test_help_names_every_kind_and_status() -> None:
     result = call("--help")
     assert result.exit_code == 0

@@ -13,9 +13,14 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rtsp import camera
 
+from dsgnn.runtime import run as run_module
 from dsgnn.runtime.cli import main
 from dsgnn.runtime.files import FolderBusyError, claimed
+from dsgnn.runtime.frames import Selection
+from dsgnn.runtime.run import stopped_once
+from dsgnn.runtime.sources import Source
 
 COMMAND = Path(sys.executable).with_name("dsgnn-run")
 H, W = 48, 64
@@ -69,14 +74,66 @@ def ranked(result: Result) -> int:
     return int(result.stdout.split()[0])
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"\0" * 5000])
-def test_no_video_at_all(go, data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty (0 bytes)"),
+        (b"hello", "no frame can be read: damaged, or no video that OpenCV decodes"),
+        (b"\0" * 5000, "no frame can be read: damaged, or no video that OpenCV decodes"),
+    ],
+)
+def test_no_video_at_all(go, data: bytes, reason: str) -> None:
     Path("clip.mp4").write_bytes(data)
     result = go("clip.mp4")
     assert result.exit_code == 1 and files() == ["results.json"]
-    assert "clip.mp4: no frame can be read: damaged, or no video that OpenCV decodes" in (
-        result.output
-    )
+    assert f"clip.mp4: {reason}\n" in result.output
+
+
+def test_streams_of_no_length(go) -> None:
+    """A pipe that closes at once, and a camera that takes the call and says nothing."""
+    result = go("-", "--raw", f"{W}x{H}")
+    assert result.exit_code == 1 and files() == ["results.json"]
+    assert "stdin: it has no frame to rank: empty, or --start lies behind its end" in result.output
+    with camera(b"") as address:
+        result = go(f"rtsp://{address}/live")
+    assert result.exit_code == 1 and files() == ["results.json"]
+    assert f"rtsp://{address}/live: no answer" in result.output
+
+
+def test_a_video_that_is_gone(go, clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deleted while it waited for its turn; OpenCV would only say that it cannot open it."""
+    clip("clip.avi")
+    expected = run_module._expected
+
+    def count_and_delete(source: Source, select: Selection) -> int:
+        count = expected(source, select)
+        source.path.unlink()
+        return count
+
+    monkeypatch.setattr(run_module, "_expected", count_and_delete)
+    result = go("clip.avi")
+    assert result.exit_code == 1 and files() == ["results.json"]
+    assert "clip.avi: No such file or directory" in result.output
+
+
+def test_frames_of_changing_size(go, scene) -> None:
+    """Images: named, and what came before is kept. In a stream OpenCV scales to the first size."""
+    for number, size in enumerate([(48, 64), (48, 64), (64, 48)]):
+        cv2.imwrite(f"shot{number}.png", scene(*size)[..., ::-1])
+    result = go("shot%d.png", "--rate", "10")
+    assert result.exit_code == 1 and "frame 2 is 48×64, the video began with 64×48" in result.output
+    assert len(Path("out/shot.frames.jsonl").read_text().splitlines()) == 2
+    parts = b""
+    for size in ((64, 48), (80, 80)):
+        writer = cv2.VideoWriter("part.ts", cv2.VideoWriter.fourcc(*"mp4v"), 25, size)
+        for _ in range(25):
+            writer.write(scene(*size[::-1]))
+        writer.release()
+        parts += Path("part.ts").read_bytes()
+    Path("both.ts").write_bytes(parts)
+    assert ranked(go("both.ts")) > 30
+    lines = Path("out/both.frames.jsonl").read_text().splitlines()
+    assert {(line["width"], line["height"]) for line in map(json.loads, lines)} == {(64, 48)}
 
 
 def test_an_mp4_cut_short(go, clip) -> None:
@@ -186,16 +243,16 @@ def test_two_runs_into_one_folder(go, photos) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_a_stream_stalls(model: Path, photo: np.ndarray, number: int) -> None:
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_a_stream_stalls(model: Path, photo: np.ndarray, number: str) -> None:
     """The frames that came are in whole files, though the pipe stays open and silent."""
     command = [COMMAND, "-", "--raw", f"{W}x{H}", "--rate", "5", "--out", "out", "--model", model]
     run = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # Shells let what they start in the background ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # Shells let what they start in the background ignore Ctrl-C, and nohup the other.
+        preexec_fn=lambda: signal.signal(getattr(signal, number), signal.SIG_DFL),
     )
     for _ in range(7):
         run.stdin.write(photo.tobytes())
@@ -208,7 +265,7 @@ def test_a_signal_while_a_stream_stalls(model: Path, photo: np.ndarray, number: 
     while lines() < 7 and time.monotonic() < deadline:
         assert run.poll() is None, run.stderr.read()
         time.sleep(0.05)
-    run.send_signal(number)
+    run.send_signal(getattr(signal, number))
     assert run.wait(60) == 1
     said = run.stderr.read().decode()
     run.stdin.close()
@@ -241,6 +298,35 @@ def test_skipping_what_was_done(go, photos, clip) -> None:
     other = go("photos", "clip.avi", *save, "--skip-existing", "--threshold", "0.3")
     assert ranked(other) == 13  # another model, to its results
     assert ranked(go("photos", "clip.avi", *save)) == 13
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+def test_an_impatient_second_signal_changes_nothing() -> None:
+    """Nor does one that is ignored from outside, as nohup does; afterwards all is as before."""
+    settings = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_IGN}
+    before = {number: signal.signal(number, one) for number, one in settings.items()}
+    steps = []
+    with pytest.raises(KeyboardInterrupt), stopped_once():
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+            steps.append("goes on")
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append("is too late")
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            steps.append("finished")
+    assert steps == ["goes on", "finished"]
+    assert {number: signal.signal(number, before[number]) for number in settings} == settings
+
+
+def test_other_frames_of_a_video_are_not_done(go, clip) -> None:
+    clip("clip.avi")
+    assert ranked(go("clip.avi", "--max-frames", "3")) == 3
+    assert ranked(go("clip.avi", "--max-frames", "3", "--skip-existing")) == 0
+    for change in ((), ("--every", "2"), ("--start", "0.2"), ("--end", "0.5"), ("--no-steady",)):
+        assert ranked(go("clip.avi", "--skip-existing", *change)) > 3
+        assert ranked(go("clip.avi", "--skip-existing", *change)) == 0
 
 
 def test_an_interrupted_video_is_not_done(go, clip) -> None:

@@ -1,5 +1,6 @@
 """Which files a run takes, and names that never meet."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,15 @@ def test_linked_folders_are_not_followed(tree: Path) -> None:
     assert names("b") == {"b/photo.heic": "photo", "b/x.jpg": "x"}
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such pipes")
+def test_a_pipe_in_a_folder_is_not_waited_for(tree: Path) -> None:
+    os.mkfifo("b/live.jpg")
+    (tree / "b/broken.jpg").symlink_to("gone.jpg")
+    assert set(names("b")) == {"b/photo.heic", "b/x.jpg", "b/broken.jpg"}
+    assert find_sources(["b"], tree / "out").passed_over == 1
+    assert names("b/live.jpg") == {"b/live.jpg": "live"}  # asked for, as <(command) is
+
+
 def test_a_folder_that_cannot_be_listed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def walk(top, onerror):
         onerror(PermissionError(13, "Permission denied", "b/secret"))
@@ -204,6 +214,9 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("camera 0", False),
         ("missing.png", True),
     ]
+    Path("list.txt").write_bytes(b"caf\xe9.png\r\n")  # a name that is not Unicode
+    (source,) = find_sources(["list.txt"], Path("out")).sources
+    assert os.fsencode(source.path.name) == b"caf\xe9.png"
     Path("list.txt").write_text("# nothing\n")
     with pytest.raises(ValueError, match=r"the list list.txt names no source"):
         find_sources(["list.txt"], Path("out"))

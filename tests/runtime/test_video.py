@@ -255,6 +255,18 @@ def test_chromium_plays_it(go: Run, ranker: Ranker, page: Page) -> None:
     assert np.abs(shown[24, 32].astype(int) - expected).max() <= 4
 
 
+@pytest.mark.parametrize("rate", [25.0, 29.97, 24000 / 1001, 999.9, 25 / 30_000])
+def test_h264_keeps_the_rate(rate: float) -> None:
+    """The last: a frame every 20 minutes."""
+    av = pytest.importorskip("av")
+    with h264_writer(Path("clip.mp4"), rate, (64, 48)) as write:
+        write(np.zeros((48, 64, 3), np.uint8))
+        write(np.zeros((48, 64, 3), np.uint8))
+    with av.open("clip.mp4") as video:
+        stream = video.streams.video[0]
+        assert float(stream.duration * stream.time_base) == pytest.approx(2 / rate, rel=1e-3)
+
+
 @pytest.mark.parametrize("size", [(48, 64), (720, 1280)])
 def test_h264_keeps_the_colours(size: tuple[int, int]) -> None:
     av = pytest.importorskip("av")
