@@ -149,7 +149,6 @@ class _Capture:
     """What OpenCV opens: a file, a URL or a camera."""
 
     def __init__(self, source: Source, rate: float | None) -> None:
-        self._live = source.is_live
         self._capture = _capture(source)
         if not self._capture.isOpened():
             if source.path is not None and not source.path.open("rb").read(1):
@@ -160,6 +159,8 @@ class _Capture:
         told = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = told if 0 < told < 1000 else rate or DEFAULT_RATE
         self.declared = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        # Cameras serve HTTP too; a file that is served tells its length.
+        self._live = source.is_live or (source.feed == "url" and not self.declared)
 
     def grab(self) -> bool:
         return self._capture.grab()

@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import click
 import cv2
@@ -30,6 +31,7 @@ from dsgnn.runtime.save import (
     results_file,
     save_image,
 )
+from dsgnn.runtime.sheet import Sheets
 from dsgnn.runtime.sources import Source
 from dsgnn.runtime.video import VideoOptions, rank_video
 
@@ -166,9 +168,11 @@ def silence_opencv() -> None:
 
 
 def check_skip(skip_existing: bool, kinds: Collection[str]) -> None:
-    """Raise ValueError unless what `skip_existing` reads is also written."""
+    """Raise ValueError unless what `skip_existing` reads is written, and nothing needs all images."""
     if skip_existing and "json" not in kinds:
         raise ValueError("--skip-existing reads what was done from the json files: --save json too")
+    if skip_existing and "sheet" in kinds:
+        raise ValueError("a sheet shows all images of a run: leave out --skip-existing, or sheet")
 
 
 def rank_sources(
@@ -186,13 +190,14 @@ def rank_sources(
     all, replacing one of its name. kinds: some of `overlay` NAME.overlay.jpg (.mp4 for a video),
     `map` NAME.map.png (greys of `palette`), `masks` NAME.mask<rank>.png (0 and 255), `crops`
     NAME.crop<rank>.png (transparent around the object; none for an empty mask), `json` results.json
-    and for a video NAME.frames.jsonl and NAME.summary.json. A video's map is a video, its masks
-    are NAME.masks/<frame>.mask<rank>.png, and it has no crops. video: how videos are ranked.
-    skip_existing: leave what an earlier run with the same model has done, a video only if the same
-    frames of it were ranked (needs `json`). A source
-    that fails is listed in results.json with its error. Ctrl-C leaves results.json and the running
-    video's files as far as they came. Raises OSError if results.json cannot be written, ValueError
-    for skip_existing without `json`.
+    and for a video NAME.frames.jsonl and NAME.summary.json, `sheet` all images on one page, see
+    `Sheets`. A video's map is a video, its masks are NAME.masks/<frame>.mask<rank>.png, and it has
+    no crops and no place on the sheet. video: how videos are ranked. skip_existing: leave what an
+    earlier run with the same model has done, a video only if the same frames of it were ranked
+    (needs `json`, and no `sheet`). A source that fails is listed in results.json with its error.
+    Ctrl-C leaves results.json, the sheet and the running video's files as far as they came. Raises
+    OSError if results.json or the sheet cannot be written, ValueError for skip_existing with the
+    wrong kinds.
     """
     check_skip(skip_existing, kinds)
     earlier = Earlier(out, ranker.describe(), video.to_dict()) if skip_existing else None
@@ -201,6 +206,7 @@ def rank_sources(
         record: Record = forget
         if "json" in kinds:
             record = stack.enter_context(results_file(out / "results.json", ranker.describe()))
+        sheets = stack.enter_context(Sheets(out)) if "sheet" in kinds else None
         for source in sources:
             target = Target(out, source, kinds, palette, inputs)
             try:
@@ -214,15 +220,15 @@ def rank_sources(
                     for objects, timings_ms in rank_video(ranker, target, video):
                         yield Outcome(source, objects, timings_ms)
                 else:
-                    yield _rank_image(ranker, target, record)
+                    yield _rank_image(ranker, target, record, sheets)
             except FAILURES as error:
                 outcome = Outcome(source, error=reason(error))
-                nothing = {"width": None, "height": None, "objects": []}
+                nothing: dict[str, Any] = {"width": None, "height": None, "objects": []}
                 record({"file": source.shown, **nothing, "error": outcome.error})
                 yield outcome
 
 
-def _rank_image(ranker: Ranker, target: Target, record: Record) -> Outcome:
+def _rank_image(ranker: Ranker, target: Target, record: Record, sheets: Sheets | None) -> Outcome:
     start = perf_counter()
     path = target.source.path
     photo = read_image(sys.stdin.buffer.read() if path is None else path)
@@ -230,6 +236,8 @@ def _rank_image(ranker: Ranker, target: Target, record: Record) -> Outcome:
     ranking = ranker(photo)
     start = perf_counter()
     save_image(ranking, photo, target)
+    if sheets:
+        sheets.add(ranking.draw(photo), target.source.shown)
     if "json" in target.kinds:
         record({"file": target.source.shown, **ranking.to_dict()})
     timings = {**ranking.timings_ms, "decode": decode_ms, "save": 1e3 * (perf_counter() - start)}

@@ -62,7 +62,7 @@ class Source:
 
     @property
     def is_live(self) -> bool:
-        """True for what does not end by itself."""
+        """True for what does not end by itself, as far as the name tells."""
         return self.feed == "camera" or self.address.startswith(("rtsp", "rtmp", "udp", "srt"))
 
 
@@ -83,11 +83,15 @@ def find_sources(arguments: Iterable[str], out: Path, raw: bool = False) -> Foun
     all these on each line ("#" begins a comment). A file of the name given always comes first.
     Folders are searched with their sub-folders, but for hidden files and linked folders.
     What lies in `out` is never taken from a folder or a pattern. An argument that leads to nothing
-    becomes a source with a problem. Raises ValueError if `out` itself is given as a source.
+    becomes a source with a problem. Raises ValueError if `out` itself is given as a source, and
+    for raw without "-".
     """
     sources: list[Source] = []
     passed_over = 0
-    for argument in _listed(arguments):
+    names = _listed(arguments)
+    if raw and STDIN not in names:
+        raise ValueError(f"--raw is the size of frames on standard input: give {STDIN} as a source")
+    for argument in names:
         if argument == STDIN:
             sources.append(Source(None, "stdin", feed="raw" if raw else ""))
         elif feed := _feed(argument):

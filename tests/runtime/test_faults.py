@@ -356,6 +356,7 @@ def test_video_options_reach_the_run(go, clip) -> None:
         (("--every", "0"), "--every and --max-frames must be at least 1"),
         (("--batch", "0"), "--batch must be at least 1, got 0"),
         (("--raw", "big"), "--raw takes WIDTHxHEIGHT"),
+        (("--raw", "64x48"), "--raw is the size of frames on standard input: give - as a source"),
     ):
         result = go("clip.avi", *wrong)
         assert result.exit_code == 2 and message in result.output

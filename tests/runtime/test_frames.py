@@ -146,6 +146,15 @@ def server(place: Path) -> Iterator[str]:
             pass
 
         def do_GET(self) -> None:
+            if self.path == "/camera":
+                self.send_response(200)
+                self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+                self.end_headers()
+                for number in range(20):
+                    data = cv2.imencode(".jpg", np.full((48, 64, 3), 5 * number, np.uint8))[1]
+                    self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\n")
+                    self.wfile.write(b"Content-Length: %d\r\n\r\n%b\r\n" % (len(data), bytes(data)))
+                return
             if self.path != "/half.avi":
                 return super().do_GET()
             data = (place / "clip.avi").read_bytes()
@@ -177,6 +186,14 @@ def test_an_address_whose_connection_is_lost(server: str, clip: Path) -> None:
         for frame in Frames(video_source(f"{server}/half.avi"), Selection()):
             got.append(round(frame.image.mean() / 5))
     assert 5 < len(got) < 35 and got == list(range(len(got)))
+
+
+def test_an_http_camera_that_dies(server: str) -> None:
+    got = []
+    with pytest.raises(Ended, match="the stream stopped after 20 frames; what came is in place"):
+        for frame in Frames(video_source(f"{server}/camera"), Selection()):
+            got.append(round(frame.image.mean() / 5))
+    assert got == list(range(20))
 
 
 @pytest.fixture
