@@ -25,7 +25,10 @@ DTYPES = {
 
 
 class OnnxRuntime(Backend):
-    """A session whose `infer` is thread-safe (ONNX Runtime's `run` is)."""
+    """A session whose `infer` is thread-safe (ONNX Runtime's `run` is).
+
+    Memory on a device is used again: the provider's arena keeps what a call gave back.
+    """
 
     name = "onnxruntime"
 

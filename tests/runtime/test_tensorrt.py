@@ -34,7 +34,7 @@ class Cuda:
         self.memory: dict[int, np.ndarray] = {}
         self.calls: list[str] = []
         self.recording: list | None = None
-        self.devices, self.sm, self.streams = 1, (8, 9), 0
+        self.devices, self.sm, self.streams, self.mallocs = 1, (8, 9), 0, 0
 
     def cudaGetDeviceCount(self):
         return (0, self.devices) if self.devices else (SimpleNamespace(name="NoDevice"), 0)
@@ -58,6 +58,7 @@ class Cuda:
         return (0,)
 
     def cudaMalloc(self, size):
+        self.mallocs += 1
         block = np.zeros(size, np.uint8)
         self.memory[block.ctypes.data] = block
         return 0, block.ctypes.data
@@ -217,6 +218,10 @@ def test_declares_and_computes(cuda: Cuda, tmp_path: Path) -> None:
         check(backend.infer(images(batch, value)), batch, value)
     check(first, 1, 7)  # results stay when the next call comes
     assert len(cuda.memory) == 4  # buffers grow, they do not pile up
+    made = cuda.mallocs
+    for batch, value in ((4, 40), (1, 50), (4, 60)):
+        check(backend.infer(images(batch, value)), batch, value)
+    assert cuda.mallocs == made == 8  # and what is large enough is used again
     with pytest.raises(BackendError, match="the engine takes batches of 1 to 4, got 5"):
         backend.infer(images(5, 1))
 
