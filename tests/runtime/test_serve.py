@@ -1,0 +1,424 @@
+"""dsgnn-serve: the application over HTTP without Ray, the worker, and the whole for real."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from serving import Direct, send, serving
+
+from dsgnn.runtime import Ranker
+from dsgnn.runtime.listen import bind
+from dsgnn.runtime.serve import Limits, WorkersLost, negotiate
+from dsgnn.runtime.serve_cli import main
+from dsgnn.runtime.worker import BATCH, Refused, Reply, Together, Worker, choose_batch
+
+Place = tuple[str, int]
+
+pytest.importorskip("uvicorn")
+
+
+def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
+    return cv2.imencode(suffix, image[..., ::-1])[1].tobytes()
+
+
+def form(data: bytes, name: str = "photo.png", field: str = "photo") -> tuple[bytes, str]:
+    """A multipart body with one file, and its Content-Type."""
+    head = f'--x\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'
+    return head.encode() + data + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"
+
+
+def said(body: bytes) -> str:
+    return json.loads(body)["error"]
+
+
+@pytest.fixture
+def data(photo: np.ndarray) -> bytes:
+    return encoded(photo)
+
+
+@pytest.fixture
+def place(model: Path) -> Iterator[Place]:
+    with serving(Direct(model), Limits(max_bytes=100_000)) as address:
+        yield address
+
+
+class Slow:
+    """Workers that hold what they get until `go` is set, and count what was cancelled."""
+
+    def __init__(self) -> None:
+        self.model = {"file": "slow"}
+        self.go = threading.Event()
+        self.arrived, self.cancelled = 0, 0
+
+    async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
+        self.arrived += 1
+        try:
+            while not self.go.is_set():
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return Reply(b"{}", {"decode": 1.0}, 1)
+
+    async def ready(self) -> bool:
+        return self.go.is_set()
+
+
+class Failing:
+    model = {"file": "failing"}
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
+        raise self.error
+
+    async def ready(self) -> bool:
+        raise self.error
+
+
+def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("accept", "media"),
+    [
+        ("*/*", "application/json"),
+        ("application/json", "application/json"),
+        ("image/png", "image/png"),
+        ("image/*", "image/jpeg"),
+        ("text/html, image/avif, image/*;q=0.5, */*;q=0.1", "image/jpeg"),
+        ("image/png;q=0.9, image/jpeg;q=0.8, application/json;q=0.1", "image/png"),
+        ("image/*, image/jpeg;q=0", "image/png"),
+        ("application/json;q=0, */*", "image/jpeg"),
+        ("application/json;charset=utf-8;q=0.1, IMAGE/PNG ; Q=0.2", "image/png"),
+        ("image/png;q=high, image/jpeg", "image/jpeg"),
+        ("text/html", None),
+        ("application/*;q=0", None),
+        ("nonsense", None),
+    ],
+)
+def test_negotiation(accept: str, media: str | None) -> None:
+    assert negotiate(accept) == media
+
+
+def test_the_answers_are_the_direct_calls(
+    place: Place, data: bytes, ranker: Ranker, photo: np.ndarray
+) -> None:
+    direct = ranker(data)
+    status, headers, body = send(place, data)
+    results = json.loads(body)
+    assert status == 200 and headers["Content-Type"] == "application/json"
+    assert results["schema"] == "dsgnn.results/1" and results["model"] == ranker.describe()
+    assert results["images"] == [{"file": "photo", **direct.to_dict()}]
+    assert re.search(r"decode;dur=[\d.]+.*inference;dur=", headers["Server-Timing"])
+
+    body, kind = form(data, "a cat.png")
+    status, headers, body = send(place, body, Content_Type=kind)
+    assert status == 200
+    assert json.loads(body)["images"] == [{"file": "a cat.png", **direct.to_dict()}]
+
+    status, headers, body = send(place, data, Accept="image/png")
+    assert status == 200 and headers["Content-Type"] == "image/png"
+    grey = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(grey, direct.rank_map())
+
+    status, headers, body = send(place, data, Accept="image/jpeg")
+    assert status == 200 and headers["Content-Type"] == "image/jpeg"
+    assert body == cv2.imencode(".jpg", direct.draw(photo)[..., ::-1], [1, 92])[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "message"),
+    [
+        (b"", {}, 400, "expected a photo in the request's body, got 0 bytes"),
+        (b"no photo", {}, 415, "it is not an image (JPEG, PNG, "),
+        (b"%PDF-1.7", {"Content_Type": "image/png"}, 415, "it is not an image"),
+        (b"\x89PNG\r\n\x1a\n cut", {}, 422, "the PNG data is damaged or cut short (12 bytes)"),
+        (bytes(100_001), {}, 413, "at most 100,000 bytes (--max-bytes), got 100,001"),
+        (iter([bytes(99_999)] * 2), {}, 413, "got 199,998 and more"),
+        (b"x", {"Accept": "text/html"}, 406, "image/jpeg or image/png, got text/html"),
+        (b"x", {"Content_Type": "multipart/form-data"}, 400, "boundary"),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--\r\n',
+            {"Content_Type": "multipart/form-data; boundary=x"},
+            400,
+            "expected one file in the form, got the fields a",
+        ),
+        (
+            form(b"1")[0].replace(b"--x--\r\n", b"") + form(b"2")[0],
+            {"Content_Type": form(b"")[1]},
+            400,
+            "Too many files",
+        ),
+    ],
+)
+def test_what_is_refused(
+    place: Place, data: bytes, body: Any, headers: dict[str, str], status: int, message: str
+) -> None:
+    got, sent, answer = send(place, body, **headers)
+    assert (got, sent["Content-Type"]) == (status, "application/json")
+    assert json.loads(answer)["status"] == status and message in said(answer)
+    assert send(place, data)[0] == 200
+
+
+def test_other_addresses(place: Place) -> None:
+    status, headers, body = send(place, path="/rank", method="GET")
+    assert status == 405 and headers["Allow"] == "POST" and "expected POST /rank" in said(body)
+    assert send(place, path="/nothing", method="GET")[0] == 404
+    assert json.loads(send(place, path="/health", method="GET")[2]) == {"status": "ok"}
+    status, _, body = send(place, path="/ready", method="GET")
+    assert status == 200 and json.loads(body)["model"] == {"file": "colours.onnx"}
+
+
+def test_a_full_server(data: bytes) -> None:
+    slow = Slow()
+    limits = Limits(max_requests=2)
+    with serving(slow, limits) as place, ThreadPoolExecutor(2) as pool:
+        assert send(place, path="/ready", method="GET")[0] == 503  # the workers are not
+        held = [pool.submit(send, place, data) for _ in range(2)]
+        until(lambda: slow.arrived == 2)
+        status, headers, body = send(place, data)
+        assert status == 503 and int(headers["Retry-After"]) >= 1
+        assert said(body).startswith("the server holds 2 requests, as many as it takes")
+        assert send(place, path="/health", method="GET")[0] == 200
+        slow.go.set()
+        assert [answer.result()[0] for answer in held] == [200, 200]
+        assert send(place, data)[0] == 200
+        assert send(place, path="/ready", method="GET")[0] == 200
+
+
+def test_no_ranking_in_time(data: bytes) -> None:
+    slow = Slow()
+    with serving(slow, Limits(timeout_s=0.2)) as place:
+        status, _, body = send(place, data)
+        assert status == 504 and "expected a ranking within 0.2 s" in said(body)
+        until(lambda: slow.cancelled == 1)
+
+
+def test_a_photo_that_comes_too_slowly() -> None:
+    with (
+        serving(Slow(), Limits(timeout_s=0.2)) as place,
+        socket.create_connection(place) as client,
+    ):
+        client.sendall(b"POST /rank HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+        answer = client.recv(10_000)
+        assert answer.startswith(b"HTTP/1.1 408 ") and b"whole photo within 0.2 s" in answer
+
+
+def test_a_client_that_leaves(data: bytes) -> None:
+    """In the middle of its photo, or of the wait: its place is free again."""
+    slow = Slow()
+    head = b"POST /rank HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data)
+    with serving(slow, Limits(max_requests=1)) as place:
+
+        def metrics() -> bytes:
+            return send(place, path="/metrics", method="GET")[2]
+
+        for part in (data[:50], data):
+            with socket.create_connection(place) as client:
+                client.sendall(head + part)
+                until(lambda: b"dsgnn_requests_held 1.0" in metrics())
+            until(lambda: b"dsgnn_requests_held 0.0" in metrics())
+        assert (slow.arrived, slow.cancelled) == (1, 1)
+        assert b'dsgnn_requests_total{answer="json",status="499"} 2.0' in metrics()
+
+
+def test_workers_that_fail(data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(Failing(WorkersLost("the worker was lost (ActorDiedError)"))) as place:
+        status, headers, body = send(place, data)
+        assert status == 503 and headers["Retry-After"] == "1"
+        assert said(body) == "the worker was lost (ActorDiedError): send the photo again"
+        assert send(place, path="/ready", method="GET")[0] == 503
+    with serving(Failing(KeyError("secret"))) as place:
+        status, _, body = send(place, data)
+        assert status == 500 and b"secret" not in body
+    assert "secret" in caplog.text
+
+
+def test_metrics(place: Place, data: bytes) -> None:
+    send(place, data, Accept="image/png")
+    send(place, b"no photo")
+    text = send(place, path="/metrics", method="GET")[2].decode()
+    for line in (
+        'dsgnn_requests_total{answer="map",status="200"} 1.0',
+        'dsgnn_requests_total{answer="json",status="415"} 1.0',
+        "dsgnn_requests_held 0.0",
+        "dsgnn_request_seconds_count 1.0",
+        'dsgnn_stage_seconds_count{stage="inference"} 1.0',
+        "dsgnn_batch_photos_sum 1.0",
+    ):
+        assert line in text
+    assert re.search(r'^dsgnn_model{.*file="colours.onnx".*} 1.0$', text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["max_bytes", "max_pixels", "max_requests", "timeout_s"])
+def test_limits_are_positive(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+        Limits(**{name: 0})
+
+
+def test_photos_gather_while_a_batch_runs() -> None:
+    batches: list[list[int]] = []
+    first = threading.Event()
+
+    def rank(photos: list[Any]) -> list[Any]:
+        batches.append(photos)
+        if len(batches) == 1:
+            assert first.wait(60)
+        if 5 in photos:
+            raise ValueError(f"five in {photos}")
+        return [10 * photo for photo in photos]
+
+    async def calls_come() -> list[Any]:
+        together = Together(rank, 3)
+        calls = [asyncio.create_task(together(photo)) for photo in (0,)]
+        await asyncio.sleep(0.05)
+        calls += [asyncio.create_task(together(photo)) for photo in range(1, 8)]
+        await asyncio.sleep(0.05)
+        calls[2].cancel()  # waiting: is left out
+        calls[0].cancel()  # being ranked: its answer goes nowhere
+        first.set()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        return [*answers, await together(9)]  # goes on after all were done
+
+    answers = asyncio.run(calls_come())
+    assert batches == [[0], [1, 3, 4], [5, 6, 7], [5], [6], [7], [9]]
+    assert answers[1] == (10, 3) and answers[6] == (60, 1) and answers[8] == (90, 1)
+    assert [type(answers[n]) for n in (0, 2)] == [asyncio.CancelledError] * 2
+    assert str(answers[5]) == "five in [5]"
+
+
+def test_the_batch_fits_the_model(ranker: Ranker) -> None:
+    assert choose_batch(None, ranker) == BATCH and choose_batch(7, ranker) == 7
+    ranker.backend.max_batch = 8  # as an engine's profile says
+    assert choose_batch(None, ranker) == 8 and choose_batch(7, ranker) == 7
+    for asked in (0, 9):
+        with pytest.raises(ValueError, match=rf"expected a batch of 1 to 8 .* got {asked}"):
+            choose_batch(asked, ranker)
+
+
+def test_a_model_that_cannot_be_loaded_is_told() -> None:
+    worker = Worker({"model": Path("missing.onnx")}, None, 1)
+    assert "missing.onnx" in asyncio.run(worker.describe())["error"]
+
+
+def test_wrong_use() -> None:
+    def refused(*arguments: str) -> str:
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2, result.output
+        return " ".join(result.output.split())
+
+    assert "max_bytes must be positive, got 0" in refused("--max-bytes", "0")
+    assert "--replicas must be at least 1, got 0" in refused("--replicas", "0", "--port", "0")
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert f"cannot listen on 127.0.0.1 port {port}: " in refused("--port", port)
+    assert "cannot listen on 192.0.2.1" in refused("--host", "192.0.2.1", "--port", "0")
+
+
+def start(tmp_path: Path, *options: str | Path) -> tuple[subprocess.Popen[bytes], Path]:
+    """dsgnn-serve on a free port of loopback, and the file it writes to."""
+    log = tmp_path / "log"
+    command = [Path(sys.executable).with_name("dsgnn-serve"), "--port", "0", *options]
+    with log.open("wb") as file:
+        home = {**os.environ, "HOME": str(tmp_path)}  # Ray keeps its token there
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=home)
+    return process, log
+
+
+def test_for_real(
+    tmp_path: Path, model: Path, ranker: Ranker, scene: Callable[..., np.ndarray]
+) -> None:
+    """One start of dsgnn-serve with Ray: many at once, what is refused, and the end."""
+    pytest.importorskip("ray")
+    process, log = start(tmp_path, "--model", model, "--threads", "1", "--max-pixels", "4000000")
+    try:
+        until_listening = re.compile(r"listening on http://127\.0\.0\.1:(\d+)/")
+        end = time.monotonic() + 300
+        while not (found := until_listening.search(log.read_text())):
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+        place = ("127.0.0.1", int(found[1]))
+        assert send(place, path="/ready", method="GET")[0] == 200
+
+        photos = [  # 64 of different sizes, with what moves and grows in them
+            encoded(
+                scene(
+                    48 + n % 9,
+                    64 + n % 7,
+                    red=(2, 2, 8 + n % 32, 34),
+                    blue=(4, 40, 12 + n // 4, 60),
+                )
+            )
+            for n in range(64)
+        ]
+        direct = [ranker(data).to_dict() for data in photos]
+        assert len({json.dumps(answer) for answer in direct}) == 64
+        with ThreadPoolExecutor(64) as pool:
+            answers = list(pool.map(lambda data: send(place, data, timeout_s=300), photos))
+        assert [status for status, _, _ in answers] == [200] * 64
+        for (_, _, body), expected in zip(answers, direct, strict=True):
+            (image,) = json.loads(body)["images"]
+            for item, wanted in zip(image.pop("objects"), expected.pop("objects"), strict=True):
+                for name in ("saliency", "score"):  # a batch of four rounds otherwise than one
+                    assert item.pop(name) == pytest.approx(wanted.pop(name), abs=1e-6)
+                assert item == wanted
+            assert image == {"file": "photo", **expected}
+        metrics = send(place, path="/metrics", method="GET")[2].decode()
+        (together,) = re.findall(r"^dsgnn_batch_photos_sum (\S+)$", metrics, re.MULTILINE)
+        assert float(together) > 64  # some were ranked together
+
+        bomb = encoded(np.zeros((20_000, 20_000, 3), np.uint8))
+        assert len(bomb) < 2_000_000  # 1.2 GB when decoded
+        for body, expected_status in (
+            (bomb, 413),
+            (bytes(20_000_001), 413),
+            (photos[0][:-40], 422),
+            (b"no photo", 415),
+        ):
+            status, _, body = send(place, body)
+            assert status == expected_status, body
+        with socket.create_connection(place) as client:  # breaks off in the middle
+            client.sendall(b"POST /rank HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\nhalf")
+        assert send(place, photos[0])[0] == 200
+
+        # At the signal one is arriving and others are held: all are answered.
+        large = encoded(scene(1500, 2000, red=(100, 100, 1200, 900)))
+        with ThreadPoolExecutor(8) as pool, socket.create_connection(place) as client:
+            client.sendall(b"POST /rank HTTP/1.1\r\nHost: x\r\nAccept: image/png\r\n")
+            client.sendall(b"Content-Length: %d\r\n\r\n" % len(large) + large[:100])
+            held = [pool.submit(send, place, large, timeout_s=300) for _ in range(8)]
+            until(lambda: b"held 9.0" in send(place, path="/metrics", method="GET")[2])
+            process.send_signal(signal.SIGTERM)
+            until(lambda: "Shutting down" in log.read_text())
+            with pytest.raises(ConnectionError):
+                send(place, photos[0])
+            client.sendall(large[100:])
+            client.settimeout(300)
+            assert client.recv(20).startswith(b"HTTP/1.1 200 OK")
+            assert [answer.result()[0] for answer in held] == [200] * 8
+        assert process.wait(120) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
