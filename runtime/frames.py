@@ -8,7 +8,6 @@ from __future__ import annotations
 import glob
 import math
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import cv2
 import numpy as np
 
 from dsgnn.runtime.images import read_image
-from dsgnn.runtime.sources import NUMBERED, Source
+from dsgnn.runtime.sources import NUMBERED, Source, standard_input
 
 DEFAULT_RATE = 25.0  # where the source tells none
 TIMEOUT_MS = 10_000  # of opening a stream, and of waiting for a frame
@@ -139,7 +138,7 @@ def _open(source: Source, select: Selection) -> _Feed:
     if source.feed == "raw":
         if select.raw is None:
             raise ValueError("frames on standard input need --raw WIDTHxHEIGHT")
-        return _Raw(sys.stdin.buffer, select.raw, select.rate or DEFAULT_RATE)
+        return _Raw(standard_input(), select.raw, select.rate or DEFAULT_RATE)
     if source.feed == "sequence":
         return _Numbered(source.address, select.rate or DEFAULT_RATE)
     return _Capture(source, select.rate)

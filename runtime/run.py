@@ -32,7 +32,7 @@ from dsgnn.runtime.save import (
     save_image,
 )
 from dsgnn.runtime.sheet import Sheets
-from dsgnn.runtime.sources import Source
+from dsgnn.runtime.sources import Source, standard_input
 from dsgnn.runtime.video import VideoOptions, rank_video
 
 STAGES = ("decode", "preprocess", "inference", "postprocess", "save")
@@ -231,7 +231,7 @@ def rank_sources(
 def _rank_image(ranker: Ranker, target: Target, record: Record, sheets: Sheets | None) -> Outcome:
     start = perf_counter()
     path = target.source.path
-    photo = read_image(sys.stdin.buffer.read() if path is None else path)
+    photo = read_image(standard_input().read() if path is None else path)
     decode_ms = 1e3 * (perf_counter() - start)
     ranking = ranker(photo)
     start = perf_counter()

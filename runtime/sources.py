@@ -13,11 +13,13 @@ import glob
 import hashlib
 import os
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 STDIN = "-"
@@ -111,6 +113,13 @@ def find_sources(arguments: Iterable[str], out: Path, raw: bool = False) -> Foun
         depth = max(source.depth, once.get(key, source).depth)
         once[key] = replace(once.get(key, source), depth=depth)
     return Found(name_outputs(list(once.values())), passed_over)
+
+
+def standard_input() -> BinaryIO:
+    """The bytes of standard input. Raises ValueError where there is none."""
+    if sys.stdin is None:
+        raise ValueError("standard input is closed")
+    return sys.stdin.buffer
 
 
 def video_source(argument: str | Path | int) -> Source:

@@ -173,6 +173,8 @@ def test_standard_input(go, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
     assert go("-")[0].error == "the file is empty (0 bytes)"
 
+    monkeypatch.setattr("sys.stdin", None)  # what Python has where the shell closed it
+    assert go("-")[0].error == "standard input is closed"
 
 def test_an_earlier_run_is_replaced_and_the_rest_left(go, photo: np.ndarray, scene) -> None:
     write("photo.png", photo)
