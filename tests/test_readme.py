@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -208,5 +209,30 @@ def test_frames_through_a_pipe(place: Path) -> None:
 
 
 def test_every_line_of_ranking_is_executed() -> None:
+    """On a cluster: tests/runtime/test_distributed.py."""
     executed = {*(line for line, _, _ in FILES), CAMERA, NETWORK, f"{FFMPEG} | {PIPED}"}
-    assert set(lines("dsgnn-run")) == executed
+    assert {line for line in lines("dsgnn-run") if "--ray" not in line} == executed
+
+
+@pytest.mark.slow
+def test_the_lines_of_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, in one folder, with a small network of random weights."""
+    import torch
+
+    from dsgnn.checkpoint import save_checkpoint
+    from dsgnn.config import CONFIGS
+    from dsgnn.export.cli import main
+    from dsgnn.model import build_model
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    small = {"channels": (8, 16, 16, 32), "layers": (1, 1, 1, 1)}
+    config = replace(
+        CONFIGS["r50-assr"], backbone="resnet18", backbone_options=small, size=96, width=32,
+        encoder_layers=1, layers=2, feedforward=32,
+    )  # fmt: skip
+    for name in ("model", "r50-assr"):
+        save_checkpoint(Path(f"{name}.safetensors"), build_model(config))
+    for line in lines("dsgnn-export"):
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}\n{result.output}"
