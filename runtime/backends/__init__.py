@@ -16,7 +16,8 @@ import numpy as np
 
 from dsgnn.runtime.artifact import ENGINES, check_suffix
 
-BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+BACKENDS = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "openvino-bf16", "tensorrt",
+            "tensorrt-rtx")  # fmt: skip
 DEFAULT_THREADS = 2  # small networks gain little from more, and services run several at once
 
 
@@ -92,8 +93,9 @@ def open_backend(
     """Load an artifact.
 
     backend: "auto" or one of BACKENDS; "tensorrt" and "tensorrt-rtx" run engines, the others ONNX
-    files. device: "auto", "cpu", "cuda" or "cuda:N". threads: of one call on a CPU, 2 by default.
-    Raises BackendError when the file, the backend and the device do not go together or something
+    files: "onnxruntime-tensorrt" by ONNX Runtime's TensorRT provider, which builds and keeps its
+    own engines; "openvino-bf16" rounds to bfloat16. device: "auto", "cpu", "cuda" or "cuda:N".
+    threads: of one call on a CPU, 2 by default. Raises BackendError when the file, the backend and the device do not go together or something
     is not installed.
     """
     if backend not in ("auto", *BACKENDS):
@@ -103,7 +105,8 @@ def open_backend(
     if backend != "auto" and is_engine != backend.startswith("tensorrt"):
         raise BackendError(
             f"{backend} does not run {path.name}: engines are for tensorrt and tensorrt-rtx, .onnx "
-            "files for onnxruntime and openvino; `dsgnn-export tensorrt` builds an engine"
+            "files for onnxruntime, onnxruntime-tensorrt, openvino and openvino-bf16; "
+            "`dsgnn-export tensorrt` builds an engine"
         )
     if threads is not None and threads < 1:
         raise BackendError(f"threads must be at least 1, got {threads}")
@@ -117,14 +120,15 @@ def open_backend(
         loaded.picked = f"{loaded.name} on {loaded.device}{why}"
         return loaded
     chosen, why = _choose(device) if backend == "auto" else (backend, "")
-    if chosen == "onnxruntime":
+    if chosen.startswith("onnxruntime"):
         from dsgnn.runtime.backends.onnx import OnnxRuntime
 
-        loaded = OnnxRuntime(path, device, count)
+        loaded = OnnxRuntime(path, device, count, tensorrt=chosen.endswith("-tensorrt"))
     else:
-        from dsgnn.runtime.backends.openvino import OpenVino
+        from dsgnn.runtime.backends.openvino import IMITATED, OpenVino
 
-        loaded = OpenVino(path, device, count)
+        loaded = OpenVino(path, device, count, bf16=chosen.endswith("-bf16"))
+        why += IMITATED if loaded.imitated else ""
     where = f"{loaded.device}, {count} threads" if loaded.device == "cpu" else loaded.device
     loaded.picked = f"{loaded.name} on {where}{why}"
     return loaded

@@ -1,7 +1,11 @@
-"""ONNX Runtime on a CPU or a CUDA GPU."""
+"""ONNX Runtime on a CPU, or on an NVIDIA GPU by its CUDA or its TensorRT provider.
+
+Both GPU paths are held by tests on stand-ins; where they were written was no GPU.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -11,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from dsgnn.runtime.artifact import read_description, sha256_of
 from dsgnn.runtime.backends import Backend, BackendError, TensorSpec
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # both install the module `onnxruntime`
-CUDA = "CUDAExecutionProvider"
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # Costs time on CPUs with this network (design: measured on the r50 graph).
 DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
 DTYPES = {
@@ -30,31 +35,39 @@ class OnnxRuntime(Backend):
     Memory on a device is used again: the provider's arena keeps what a call gave back.
     """
 
-    name = "onnxruntime"
+    def __init__(self, path: Path, device: str, threads: int, tensorrt: bool = False) -> None:
+        """device: "auto" (CUDA if its provider loads), "cpu", "cuda" or "cuda:N". tensorrt: by the
+        TensorRT provider; what it cannot take runs on CUDA.
 
-    def __init__(self, path: Path, device: str, threads: int) -> None:
-        """device: "auto" (CUDA if its provider loads), "cpu", "cuda" or "cuda:N".
-
-        Raises BackendError if onnxruntime or the CUDA provider is missing, both of the packages
-        that share the module are installed, or the file is refused.
+        Raises BackendError if onnxruntime or the provider is missing, both of the packages that
+        share the module are installed, or the file is refused.
         """
+        self.name = "onnxruntime-tensorrt" if tensorrt else "onnxruntime"
         check_packages()
         import onnxruntime
 
         wants_cuda, index = parse_device(device)
+        if tensorrt and device == "cpu":
+            raise BackendError(f"{self.name} needs an NVIDIA GPU, got device cpu: use --backend "
+                               "onnxruntime")  # fmt: skip
         offered = onnxruntime.get_available_providers()
-        if wants_cuda and CUDA not in offered:
+        needed = [TENSORRT, CUDA] if tensorrt else [CUDA] if wants_cuda else []
+        absent = [_short(provider) for provider in needed if provider not in offered]
+        if absent:
             raise BackendError(
-                f"device {device} was asked for, but this onnxruntime has no CUDA provider, only "
-                f"{', '.join(offered)}: pip uninstall -y onnxruntime, then pip install "
-                "'dsgnn[gpu]'"
+                f"{self.name} on device {device} was asked for, but this onnxruntime has no "
+                f"{absent[0]} provider, only {', '.join(offered)}: pip uninstall -y onnxruntime, "
+                "then pip install 'dsgnn[gpu]'"
             )
-        use_cuda = wants_cuda or (device == "auto" and CUDA in offered)
+        use_cuda = bool(needed) or (device == "auto" and CUDA in offered)
         if use_cuda and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA libraries that came as Python packages
-        providers: list[Any] = [(CUDA, {"device_id": index})] if use_cuda else []
+        providers: list[Any] = [(TENSORRT, _tensorrt_options(path, index))] if tensorrt else []
+        providers += [(CUDA, {"device_id": index})] if use_cuda else []
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # int8 products that do not saturate on x86 without VNNI; of no effect elsewhere
+        options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path),
@@ -65,14 +78,18 @@ class OnnxRuntime(Backend):
         except Exception as error:  # ONNX Runtime's errors share no public base class
             raise BackendError(f"onnxruntime cannot load {path.name}: {error}") from error
         self._session.disable_fallback()  # a failing provider raises instead of changing
-        on_cuda = CUDA in self._session.get_providers()
-        if wants_cuda and not on_cuda:
+        loaded = self._session.get_providers()
+        failed = [_short(provider) for provider in needed if provider not in loaded]
+        if failed:
+            fix = ("TensorRT (pip install 'dsgnn[tensorrt]', of the version that its release "
+                   "names); or use --backend onnxruntime" if failed[0] == "TensorRT" else
+                   "cuDNN; or use --device cpu")  # fmt: skip
             raise BackendError(
-                f"device {device} was asked for, but onnxruntime could not load its CUDA provider: "
-                "it needs an NVIDIA driver and the CUDA and cuDNN libraries its version was built "
-                "for (its own message above names the missing one); or use --device cpu"
+                f"{self.name} on device {device} was asked for, but onnxruntime could not load its "
+                f"{failed[0]} provider (its own message above names what is missing): it needs an "
+                f"NVIDIA driver, the CUDA libraries its version was built for, and {fix}"
             )
-        self.device = f"cuda:{index}" if on_cuda else "cpu"
+        self.device = f"cuda:{index}" if CUDA in loaded else "cpu"
         self.threads = threads
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
@@ -80,6 +97,28 @@ class OnnxRuntime(Backend):
     def _infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [spec.name for spec in self.outputs]
         return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+
+
+def _short(provider: str) -> str:
+    return "TensorRT" if provider == TENSORRT else "CUDA"
+
+
+def _tensorrt_options(path: Path, index: int) -> dict[str, Any]:
+    """Engines are kept in the user's cache, for they take minutes to build; ONNX Runtime builds
+    them anew for another file, GPU or TensorRT. The precision is the graph's."""
+    precision = read_description(path).precision
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = Path(home, "dsgnn", "tensorrt", sha256_of(path)[:16])
+    cache.mkdir(parents=True, exist_ok=True)
+    typed = {f"trt_{precision}_enable": True} if precision in ("fp16", "bf16") else {}
+    return {
+        "device_id": index,
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": str(cache.parent),
+        **typed,
+    }
 
 
 def check_packages() -> None:

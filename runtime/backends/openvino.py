@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU; it reads the same ONNX file."""
+"""OpenVINO on a CPU, in float32 or bfloat16; it reads the same ONNX file."""
 
 from __future__ import annotations
 
@@ -12,18 +12,27 @@ import numpy as np
 
 from dsgnn.runtime.backends import Backend, BackendError, TensorSpec
 
+IMITATED = " (this CPU has no bfloat16 products: they are imitated, which costs time)"
+
 
 class OpenVino(Backend):
-    """A compiled model in float32 (OpenVINO's own default rounds to bf16 where a CPU has it)."""
+    """A compiled model in the precision asked for (OpenVINO's own default is the CPU's fastest).
 
-    name = "openvino"
+    imitated: bfloat16 was asked for and the CPU computes it from float32.
+    """
+
     device = "cpu"
 
-    def __init__(self, path: Path, device: str, threads: int) -> None:
-        """device: "auto" or "cpu". Raises BackendError for another, or if openvino is missing."""
+    def __init__(self, path: Path, device: str, threads: int, bf16: bool = False) -> None:
+        """device: "auto" or "cpu". bf16: round weights and activations to bfloat16.
+
+        Raises BackendError for another device, if openvino is missing, or where it cannot compute
+        in bfloat16 (it would take float32 and say nothing).
+        """
+        self.name = "openvino-bf16" if bf16 else "openvino"
         if device not in ("auto", "cpu"):
             raise BackendError(
-                f"openvino runs on the CPU here, got device {device!r}: use --device cpu, or "
+                f"{self.name} runs on the CPU here, got device {device!r}: use --device cpu, or "
                 "--backend onnxruntime for CUDA"
             )
         if find_spec("openvino") is None:
@@ -37,13 +46,20 @@ class OpenVino(Backend):
                 model,
                 "CPU",
                 {
-                    "INFERENCE_PRECISION_HINT": "f32",
+                    "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
                     "PERFORMANCE_HINT": "LATENCY",
                     "INFERENCE_NUM_THREADS": threads,
                 },
             )
         except Exception as error:  # OpenVINO raises plain RuntimeError and its own kinds
             raise BackendError(f"openvino cannot load {path.name}: {error}") from error
+        used = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if bf16 and used != "bf16":
+            raise BackendError(
+                f"OpenVINO computes in {used} on this CPU, which has no bfloat16: use --backend "
+                "openvino"
+            )
+        self.imitated = bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.threads = threads
         self.inputs = tuple(_spec(port) for port in self._compiled.inputs)
         self.outputs = tuple(_spec(port) for port in self._compiled.outputs)

@@ -27,8 +27,10 @@ Shape = tuple[int, ...]
 def library_of(flavour: str) -> Any:
     """The module of a flavour. BackendError if it is missing."""
     try:
-        return importlib.import_module(FLAVOURS[flavour])
-    except ImportError as error:
+        library = importlib.import_module(FLAVOURS[flavour])
+        library.__version__  # noqa: B018 (type stubs alone make an empty module of this name)
+        return library
+    except (ImportError, AttributeError) as error:
         raise BackendError(
             f"{flavour} is not installed: pip install 'dsgnn[{flavour}]' ({error})"
         ) from error

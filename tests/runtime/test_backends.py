@@ -10,6 +10,9 @@ import pytest
 from dsgnn.runtime.backends import Backend, BackendError, TensorSpec, open_backend
 from dsgnn.runtime.backends import onnx as onnx_backend
 from dsgnn.runtime.backends import openvino as openvino_backend
+from dsgnn.runtime.backends.onnx import CUDA, TENSORRT
+
+from .conftest import description
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), np.uint8)
 
@@ -103,7 +106,7 @@ def test_auto_without_onnxruntime(model: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_unknown_backend_threads_and_device(model: Path) -> None:
-    message = "backend must be auto, onnxruntime or openvino or tensorrt or .*, got 'tvm'"
+    message = "backend must be auto, onnxruntime or .* or openvino-bf16 or .*, got 'tvm'"
     with pytest.raises(BackendError, match=message):
         open_backend(model, "tvm")
     with pytest.raises(BackendError, match="threads must be at least 1, got 0"):
@@ -146,8 +149,8 @@ def fake_onnxruntime(loaded: list[str], seen: dict) -> SimpleNamespace:
         get_outputs = get_inputs
 
     return SimpleNamespace(
-        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
-        SessionOptions=SimpleNamespace,
+        get_available_providers=lambda: [TENSORRT, CUDA, "CPUExecutionProvider"],
+        SessionOptions=lambda: SimpleNamespace(add_session_config_entry=seen.__setitem__),
         InferenceSession=Session,
     )
 
@@ -158,7 +161,7 @@ def test_cuda_that_does_not_load(model: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(
         sys.modules, "onnxruntime", fake_onnxruntime(["CPUExecutionProvider"], seen)
     )
-    message = "device cuda .* could not load its CUDA provider: it needs an NVIDIA driver"
+    message = r"device cuda .* could not load its CUDA provider.* cuDNN; or use --device cpu"
     with pytest.raises(BackendError, match=message):
         open_backend(model, "onnxruntime", "cuda")
     assert open_backend(model, "onnxruntime", "auto").device == "cpu"
@@ -176,8 +179,46 @@ def test_cuda_session(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "CPUExecutionProvider",
     ]
     assert seen["disabled_optimizers"] == ["SkipLayerNormFusion"] and seen["fallback"] is False
+    assert seen["session.x64quantprecision"] == "1"
     open_backend(model, "onnxruntime", "cpu")
     assert seen["providers"] == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tensorrt_provider(
+    precision: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No such provider has run where this was written: the options are as documented."""
+    seen: dict = {}
+    loaded = [TENSORRT, CUDA, "CPUExecutionProvider"]
+    facts = description(precision=precision)
+    monkeypatch.setattr(onnx_backend, "read_description", lambda path: facts)
+    monkeypatch.setattr(onnx_backend, "check_packages", lambda: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime(loaded, seen))
+    backend = open_backend(model, "onnxruntime-tensorrt", "cuda:1")
+    assert backend.picked == "onnxruntime-tensorrt on cuda:1"
+    (first, options), *others = seen["providers"]
+    assert first == TENSORRT and others == [(CUDA, {"device_id": 1}), "CPUExecutionProvider"]
+    cache = Path(options.pop("trt_engine_cache_path"))
+    assert cache.is_dir() and cache.parent == tmp_path / "dsgnn" / "tensorrt"
+    typed = {"trt_fp16_enable": True} if precision == "fp16" else {}
+    assert options == {
+        "device_id": 1, "trt_engine_cache_enable": True, "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": str(cache.parent), **typed,
+    }  # fmt: skip
+    assert open_backend(model, "onnxruntime-tensorrt").device == "cuda:0"
+    loaded.remove(TENSORRT)
+    with pytest.raises(BackendError, match=r"could not load its TensorRT provider .*'dsgnn\[tens"):
+        open_backend(model, "onnxruntime-tensorrt")
+
+
+def test_tensorrt_provider_that_is_not_there(model: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(BackendError, match="onnxruntime-tensorrt needs an NVIDIA GPU, got device"):
+        open_backend(model, "onnxruntime-tensorrt", "cpu")
+    with pytest.raises(BackendError, match=r"has no TensorRT provider.*pip install 'dsgnn.gpu.'"):
+        open_backend(model, "onnxruntime-tensorrt")
 
 
 def test_both_onnxruntime_packages(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +249,33 @@ def test_no_openvino(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_backend(model, "openvino")
     with pytest.raises(BackendError, match="openvino runs on the CPU here, got device 'cuda'"):
         open_backend(model, "openvino", "cuda")
+
+
+def test_openvino_in_bfloat16(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("openvino")
+    fast = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    try:
+        backend = open_backend(model, "openvino-bf16")
+    except BackendError as error:  # neither products nor a way to imitate them
+        assert not fast and "which has no bfloat16: use --backend openvino" in str(error)
+    else:
+        assert backend.name == "openvino-bf16"
+        assert ("they are imitated" in backend.picked) == (not fast)
+        full = open_backend(model, "openvino").infer({"image": IMAGES})
+        for name, values in backend.infer({"image": IMAGES}).items():
+            assert values.dtype == np.float32
+            np.testing.assert_allclose(values, full[name], atol=0.05 * np.ptp(full[name]))
+            assert not np.array_equal(values, full[name])
+
+    class Compiled:
+        def get_property(self, name):
+            return openvino.Type.f32
+
+    core = openvino.Core()
+    fake = SimpleNamespace(read_model=core.read_model, compile_model=lambda *_: Compiled())
+    monkeypatch.setattr(openvino, "Core", lambda: fake)
+    with pytest.raises(BackendError, match="OpenVINO computes in f32 on this CPU"):
+        open_backend(model, "openvino-bf16")
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
