@@ -95,8 +95,8 @@ def open_backend(
     backend: "auto" or one of BACKENDS; "tensorrt" and "tensorrt-rtx" run engines, the others ONNX
     files: "onnxruntime-tensorrt" by ONNX Runtime's TensorRT provider, which builds and keeps its
     own engines; "openvino-bf16" rounds to bfloat16. device: "auto", "cpu", "cuda" or "cuda:N".
-    threads: of one call on a CPU, 2 by default. Raises BackendError when the file, the backend and the device do not go together or something
-    is not installed.
+    threads: of one call on a CPU, 2 by default. Raises BackendError when the file, the backend and
+    the device do not go together or something is not installed.
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendError(f"backend must be auto, {' or '.join(BACKENDS)}, got {backend!r}")
