@@ -168,7 +168,7 @@ def silence_opencv() -> None:
 
 
 def check_skip(skip_existing: bool, kinds: Collection[str]) -> None:
-    """Raise ValueError unless what `skip_existing` reads is written, and nothing needs all images."""
+    """Raise ValueError unless what `skip_existing` reads is written, and if a kind needs all."""
     if skip_existing and "json" not in kinds:
         raise ValueError("--skip-existing reads what was done from the json files: --save json too")
     if skip_existing and "sheet" in kinds:

@@ -18,7 +18,7 @@ from dsgnn.runtime.files import whole_file, write_whole
 from dsgnn.runtime.ranking import RankedObject, Ranking
 from dsgnn.runtime.sources import Source
 
-KINDS = ("overlay", "map", "masks", "crops", "json")
+KINDS = ("overlay", "map", "masks", "crops", "json", "sheet")
 VIDEO_KINDS = ("overlay", "map", "masks", "json")
 RESULTS_SCHEMA = "dsgnn.results/1"
 JPEG_QUALITY = 92

@@ -73,7 +73,7 @@ def test_everything_of_one_photo(go, photo: np.ndarray, ranker: Ranker) -> None:
     assert sorted(outcome.timings_ms) == sorted(STAGES)
     assert files() == [
         *("photo.crop1.png", "photo.crop2.png", "photo.map.png", "photo.mask1.png"),
-        *("photo.mask2.png", "photo.overlay.jpg", "results.json"),
+        *("photo.mask2.png", "photo.overlay.jpg", "results.json", "sheet.jpg"),
     ]
     ranking = ranker(photo)
     red, blue = ranking.objects
@@ -98,6 +98,7 @@ def test_only_what_was_asked_for(go, photo: np.ndarray, kind: str) -> None:
     write("photo.png", photo)
     go("photo.png", kinds=(kind,))
     endings = {"overlay": ".overlay.jpg", "map": ".map.png", "json": "results.json"}
+    endings["sheet"] = "sheet.jpg"
     expected = endings.get(kind, f".{kind[:-1]}")
     assert files() and all(expected in name for name in files())
 
@@ -172,9 +173,9 @@ def test_standard_input(go, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) 
     assert results()["images"][0]["file"] == "stdin"
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
     assert go("-")[0].error == "the file is empty (0 bytes)"
-
     monkeypatch.setattr("sys.stdin", None)  # what Python has where the shell closed it
     assert go("-")[0].error == "standard input is closed"
+
 
 def test_an_earlier_run_is_replaced_and_the_rest_left(go, photo: np.ndarray, scene) -> None:
     write("photo.png", photo)
@@ -395,7 +396,7 @@ def test_an_interrupted_video_leaves_what_was_done(place, ranker: Ranker, scene)
 
 def test_kinds() -> None:
     assert parse_kinds("overlay, json") == ("overlay", "json")
-    message = "--save takes overlay,map,masks,crops,json, got 'boxes', ''"
+    message = "--save takes overlay,map,masks,crops,json,sheet, got 'boxes', ''"
     with pytest.raises(ValueError, match=message):
         parse_kinds("map,boxes,")
 
