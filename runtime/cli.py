@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from dsgnn.runtime.backends import BACKENDS
+
+GIVEN = ParameterSource.COMMANDLINE
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,7 +34,7 @@ from dsgnn.runtime.backends import BACKENDS
     default="overlay,json",
     show_default=True,
     metavar="KINDS",
-    help="What to write: some of overlay,map,masks,crops,json.",
+    help="What to write: some of overlay,map,masks,crops,json,sheet.",
 )
 @click.option(
     "--palette",
@@ -77,8 +80,19 @@ from dsgnn.runtime.backends import BACKENDS
 )
 @click.option("--show", is_flag=True, help="Show videos in a window while they are ranked.")
 @click.option("--skip-existing", is_flag=True, help="Leave what an earlier run into DIR has done.")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="",
+    metavar="[ADDRESS]",
+    help="Rank images by the workers of a Ray cluster: HOST:PORT, auto for the one this machine "
+    "runs, or without an address one that is started here. Results are Parquet.",
+)
+@click.option("--workers", type=int, metavar="N", help="Of --ray.  [default: as many as fit]")
 @click.version_option(package_name="dsgnn")
+@click.pass_context
 def main(
+    context: click.Context,
     sources: tuple[str, ...],
     out: Path,
     model: Path | None,
@@ -99,6 +113,8 @@ def main(
     steady: bool,
     show: bool,
     skip_existing: bool,
+    ray: str | None,
+    workers: int | None,
 ) -> None:
     """Rank what people look at first in photos and videos.
 
@@ -122,6 +138,7 @@ def main(
       masks    photo.mask1.png …  one per object, 1 = most salient
                clip.masks/000000.mask1.png …
       crops    photo.crop1.png …  objects cut out, transparent around (not of videos)
+      sheet    sheet.jpg          all photos ranked on one page (not videos)
       json     results.json       ranks, boxes and masks
                clip.frames.jsonl  the same for each frame, and which object is which
                clip.summary.json  how long each object held rank 1
@@ -132,9 +149,16 @@ def main(
     their suffix and, if need be, parent folders: photo.png.overlay.jpg, b/photo.jpg.overlay.jpg.
     Files of these names from an earlier run are replaced; nothing else in DIR is touched.
 
+    With --ray the results are DIR/part-*.parquet, a row per image as in results.json, and a SOURCE
+    may be a .parquet file or a pattern of them, with columns bytes and/or path, or image with both.
+    A worker has --threads CPUs, or with --device cuda a GPU, and loads the model once.
+
+    \b
+    dsgnn-run photos 'tables/*.parquet' --out ranked --ray 10.0.0.1:6379 --skip-existing
+
     Exit status: 0 all done, 1 some inputs failed (they are named), 2 wrong use or configuration.
     """
-    from dsgnn.runtime import h264
+    from dsgnn.runtime import distributed, h264
     from dsgnn.runtime.files import FolderBusyError
     from dsgnn.runtime.frames import Selection, parse_raw
     from dsgnn.runtime.ranker import Ranker
@@ -152,13 +176,33 @@ def main(
         video = VideoOptions(select, batch, steady, show)
         check_skip(skip_existing, kinds)
         found = find_sources(sources, out, raw=bool(raw))
-        ranker = Ranker(model, backend, device, threads, threshold, if_none)
+        if ray is None:
+            distributed.check_without_ray(workers)
+            ranker = Ranker(model, backend, device, threads, threshold, if_none)
+        else:
+            distributed.check_options(
+                name for name in context.params if context.get_parameter_source(name) == GIVEN
+            )
+            make_ranker, gpu = distributed.ranker_for(
+                model, backend, device, threads, threshold, if_none
+            )
         make_folder(out)
     except (ValueError, OSError, RuntimeError) as error:
         raise click.UsageError(str(error)) from error
-    click.echo(ranker, err=True)
     if found.passed_over:
         click.echo(f"passed over as neither image nor video: {found.passed_over}", err=True)
+    if ray is not None:
+        try:
+            summary = distributed.run_on_ray(
+                make_ranker, found.sources, out, ray, workers, threads, gpu, batch, skip_existing
+            )
+        except (ValueError, RuntimeError, ConnectionError) as error:
+            raise click.UsageError(str(error)) from error
+        except OSError as error:
+            raise click.ClickException(f"the results cannot be written: {error}") from error
+        click.echo(summary)
+        sys.exit(1 if summary.failures else 0)
+    click.echo(ranker, err=True)
     if writes_video(found.sources, kinds) and not h264.is_installed():
         click.echo(h264.MISSING, err=True)
     try:
