@@ -194,6 +194,51 @@ def inspect(artifact: Path) -> None:
         raise click.UsageError(str(error)) from None
 
 
+@main.command()
+@click.argument("sources", nargs=-1, required=True, metavar="M.onnx|M.engine...",
+                type=click.Path(path_type=Path))  # fmt: skip
+@click.option("-o", "--output", required=True, metavar="REPO", help="The model repository.",
+              type=click.Path(file_okay=False, path_type=Path))  # fmt: skip
+@click.option("--name", help="Of the model on the server.  [default: the first file's]")
+@click.option("--max-batch", type=int, metavar="N",
+              help="Images per inference of an ONNX file.  [default: 8]")  # fmt: skip
+@click.option("--instances", type=int, default=1, show_default=True, help="Copies on each device.")
+@click.option("--gpu", is_flag=True, help="Run an ONNX file on GPUs instead of CPUs.")
+@click.option("--delay", type=float, default=5.0, show_default=True, metavar="MS",
+              help="Wait so long at most for requests that share an inference.")  # fmt: skip
+def triton(
+    sources: tuple[Path, ...],
+    output: Path,
+    name: str | None,
+    max_batch: int | None,
+    instances: int,
+    gpu: bool,
+    delay: float,
+) -> None:
+    """Write a model of Triton Inference Server: an ONNX file, or engines of one network for several
+    generations of GPUs, of which Triton takes the one that fits.
+
+    The engines are TensorRT's, built with batches from 1 up, and run in the Triton release that has
+    their version of TensorRT. dsgnn.runtime.triton is the client. The configuration is checked with
+    Triton's own schema; it has not met a real server.
+
+    \b
+    Example:
+      dsgnn-export triton model.onnx -o repository
+      dsgnn-export triton l4.engine a100.engine -o repository --name sor --instances 2
+    """
+    from dsgnn.export.triton import write_repository
+    from dsgnn.runtime.backends import BackendError
+
+    try:
+        folder = write_repository(sources, output, name, max_batch, instances, gpu, delay)
+    except ImportError as error:
+        raise click.UsageError(f"{error.name} is missing: pip install 'dsgnn[triton]'") from None
+    except (BackendError, ValueError, OSError) as error:
+        raise click.UsageError(str(error)) from None
+    click.echo(f"{folder}: start Triton with --model-repository {output}")
+
+
 @main.command(name="round")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(

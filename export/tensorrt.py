@@ -70,7 +70,7 @@ def build_engine(
         data, facts = _build(library, logger, artifact, batch, sms, workspace_mib, timing_cache)
     build: dict[str, Any] = {
         "flavour": flavour, "version": library.__version__,
-        **({"sms": list(sms)} if sms else {"gpu": gpu()[0]}),
+        **({"sms": list(sms)} if sms else dict(zip(("gpu", "sm"), gpu(), strict=True))),
         "source": {"file": source.name, "sha256": artifact.sha256, "status": artifact.status},
         "precision": artifact.description.precision, "profile": {"batch": list(batch)},
         "workspace_mib": workspace_mib, "bytes": len(data), **facts,

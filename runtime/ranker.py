@@ -54,15 +54,14 @@ class Ranker:
         Raises FileNotFoundError, ArtifactError (not ours, damaged, not the file its sidecar
         describes), BackendError (something is not installed, or does not fit), ValueError.
         """
-        check_if_none(if_none)
-        if threshold is not None and not 0 <= threshold < 1:
-            raise ValueError(f"threshold must be in 0…1, got {threshold}")
+        check_options(threshold, if_none)
         path = BUNDLED if model is None else Path(model)
         lasting = None if model is None else path.absolute()  # for processes that run elsewhere
-        self._arguments = (lasting, backend, device, threads, threshold, if_none)
+        arguments = (lasting, backend, device, threads, threshold, if_none)
+        self._arguments: tuple[Any, ...] = arguments
         self.artifact: Artifact = open_artifact(path)
         self.backend: Backend = open_backend(path, backend, device, threads)
-        _check_interface(self.backend, self.artifact.description)
+        check_interface(self.backend, self.artifact.description)
         own = self.artifact.description.threshold
         self.threshold: float = own if threshold is None else threshold
         self.if_none = if_none
@@ -150,7 +149,7 @@ class Ranker:
         )
 
     def __reduce__(self) -> tuple[type[Ranker], tuple[Any, ...]]:
-        return Ranker, self._arguments
+        return type(self), self._arguments
 
     def _prepare(self, image: ImageSource) -> _Photo:
         start = perf_counter()
@@ -197,21 +196,33 @@ class _Photo:
     preprocess_ms: float
 
 
-def _check_interface(backend: Backend, description: Description) -> None:
-    """Raise ArtifactError unless the graph has the inputs and outputs its description promises."""
+def check_options(threshold: float | None, if_none: str) -> None:
+    """Raise ValueError for a threshold or an `if_none` that Ranker does not take."""
+    check_if_none(if_none)
+    if threshold is not None and not 0 <= threshold < 1:
+        raise ValueError(f"threshold must be in 0…1, got {threshold}")
+
+
+def interface(description: Description) -> dict[str, TensorSpec]:
+    """The inputs and outputs that an artifact of this description has, by name; None = any."""
     queries = description.queries
     height = width = None
     if isinstance(description.input, Fixed):
         height, width = description.input.height, description.input.width
     masks = (None, queries, height and height // STRIDE, width and width // STRIDE)
-    expected = {
-        "image": TensorSpec("image", np.dtype(np.uint8), (None, height, width, 3)),
-        "saliency": TensorSpec("saliency", np.dtype(np.float32), (None, queries)),
-        "score": TensorSpec("score", np.dtype(np.float32), (None, queries)),
-        "masks": TensorSpec("masks", np.dtype(np.float32), masks),
-    }
+    specs = (
+        TensorSpec("image", np.dtype(np.uint8), (None, height, width, 3)),
+        TensorSpec("saliency", np.dtype(np.float32), (None, queries)),
+        TensorSpec("score", np.dtype(np.float32), (None, queries)),
+        TensorSpec("masks", np.dtype(np.float32), masks),
+    )
+    return {spec.name: spec for spec in specs}
+
+
+def check_interface(backend: Backend, description: Description) -> None:
+    """Raise ArtifactError unless the graph has the inputs and outputs its description promises."""
     got = {spec.name: spec for spec in (*backend.inputs, *backend.outputs)}
-    for name, spec in expected.items():
+    for name, spec in interface(description).items():
         if name not in got or not got[name].accepts(spec.dtype, spec.shape):
             raise ArtifactError(
                 f"the graph does not fit its description: expected {name} to be {spec}, got "
