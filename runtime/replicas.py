@@ -51,9 +51,14 @@ class Replicas:
     async def ready(self) -> bool:
         """See dsgnn.runtime.serve.Workers.ready."""
         from ray import serve
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
         from ray.serve.schema import ApplicationStatus
 
-        status = await asyncio.to_thread(serve.status)
+        try:
+            status = await asyncio.to_thread(serve.status)
+        except (RayError, RayServeException) as error:
+            raise WorkersLost("Ray Serve does not answer") from error
         return status.applications[self._name].status == ApplicationStatus.RUNNING
 
 
@@ -72,8 +77,8 @@ def replicas(
     running Ray cluster that this machine belongs to, "auto" = the one on this machine; None = Ray
     is started here and stopped again. name: of the Ray Serve application, unique in the cluster.
 
-    Raises RuntimeError if Ray Serve is not installed or the model cannot be loaded, ConnectionError
-    if there is no cluster at the address, ValueError for a count below 1.
+    Raises RuntimeError if Ray Serve is not installed, does not start or is not at the address, or
+    if the model cannot be loaded, ValueError for a count below 1.
     """
     if count < 1:
         raise ValueError(f"--replicas must be at least 1, got {count}")
@@ -88,14 +93,18 @@ def replicas(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     threads = ranker.get("threads") or DEFAULT_THREADS
     on_gpu = str(ranker.get("device", "")).startswith("cuda") or (
-        str(ranker.get("model") or "").endswith(tuple(ENGINES))
+        str(ranker.get("model") or "").endswith(ENGINES)
     )
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        options = {"num_cpus": count * threads, "include_dashboard": False, **quiet}
-        ray.init("local", _node_ip_address="127.0.0.1", **options)
-    else:
-        ray.init(address, **quiet)
+        options.update(
+            num_cpus=count * threads, include_dashboard=False, _node_ip_address="127.0.0.1"
+        )
+    try:
+        ray.init(address or "local", **options)
+    except Exception as error:  # of no common class
+        what = "started here" if address is None else f"reached at {address}"
+        raise RuntimeError(f"Ray cannot be {what}: {error}") from error
     try:
         serve.start(proxy_location="Disabled")
         deployment = serve.deployment(
