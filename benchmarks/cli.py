@@ -197,6 +197,28 @@ def gpu(config: str, artifacts: tuple[Path, ...], out: Path, **options: Any) -> 
 
 
 @main.command(context_settings=HELP)
+@click.argument("model", required=False, type=FILE)
+@click.option("--images", type=int, default=240, show_default=True, help="Of each turn.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True,
+              help="CPU threads of each worker.")  # fmt: skip
+@click.option("--rounds", type=int, default=3, show_default=True, help="Turns of each arm.")
+@click.option("--out", required=True, type=FOLDER, help="Gets scaling.json.")
+def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Path) -> None:
+    """What Ray Data and Ray Serve cost per image here, against a single process.
+
+    \b
+    pip install 'dsgnn[cpu,ray,serve]'
+    dsgnn-bench scaling --out bench
+    """
+    from dsgnn.benchmarks.scaling import FILE, table
+    from dsgnn.benchmarks.scaling import scaling as run
+
+    with refusals():
+        click.echo(table(run(model, images, threads, rounds, out)))
+    click.echo(f"{out / FILE} written")
+
+
+@main.command(context_settings=HELP)
 @click.argument("results", nargs=-1, required=True, type=FILE)
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
               help="The HTML page; the Markdown goes beside it.")  # fmt: skip

@@ -48,6 +48,11 @@ ACCURACY_ROW = {
     "parity": [dict],
     "parity_from": (str, NoneType),
 }
+SCALING_ROW = {
+    "name": str, "workers": int, "threads": int, "clients": int, "images": int,
+    **dict.fromkeys(("start_s", "ms_per_image", "single_ms", "overhead_ms", "speed_up"), NUMBER),
+    "turns": [[NUMBER]],
+}  # fmt: skip
 COMMON = {
     "schema": str, "kind": str, "created": str, "seed": int,
     "environment": {
@@ -66,6 +71,12 @@ LATENCY = {
 KINDS: dict[str, dict[str, Any]] = {
     "latency": {**COMMON, **LATENCY},
     "accuracy": {**COMMON, "rows": [ACCURACY_ROW]},
+    "scaling": {
+        **COMMON,
+        "model": dict,
+        "conditions": {"before": dict, "after": dict, "stolen": MAYBE},
+        "rows": [SCALING_ROW],
+    },
     # rows that could not be measured, with the reason; and what the floors rest on
     "gpu": {
         **COMMON, **LATENCY,

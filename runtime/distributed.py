@@ -18,7 +18,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -31,7 +31,7 @@ import numpy as np
 
 from dsgnn.runtime import parquet
 from dsgnn.runtime.artifact import ENGINES, open_artifact
-from dsgnn.runtime.backends import DEFAULT_THREADS
+from dsgnn.runtime.backends import DEFAULT_THREADS, BackendError
 from dsgnn.runtime.files import claimed
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.parquet import Parts, Piece, Row
@@ -112,49 +112,73 @@ def run_on_ray(
     skip_existing: keep the results of an earlier run into `out` and add what is missing or failed;
     else they are deleted.
 
-    Raises RuntimeError if Ray is not installed or a worker cannot start, ConnectionError,
-    FolderBusyError, ValueError for options that do not fit together or earlier results of another
-    model, and what `make_ranker` raises.
+    Raises BackendError if Ray is not installed, RuntimeError if it or a worker cannot start,
+    ConnectionError, FolderBusyError, ValueError for options that do not fit together or earlier
+    results of another model, and what `make_ranker` raises.
+    """
+    with claimed(out), cluster(address) as ray:
+        work = plan(sources)
+        outcomes = rank_on_ray(
+            ray, make_ranker, work, out, workers, threads, gpu, batch, skip_existing
+        )
+        return follow(outcomes, len(work.names) + len(work.refused))
+
+
+def rank_on_ray(
+    ray: Any,
+    make_ranker: MakeRanker,
+    work: Work,
+    out: Path,
+    workers: int | None = None,
+    threads: int | None = None,
+    gpu: bool = False,
+    batch: int = 1,
+    skip_existing: bool = False,
+) -> Generator[Outcome, None, None]:
+    """Rank images on the cluster that `ray` is connected to; an Outcome as each is written.
+
+    See `run_on_ray`.
     """
     if batch < 1 or (workers is not None and workers < 1):
         raise ValueError(f"workers and batch must be at least 1, got {workers} and {batch}")
-    with claimed(out), cluster(address) as ray:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        count, needs = fit(nodes, workers, threads, gpu)
-        model, line = _probe(ray, make_ranker, needs)
-        text = f"{line}; {counted(count, 'worker')}, {counted(len(nodes), 'machine')}"
-        click.echo(text, err=True)
-        with Parts(out, model, skip_existing) as parts:
-            pieces, refused = _plan(sources)
-            expected = sum(len(piece.names()) for piece in pieces) + len(refused)
-            size = max(batch, min(TASK_IMAGES, expected // (4 * count)))
-            tasks = _tasks(pieces, parts.done, size)
-            worker = {
-                **{"make_ranker": make_ranker, "model": model, "batch": batch},
-                **{"threads": int(needs["num_cpus"]), "folder": Path.cwd()},
-            }
-            skipped = [name for piece in pieces for name in piece.names() if name in parts.done]
-            rows = chain(refused, _ranked(ray, tasks, count, needs, worker))
-            return follow(_written(parts, skipped, rows), expected)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    count, needs = fit(nodes, workers, threads, gpu)
+    model, line = _probe(ray, make_ranker, needs)
+    text = f"{line}; {counted(count, 'worker')}, {counted(len(nodes), 'machine')}"
+    click.echo(text, err=True)
+    with Parts(out, model, skip_existing) as parts:
+        for name in filter(parts.done.__contains__, work.names):
+            yield Outcome(Source(None, parquet.shown(name)), skipped=True)
+        size = max(batch, min(TASK_IMAGES, len(work.names) // (4 * count)))
+        tasks = _tasks(work.pieces, parts.done, size)
+        worker = {
+            **{"make_ranker": make_ranker, "model": model, "batch": batch},
+            **{"threads": int(needs["num_cpus"]), "folder": Path.cwd()},
+        }
+        for row in chain(work.refused, _ranked(ray, tasks, count, needs, worker)):
+            times = row.pop("timings_ms", None) or {}
+            name = parquet.key(row)
+            if name not in parts.done:
+                parts.add(row)
+                source = Source(None, parquet.shown(name))
+                yield Outcome(source, len(row["objects"] or ()), times, row["error"] or "")
 
 
-def _written(
-    parts: Parts, skipped: Iterable[parquet.Key], rows: Iterable[Row]
-) -> Generator[Outcome, None, None]:
-    """Write the rows, each once, and say so."""
-    for name in skipped:
-        yield Outcome(Source(None, parquet.shown(name)), skipped=True)
-    for row in rows:
-        times = row.pop("timings_ms", None) or {}
-        name = parquet.key(row)
-        if name not in parts.done:
-            parts.add(row)
-            source = Source(None, parquet.shown(name))
-            yield Outcome(source, len(row["objects"] or ()), times, row["error"] or "")
+@dataclass(frozen=True)
+class Work:
+    """What there is to do. refused: rows of results for what is nothing to rank."""
+
+    pieces: list[Piece]
+    refused: list[Row]
+
+    @property
+    def names(self) -> list[parquet.Key]:
+        """Of all images."""
+        return [name for piece in self.pieces for name in piece.names()]
 
 
-def _plan(sources: Iterable[Source]) -> tuple[list[Piece], list[Row]]:
-    """The sources as pieces of work, and a row for each that is none."""
+def plan(sources: Iterable[Source]) -> Work:
+    """Read what the tables hold; see `run_on_ray`."""
     pieces: list[Piece] = []
     refused = []
     for source in sources:
@@ -170,7 +194,7 @@ def _plan(sources: Iterable[Source]) -> tuple[list[Piece], list[Row]]:
         except (ValueError, OSError) as error:
             row = {"path": source.shown, "table": None, "row": None}
             refused.append(_failed(row, reason(error)))
-    return pieces, refused
+    return Work(pieces, refused)
 
 
 def _failed(row: Row, error: str) -> Row:
@@ -384,7 +408,7 @@ def cluster(address: str) -> Iterator[Any]:
         import ray
         import ray.data
     except ImportError as error:
-        raise RuntimeError(f"Ray is not installed: pip install 'dsgnn[ray]' ({error})") from error
+        raise BackendError(f"Ray is not installed: pip install 'dsgnn[ray]' ({error})") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         if address:
@@ -394,7 +418,10 @@ def cluster(address: str) -> Iterator[Any]:
     options: dict[str, Any] = {"include_dashboard": False} if where == "local" else {}
     if where not in ("local", "auto"):
         _check_answers(where)
-    ray.init(where, logging_level=logging.ERROR, log_to_driver=False, **options)
+    try:
+        ray.init(where, logging_level=logging.ERROR, log_to_driver=False, **options)
+    except Exception as error:  # of no common class
+        raise RuntimeError(f"Ray cannot be used at {where}: {error}") from error
     try:
         yield ray
     finally:

@@ -1,0 +1,180 @@
+"""What Ray Data and Ray Serve cost on one machine, against a single process, in one run.
+
+Every arm ranks the same photos, as files or over HTTP, with the same model and threads per worker.
+Before and after each arm the single process has a turn (`dsgnn-run --save json`), and the arm is
+held against the mean of the two: what slows the machine slows both. Starting Ray, the workers and
+their engines is told apart: a job of Ray Data counts from the end of its first task.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+from dsgnn.benchmarks.environment import conditions, environment, stolen
+from dsgnn.benchmarks.results import save
+from dsgnn.benchmarks.subjects import BenchError
+from dsgnn.runtime import Ranker, samples
+from dsgnn.runtime.distributed import TASK_IMAGES, cluster, plan, rank_on_ray, ranker_for
+from dsgnn.runtime.run import rank_sources
+from dsgnn.runtime.sources import Source, find_sources
+
+FILE = "scaling.json"
+CLIENTS = (1, 8)
+Turn = tuple[float, float]
+"""Milliseconds per image, and seconds until the first."""
+
+
+def scaling(
+    model: Path | None, images: int, threads: int, rounds: int, out: Path
+) -> dict[str, Any]:
+    """Measure and write OUT/scaling.json; returns the results.
+
+    images: of each turn. threads: of each worker and of the single process; with as many workers as
+    the machine has CPUs for. Raises BenchError if there are too few images or an arm fails,
+    BackendError if Ray is not installed.
+    """
+    many = max(1, (os.cpu_count() or 1) // threads)
+    if images < 8 * many or rounds < 1:
+        raise BenchError(
+            f"expected at least {8 * many} images and one round, got {images} and {rounds}"
+        )
+    if (out / FILE).exists():
+        raise BenchError(f"{out / FILE} exists: delete it, or give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    before, rows = conditions(), []
+    with TemporaryDirectory() as folder:
+        for index in range(images):
+            shutil.copy(samples()[index % len(samples())], Path(folder, f"{index:05}.jpg"))
+        sources = find_sources([folder], out).sources
+        ranker = Ranker(model, device="cpu", threads=threads)
+        ranker(samples()[0])  # the first is slower
+
+        def measured(name: str, workers: int, clients: int, arm: Callable[[], Turn]) -> None:
+            turns = [(single(ranker, sources), arm(), single(ranker, sources))
+                     for _ in range(rounds)]  # fmt: skip
+            alone = [(first + last) / 2 for first, _, last in turns]
+            taken = [ms for _, (ms, _), _ in turns]
+            rows.append(
+                {
+                    "name": name, "workers": workers, "threads": threads, "clients": clients,
+                    "images": images, "start_s": median(start for _, (_, start), _ in turns),
+                    "ms_per_image": median(taken), "single_ms": median(alone),
+                    "overhead_ms": median(a - b for a, b in zip(taken, alone, strict=True)),
+                    "speed_up": median(b / a for a, b in zip(taken, alone, strict=True)),
+                    "turns": [[first, ms, last] for first, (ms, _), last in turns],
+                }
+            )  # fmt: skip
+
+        with cluster("") as ray:
+            for workers in sorted({1, many}):
+                measured("Ray Data", workers, 0,
+                         lambda n=workers: ray_data(ray, model, sources, n, threads))  # fmt: skip
+        with server(model, threads) as (port, start_s):
+            for clients in CLIENTS:
+                measured("Ray Serve", 1, clients,
+                         lambda n=clients: (ray_serve(port, sources, n), start_s))  # fmt: skip
+    after = conditions()
+    return save(
+        out / FILE, "scaling", environment(), seed=0, model=ranker.describe(),
+        conditions={"before": before, "after": after, "stolen": stolen(before, after)}, rows=rows,
+    )  # fmt: skip
+
+
+def single(ranker: Ranker, sources: Sequence[Source]) -> float:
+    """Milliseconds per image of one process that reads files and writes results.json."""
+    with TemporaryDirectory() as folder:
+        start = perf_counter()
+        for outcome in rank_sources(ranker, sources, Path(folder), ("json",)):
+            _check(outcome.error)
+        return 1e3 * (perf_counter() - start) / len(sources)
+
+
+def ray_data(
+    ray: Any, model: Path | None, sources: Sequence[Source], workers: int, threads: int
+) -> Turn:
+    """A job of Ray Data, of files to Parquet, in a cluster that runs."""
+    make_ranker, gpu = ranker_for(model, "auto", "cpu", threads, None, "none")
+    stamps = []
+    with TemporaryDirectory() as folder:
+        start = perf_counter()
+        outcomes = rank_on_ray(ray, make_ranker, plan(sources), Path(folder), workers, threads, gpu)
+        for outcome in outcomes:
+            _check(outcome.error)
+            stamps.append(perf_counter())
+    # When the first task ends each worker has done one.
+    done = workers * min(TASK_IMAGES, len(sources) // (4 * workers))
+    return 1e3 * (stamps[-1] - stamps[0]) / (len(stamps) - done), stamps[0] - start
+
+
+@contextmanager
+def server(model: Path | None, threads: int) -> Iterator[tuple[int, float]]:
+    """dsgnn-serve with one replica: its port, and the seconds until it listened."""
+    command = [str(Path(sys.executable).with_name("dsgnn-serve")), "--port", "0"]
+    command += ["--threads", str(threads), *(["--model", str(model)] if model else [])]
+    start = perf_counter()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("listening on "):
+                break
+        else:
+            raise BenchError(f"dsgnn-serve did not start: {''.join(said)}")
+        try:
+            yield int(line.rpartition(":")[2].strip("/\n")), perf_counter() - start
+        finally:
+            process.terminate()
+
+
+def ray_serve(port: int, sources: Sequence[Source], clients: int) -> float:
+    """Milliseconds per image of clients that post photos, each one after the other."""
+
+    def post(paths: Sequence[Path]) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        for path in paths:
+            connection.request("POST", "/rank", path.read_bytes())
+            response = connection.getresponse()
+            body = response.read()
+            _check("" if response.status == 200 else f"{response.status} {body.decode()}")
+        connection.close()
+
+    paths = [source.path for source in sources if source.path]
+    with ThreadPoolExecutor(clients) as pool:
+        start = perf_counter()
+        for _ in pool.map(post, [paths[client::clients] for client in range(clients)]):
+            pass
+        return 1e3 * (perf_counter() - start) / len(paths)
+
+
+def table(results: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| | workers | ms per image | single process | overhead, ms | speed-up | start, s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in results["rows"]:
+        clients = f", {row['clients']} clients" if row["clients"] else ""
+        lines.append(
+            f"| {row['name']}{clients} | {row['workers']} × {row['threads']} threads | "
+            f"{row['ms_per_image']:.1f} | {row['single_ms']:.1f} | {row['overhead_ms']:.1f} | "
+            f"{row['speed_up']:.2f} | {row['start_s']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _check(error: str) -> None:
+    if error:
+        raise BenchError(f"an image failed: {error}")
