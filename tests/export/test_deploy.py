@@ -148,7 +148,10 @@ def test_gather_samples_outside_as_zero() -> None:
 @pytest.mark.parametrize("folded", [True, False])
 @torch.no_grad()
 def test_the_whole_graph(config: Config, folded: bool) -> None:
-    model = shake(build_model(config))
+    model = build_model(config).eval()
+    for name, part in model.named_children():
+        if name != "backbone":  # not rewritten; shaken, a deep one magnifies rounding
+            shake(part)
     images = torch.randint(0, 256, (3, 64, 96, 3), dtype=torch.uint8)
     want = model(normalise(images))
     graph = DeployGraph(model, (64, 96) if folded else None).eval()
