@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -78,13 +79,13 @@ def scaling(
             )  # fmt: skip
 
         with cluster("") as ray:
-            for workers in sorted({1, many}):
-                measured("Ray Data", workers, 0,
-                         lambda n=workers: ray_data(ray, model, sources, n, threads))  # fmt: skip
+            for count in sorted({1, many}):
+                job = partial(ray_data, ray, model, sources, count, threads)
+                measured("Ray Data", count, 0, job)
         with server(model, threads) as (port, start_s):
             for clients in CLIENTS:
-                measured("Ray Serve", 1, clients,
-                         lambda n=clients: (ray_serve(port, sources, n), start_s))  # fmt: skip
+                posts = partial(ray_serve, port, sources, clients, start_s)
+                measured("Ray Serve", 1, clients, posts)
     after = conditions()
     return save(
         out / FILE, "scaling", environment(), seed=0, model=ranker.describe(),
@@ -139,8 +140,8 @@ def server(model: Path | None, threads: int) -> Iterator[tuple[int, float]]:
             process.terminate()
 
 
-def ray_serve(port: int, sources: Sequence[Source], clients: int) -> float:
-    """Milliseconds per image of clients that post photos, each one after the other."""
+def ray_serve(port: int, sources: Sequence[Source], clients: int, start_s: float) -> Turn:
+    """Clients that post photos, each one after the other, to a server that took start_s."""
 
     def post(paths: Sequence[Path]) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
@@ -156,7 +157,7 @@ def ray_serve(port: int, sources: Sequence[Source], clients: int) -> float:
         start = perf_counter()
         for _ in pool.map(post, [paths[client::clients] for client in range(clients)]):
             pass
-        return 1e3 * (perf_counter() - start) / len(paths)
+        return 1e3 * (perf_counter() - start) / len(paths), start_s
 
 
 def table(results: dict[str, Any]) -> str:

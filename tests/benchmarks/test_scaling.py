@@ -38,7 +38,7 @@ def arms(monkeypatch: pytest.MonkeyPatch) -> None:
         "cluster": runs,
         "server": runs,
         "ray_data": lambda ray, model, sources, workers, threads: (30.0 / workers, 2.5),
-        "ray_serve": lambda port, sources, clients: 40.0 if clients == 1 else 20.0,
+        "ray_serve": lambda port, sources, clients, start: (40.0 if clients == 1 else 20.0, start),
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(scaling, name, fake)
