@@ -2,8 +2,8 @@
 
 Ray routes each photo to the least busy worker and replaces one that dies. HTTP, limits and batches
 are not Ray's here: dsgnn.runtime.serve and dsgnn.runtime.worker say why. What Ray gets of its own:
-no dashboard, no HTTP proxy, no reports to its makers, and a token without which its ports, which
-listen on every interface, refuse to talk.
+no dashboard, no HTTP proxy, no reports to its makers, and its token authentication, since its ports
+listen on every interface.
 """
 
 from __future__ import annotations
