@@ -40,12 +40,15 @@ def _size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
               "Default: 4:3 at the configuration's size.")  # fmt: skip
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "w16", "fp16", "bf16"]),
+    type=click.Choice(["fp32", "w16", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
     help="w16: float32 arithmetic, weights stored as float16 (half the file). fp16, bf16: typed "
-    "graphs for GPUs, with islands of float32.",
+    "graphs for GPUs, with islands of float32. int8: convolutions in eight bits, for CPUs.",
 )
+@click.option("--calibrate", metavar="DIR", help="Photos like those to be ranked, for int8: its "
+              "ranges come from them.",
+              type=click.Path(exists=True, file_okay=False, path_type=Path))  # fmt: skip
 @click.option("--deform", type=click.Choice(["gridsample", "gather"]), default="gridsample",
               show_default=True, help="How deformable attention samples.")  # fmt: skip
 @click.option("--synthetic", metavar="CONFIG", help="Random weights of a configuration, in place "
@@ -57,14 +60,20 @@ def onnx(
     output: Path,
     size: tuple[int, int] | str | None,
     precision: str,
+    calibrate: Path | None,
     deform: str,
     synthetic: str | None,
     images: Path | None,
 ) -> None:
-    """Write the deploy graph of CHECKPOINT as ONNX, once it matches PyTorch on real photos."""
+    """Write the deploy graph of CHECKPOINT as ONNX, once it matches PyTorch on real photos.
+
+    \b
+    Example:
+      dsgnn-export onnx model.safetensors -o model.int8.onnx --precision int8 --calibrate photos
+    """
     from dsgnn.checkpoint import CheckpointError
     from dsgnn.export.onnx import default_size, export_onnx, read_source
-    from dsgnn.export.parity import ParityError, parity_photos, table
+    from dsgnn.export.parity import ParityError, folder_photos, parity_photos, table
 
     if output.suffix != ".onnx":
         raise click.UsageError(f"the output must end in .onnx, got {output.name}")
@@ -73,7 +82,7 @@ def onnx(
         chosen = default_size(source.model.config) if size is None else size
         sidecar, results = export_onnx(
             source, output, parity_photos(images), chosen if isinstance(chosen, tuple) else None,
-            precision, deform,
+            precision, deform, folder_photos(calibrate) if calibrate else (),
         )  # fmt: skip
     except (CheckpointError, ValueError, OverflowError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import dsgnn
 from dsgnn.checkpoint import load_checkpoint
 from dsgnn.config import Config
 from dsgnn.export.deploy import DeployGraph, Size
+from dsgnn.export.int8 import check_calibration, quantise
 from dsgnn.export.parity import Answers, Infer, Parity, ParityError, compare, machine, table
 from dsgnn.export.precision import retype, store_as_half
 from dsgnn.model import DSGNN, build_model, normalise
@@ -115,24 +117,33 @@ def export_onnx(
     size: Size | None,
     precision: str = "fp32",
     deform: str = "gridsample",
+    calibration: Sequence[np.ndarray] = (),
 ) -> tuple[Sidecar, list[Parity]]:
     """Write `path` and its sidecar, if the graph gives the network's answers on the photos.
 
     size: (H, W) or None for any size. precision: "fp32"; "fp16" or "bf16", see
-    `dsgnn.export.precision`; or "w16", float32 arithmetic on weights stored as float16. ParityError
-    with the table when the precision's limits are not kept: nothing is put in place. bf16 is
-    written unverified where ONNX Runtime has no kernels for it (`build["not_run"]` says so).
+    `dsgnn.export.precision`; "w16", float32 arithmetic on weights stored as float16; or "int8",
+    convolutions in eight bits with ranges from the calibration photos, see `dsgnn.export.int8`.
+    photos, calibration: (h, w, 3) uint8 RGB. ParityError with the table when the precision's limits
+    are not kept: nothing is put in place. bf16 is written unverified where ONNX Runtime has no
+    kernels for it (`build["not_run"]` says so). ValueError for options that do not go together.
     """
     began = time.monotonic()
+    if calibration and precision != "int8":
+        raise ValueError(f"calibration photos are for int8, got precision {precision}")
+    if precision == "int8":
+        check_calibration(calibration)
     graph = DeployGraph(source.model, size, deform).eval()
     proto = build_onnx(graph, size, size or default_size(source.model.config))
+    description = describe(source, size, precision)
     if precision == "w16":
         store_as_half(proto)
     elif precision in ("fp16", "bf16"):
         retype(proto, precision)
+    elif precision == "int8":
+        proto = quantise(proto, calibration, description.input)
     elif precision != "fp32":
-        raise ValueError(f"precision must be fp32, w16, fp16 or bf16, got {precision!r}")
-    description = describe(source, size, precision)
+        raise ValueError(f"precision must be fp32, w16, fp16, bf16 or int8, got {precision!r}")
     proto.metadata_props.add(key=METADATA_KEY, value=description.to_json())
     proto.producer_name, proto.producer_version = "dsgnn", dsgnn.__version__
     part = path.with_name(f".{path.name}.part.onnx")
@@ -142,6 +153,8 @@ def export_onnx(
         onnx.shape_inference.infer_shapes(proto, strict_mode=True)
         build = {"opset": proto.opset_import[0].version, "deform": deform,
                  "nodes": len(proto.graph.node)}  # fmt: skip
+        if calibration:
+            build["calibration_photos"] = len(calibration)
         results: list[Parity] = []
         try:
             candidate = open_backend(part, "onnxruntime", "cpu")

@@ -2,7 +2,7 @@
 
 Reference and candidate get the same letterboxed photos, one at a time and in batches (a graph that
 mixes up the images of a batch passes at batch 1), and are compared over the objects the reference
-keeps.
+keeps: query by query in float32, below it each with the candidate's object of the same mask.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from dsgnn.runtime import samples
 from dsgnn.runtime.artifact import Description
@@ -96,23 +97,28 @@ class Parity:
 
 
 def parity_photos(folder: Path | None = None) -> list[np.ndarray]:
-    """The sample photos in the package, and every readable image of a folder.
+    """The sample photos in the package, and every readable image of a folder, (h, w, 3) uint8 RGB.
 
     FileNotFoundError if the folder holds no image.
     """
-    photos = [read_image(path) for path in samples()]
-    if folder is None:
-        return photos
-    more = []
+    return [read_image(path) for path in samples()] + (folder_photos(folder) if folder else [])
+
+
+def folder_photos(folder: Path) -> list[np.ndarray]:
+    """Every readable image of a folder and its sub-folders, by name.
+
+    FileNotFoundError if there is none.
+    """
+    photos = []
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             try:
-                more.append(read_image(path))
+                photos.append(read_image(path))
             except (ImageError, OSError):
                 continue
-    if not more:
+    if not photos:
         raise FileNotFoundError(f"{folder} holds no readable image")
-    return photos + more
+    return photos
 
 
 def compare(
@@ -174,12 +180,14 @@ def _compare(
             kept = np.flatnonzero(want["score"][b] > threshold)
             if not len(kept):  # nothing passes (synthetic weights): compare every query
                 kept = np.arange(want["score"].shape[1])
-            w, g = want["saliency"][b][kept], got["saliency"][b][kept]
+            on_w, on_g = want["masks"][b][kept] > 0, got["masks"][b] > 0
+            # rounding may swap two queries that start from peaks of a map: an object is itself
+            same = kept if limits.saliency is not None else _partners(on_w, on_g)
+            on_g = on_g[same]
+            w, g = want["saliency"][b][kept], got["saliency"][b][same]
             saliency.extend(np.abs(w - g))
-            score.extend(np.abs(want["score"][b][kept] - got["score"][b][kept]))
-            on_w, on_g = want["masks"][b][kept] > 0, got["masks"][b][kept] > 0
-            union = (on_w | on_g).sum((1, 2))
-            ious.extend(np.where(union, (on_w & on_g).sum((1, 2)) / np.maximum(union, 1), 1.0))
+            score.extend(np.abs(want["score"][b][kept] - got["score"][b][same]))
+            ious.extend(_iou(on_w, on_g))
             pixels.extend((on_w != on_g).sum((1, 2)))
             gap = w[:, None] - w[None]
             clear = gap > limits.margin * np.ptp(want["saliency"][b])
@@ -201,6 +209,17 @@ def _compare(
         top1_identical=top1,
     )
     return Parity(**{**asdict(result), "failures": _failures(result, limits, ious, pixels)})
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of bool masks (…, h, w), after broadcasting → (…); two empty ones agree."""
+    union = (a | b).sum((-2, -1))
+    return np.where(union, (a & b).sum((-2, -1)) / np.maximum(union, 1), 1.0)
+
+
+def _partners(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """For each mask of `wanted` (n, h, w) an index into `got` (Q, h, w): the largest total IoU."""
+    return linear_sum_assignment(_iou(wanted[:, None], got), maximize=True)[1]
 
 
 def _failures(

@@ -12,11 +12,9 @@ from click.testing import CliRunner
 
 from dsgnn.checkpoint import save_checkpoint
 from dsgnn.export.cli import main
-from dsgnn.export.deploy import DeployGraph
 from dsgnn.export.onnx import (
     Source,
     backend_infer,
-    build_onnx,
     describe,
     export_onnx,
     read_source,
@@ -29,20 +27,9 @@ from dsgnn.runtime.artifact import read_description
 from dsgnn.runtime.backends import open_backend
 from dsgnn.runtime.letterbox import Fixed, LongestSide
 
-from .test_deploy import shake, small
+from .test_deploy import shake
 
 SIZE = (64, 96)
-
-
-@pytest.fixture(scope="module")
-def source() -> Source:
-    torch.manual_seed(1)
-    return Source(shake(build_model(small("r50-assr"))), "synthetic", "0" * 64)
-
-
-@pytest.fixture(scope="module")
-def proto(source: Source) -> onnx.ModelProto:
-    return build_onnx(DeployGraph(source.model, SIZE).eval(), SIZE, SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -182,13 +169,13 @@ def test_the_gate_catches(
     fault: Callable[[onnx.ModelProto], None],
     batch: int,
     message: str,
-    source: Source,
-    proto: onnx.ModelProto,
+    small_source: Source,
+    small_graph: onnx.ModelProto,
     photos: list[np.ndarray],
     tmp_path: Path,
 ) -> None:
-    description = describe(source, SIZE)
-    reference = torch_infer(source.model)
+    description = describe(small_source, SIZE)
+    reference = torch_infer(small_source.model)
 
     def check(model: onnx.ModelProto) -> list:
         path = tmp_path / "m.onnx"
@@ -197,9 +184,9 @@ def test_the_gate_catches(
             reference, backend_infer(open_backend(path, "onnxruntime")), photos, description
         )
 
-    assert all(result.passed for result in check(proto))
+    assert all(result.passed for result in check(small_graph))
     broken = onnx.ModelProto()
-    broken.CopyFrom(proto)
+    broken.CopyFrom(small_graph)
     fault(broken)
     results = {result.batch: result for result in check(broken)}
     assert not results[batch].passed
@@ -209,13 +196,13 @@ def test_the_gate_catches(
 
 
 def test_a_failing_export_leaves_nothing(
-    source: Source,
-    proto: onnx.ModelProto,
+    small_source: Source,
+    small_graph: onnx.ModelProto,
     photos: list[np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dsgnn.export.onnx.build_onnx", lambda *_: proto)
+    monkeypatch.setattr("dsgnn.export.onnx.build_onnx", lambda *_: small_graph)
     monkeypatch.setattr(
         "dsgnn.export.onnx.torch_infer",
         lambda model: (
@@ -225,6 +212,6 @@ def test_a_failing_export_leaves_nothing(
     old = tmp_path / "m.onnx"
     old.write_text("what was here before")
     with pytest.raises(ParityError, match=r"(?s)was not written.*FAILED.*--deform gather"):
-        export_onnx(source, old, photos, SIZE)
+        export_onnx(small_source, old, photos, SIZE)
     assert old.read_text() == "what was here before"
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]

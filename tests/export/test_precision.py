@@ -1,44 +1,27 @@
 """Graphs retyped to fp16 and bf16: valid, typed where they must be, and close to float32."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from dsgnn.export.deploy import DeployGraph
 from dsgnn.export.onnx import Source, build_onnx, export_onnx
 from dsgnn.export.parity import parity_photos
 from dsgnn.export.precision import BF16_OPSET, retype
-from dsgnn.model import build_model
 from dsgnn.runtime.artifact import read_description, read_sidecar
 from dsgnn.runtime.backends import open_backend
-
-from .test_deploy import shake, small
 
 SIZE = (64, 96)
 FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
-    torch.manual_seed(6)
-    config = replace(small("r50-assr"), encoder_layers=1, layers=3)
-    return Source(shake(build_model(config)), "synthetic", "0" * 64)
-
-
-@pytest.fixture(scope="module")
-def sampled(source: Source) -> onnx.ModelProto:
-    return build_onnx(DeployGraph(source.model, SIZE).eval(), SIZE, SIZE)
-
-
-@pytest.fixture(scope="module")
-def gathered(source: Source) -> onnx.ModelProto:
-    return build_onnx(DeployGraph(source.model, SIZE, "gather").eval(), SIZE, SIZE)
+def gathered(small_source: Source) -> onnx.ModelProto:
+    return build_onnx(DeployGraph(small_source.model, SIZE, "gather").eval(), SIZE, SIZE)
 
 
 def retyped(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:
@@ -56,8 +39,8 @@ def types_of(proto: onnx.ModelProto) -> dict[str, int]:
     return found | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def test_float16_with_islands(sampled: onnx.ModelProto) -> None:
-    half = retyped(sampled, "fp16")
+def test_float16_with_islands(small_graph: onnx.ModelProto) -> None:
+    half = retyped(small_graph, "fp16")
     types = types_of(half)
     seen = set()
     for node in half.graph.node:
@@ -86,10 +69,10 @@ def test_float16_with_islands(sampled: onnx.ModelProto) -> None:
                 int(np.prod(t.dims)) > 8192 and "offset" not in t.name]  # fmt: skip
 
 
-def test_float16_answers(sampled: onnx.ModelProto, tmp_path: Path) -> None:
+def test_float16_answers(small_graph: onnx.ModelProto, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, *SIZE, 3), np.uint8)
     answers = []
-    for name, proto in (("full", sampled), ("half", retyped(sampled, "fp16"))):
+    for name, proto in (("full", small_graph), ("half", retyped(small_graph, "fp16"))):
         onnx.save(proto, tmp_path / f"{name}.onnx")
         answers.append(open_backend(tmp_path / f"{name}.onnx", "onnxruntime").infer(
             {"image": images}))  # fmt: skip
@@ -117,9 +100,9 @@ def test_bfloat16_by_gather(gathered: onnx.ModelProto) -> None:
     assert weights[f"{name}.bf16"].raw_data == want.tobytes()
 
 
-def test_bfloat16_with_gridsample(sampled: onnx.ModelProto) -> None:
+def test_bfloat16_with_gridsample(small_graph: onnx.ModelProto) -> None:
     with pytest.raises(ValueError, match="bf16 needs opset 22.*--deform gather"):
-        retyped(sampled, "bf16")
+        retyped(small_graph, "bf16")
 
 
 def test_a_weight_too_large_for_float16() -> None:
@@ -137,7 +120,7 @@ def test_a_weight_too_large_for_float16() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_exported(
-    source: Source,
+    small_source: Source,
     gathered: onnx.ModelProto,
     precision: str,
     tmp_path: Path,
@@ -147,7 +130,7 @@ def test_exported(
     proto.CopyFrom(gathered)
     monkeypatch.setattr("dsgnn.export.onnx.build_onnx", lambda *_: proto)
     path = tmp_path / "m.onnx"
-    sidecar, results = export_onnx(source, path, parity_photos(), SIZE, precision, "gather")
+    sidecar, results = export_onnx(small_source, path, parity_photos(), SIZE, precision, "gather")
     assert read_description(path).precision == precision
     assert read_sidecar(path) == sidecar
     if precision == "fp16":

@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
 from dsgnn.checkpoint import save_checkpoint
 from dsgnn.export.cli import main
-from dsgnn.export.deploy import DeployGraph
-from dsgnn.export.onnx import Source, build_onnx, describe
+from dsgnn.export.onnx import Source, describe
 from dsgnn.model import build_model
 from dsgnn.runtime.artifact import METADATA_KEY, read_sidecar, sha256_of, sidecar_path
 
@@ -38,12 +36,12 @@ def put_facts(proto: onnx.ModelProto, path: Path, **facts: object) -> Path:
 
 
 @pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, onnx.ModelProto]:
-    torch.manual_seed(5)
-    model = build_model("nano")
+def nano(
+    nano_source: Source, nano_graph: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, onnx.ModelProto]:
     path = tmp_path_factory.mktemp("nano") / "nano.safetensors"
-    save_checkpoint(path, model)
-    return path, build_onnx(DeployGraph(model, SIZE).eval(), SIZE, SIZE)
+    save_checkpoint(path, nano_source.model)
+    return path, nano_graph
 
 
 def test_a_file_without_sidecar_becomes_verified(nano, tmp_path: Path) -> None:

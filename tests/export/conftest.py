@@ -1,0 +1,36 @@
+"""Graphs that several modules start from: tracing them is what costs time. Copy before a change."""
+
+import onnx
+import pytest
+import torch
+
+from dsgnn.export.deploy import DeployGraph
+from dsgnn.export.onnx import Source, build_onnx
+from dsgnn.model import build_model
+
+from .test_deploy import shake, small
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="session")
+def small_source() -> Source:
+    """r50-assr in every part but with small widths."""
+    torch.manual_seed(1)
+    return Source(shake(build_model(small("r50-assr"))), "synthetic", "0" * 64)
+
+
+@pytest.fixture(scope="session")
+def small_graph(small_source: Source) -> onnx.ModelProto:
+    return build_onnx(DeployGraph(small_source.model, SIZE).eval(), SIZE, SIZE)
+
+
+@pytest.fixture(scope="session")
+def nano_source() -> Source:
+    torch.manual_seed(5)
+    return Source(build_model("nano"), "synthetic", "0" * 64)
+
+
+@pytest.fixture(scope="session")
+def nano_graph(nano_source: Source) -> onnx.ModelProto:
+    return build_onnx(DeployGraph(nano_source.model, SIZE).eval(), SIZE, SIZE)

@@ -1,0 +1,142 @@
+"""int8: what is quantised, how close it stays, and what is refused."""
+
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import numpy_helper
+
+from dsgnn.export.cli import main
+from dsgnn.export.int8 import FIRST, PEAKS, PHOTOS, check_calibration, quantise
+from dsgnn.export.parity import parity_photos
+from dsgnn.runtime.artifact import read_description, read_sidecar
+from dsgnn.runtime.backends import open_backend
+from dsgnn.runtime.letterbox import Fixed, letterbox
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[np.ndarray]:
+    """Enough different pieces of the sample photos."""
+    found = []
+    for photo in parity_photos():
+        h, w = photo.shape[0] // 4, photo.shape[1] // 4
+        found += [
+            photo[y : y + h, x : x + w] for y in range(0, 3 * h, h) for x in range(0, 4 * w, w)
+        ]
+    return found[:PHOTOS]
+
+
+@pytest.fixture(scope="module")
+def quantised(nano_graph: onnx.ModelProto, photos: list[np.ndarray]) -> onnx.ModelProto:
+    made = quantise(nano_graph, photos, Fixed(*SIZE))
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+def test_what_is_quantised(nano_graph: onnx.ModelProto, quantised: onnx.ModelProto) -> None:
+    graph = quantised.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    maker = {name: node for node in graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    before = [node for node in nano_graph.graph.node if node.op_type == "Conv"]
+    eight = 0
+    for old in before:
+        node = next(n for n in convolutions if n.name == old.name)
+        expected = old.name not in {n.name for n in before[:FIRST]} and PEAKS not in old.input[1]
+        assert all(name in maker for name in node.input[1:]) == expected, old.input[1]
+        if not expected:
+            continue
+        eight += 1
+        weight = maker[node.input[1]]  # DequantizeLinear: one scale per output channel
+        values, scales = (numpy_helper.to_array(tensors[name]) for name in weight.input[:2])
+        assert values.dtype == np.int8 and scales.shape == values.shape[:1]
+        # the ranges are those after the activation function
+        assert not {"Relu", "Clip"} & {reader.op_type for reader in readers[node.output[0]]}
+    assert eight == len(before) - FIRST - 2
+    kept = Counter(node.op_type for node in nano_graph.graph.node)
+    now = Counter(node.op_type for node in graph.node)
+    for kind in ("MatMul", "Gemm", "Softmax", "LayerNormalization", "TopK", "Sigmoid"):
+        assert now[kind] == kept[kind]
+
+
+def test_close_to_float32(nano_graph: onnx.ModelProto, quantised: onnx.ModelProto) -> None:
+    """The pixel features, which every quantised convolution leads to."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    fuse = next(n for n in nano_graph.graph.node if "decoder.fuse" in " ".join(n.input))
+    relu = next(n for n in nano_graph.graph.node if fuse.output[0] in n.input)
+    narrow = next(n for n in quantised.graph.node if relu.output[0] in n.input)
+    assert (relu.op_type, narrow.op_type) == ("Relu", "QuantizeLinear")
+    wide = next(n for n in quantised.graph.node if narrow.output[0] in n.input)
+    images = np.stack([letterbox(photo, Fixed(*SIZE))[0] for photo in parity_photos()])
+    answers = []
+    for proto, name in ((nano_graph, relu.output[0]), (quantised, wide.output[0])):
+        made = onnx.ModelProto()
+        made.CopyFrom(proto)
+        made.graph.output.append(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        )
+        session = onnxruntime.InferenceSession(made.SerializeToString())
+        answers.append(session.run([name], {"image": images})[0])
+    error = np.sqrt(np.mean((answers[0] - answers[1]) ** 2)) / answers[0].std()
+    assert 0 < error < 0.1
+
+
+def export(monkeypatch, graph: onnx.ModelProto, target: Path, *options: object):
+    made = onnx.ModelProto()
+    made.CopyFrom(graph)
+    monkeypatch.setattr("dsgnn.export.onnx.build_onnx", lambda *_: made)
+    command = ["onnx", "--synthetic", "nano", "--size", "64x96", "-o", str(target)]
+    return CliRunner().invoke(main, [*command, *(str(option) for option in options)])
+
+
+def test_command(
+    nano_graph: onnx.ModelProto,
+    photos: list[np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, photo in enumerate(photos):
+        cv2.imwrite(str(folder / f"{i:02d}.png"), photo[..., ::-1])
+    path = tmp_path / "m.onnx"
+    result = export(monkeypatch, nano_graph, path, "--precision", "int8", "--calibrate", folder)
+    assert result.exit_code == 0, result.output
+    assert read_description(path).precision == "int8"
+    sidecar = read_sidecar(path)
+    assert sidecar is not None and sidecar.build["calibration_photos"] == PHOTOS
+    assert [check["batch"] for check in sidecar.parity] == [1, 3]
+    image = letterbox(photos[0], Fixed(*SIZE))[0][None]
+    for backend in ("onnxruntime", "openvino"):
+        answers = open_backend(path, backend).infer({"image": image})
+        assert answers["masks"].shape == (1, 6, 16, 24) and np.isfinite(answers["masks"]).all()
+
+
+def test_wrong_use(
+    nano_graph: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "m.onnx"
+    result = export(monkeypatch, nano_graph, target, "--precision", "int8")
+    assert result.exit_code == 2
+    said = " ".join(result.output.split())
+    assert f"int8 needs at least {PHOTOS} calibration photos, got 0" in said
+    assert "--calibrate DIR" in said
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    result = export(monkeypatch, nano_graph, target, "--calibrate", folder)
+    assert result.exit_code == 2
+    assert "calibration photos are for int8, got precision fp32" in result.output
+    with pytest.raises(ValueError, match=f"at least {PHOTOS} calibration photos, got 31"):
+        check_calibration([np.zeros((8, 8, 3), np.uint8)] * 31)
+    assert not target.exists()
