@@ -108,7 +108,6 @@ def replicas(
     try:
         serve.start(proxy_location="Disabled")
         deployment = serve.deployment(
-            Worker,
             num_replicas=count,
             max_ongoing_requests=limits.max_requests,
             graceful_shutdown_timeout_s=limits.timeout_s,
@@ -118,7 +117,7 @@ def replicas(
                 "runtime_env": {"env_vars": {PIXELS_VARIABLE: str(limits.max_pixels)}},
             },
         )
-        app = deployment.bind(dict(ranker), batch, limits.max_pixels)
+        app = deployment(Worker).bind(dict(ranker), batch, limits.max_pixels)
         handle = serve.run(app, name=name, route_prefix=None)
         told = handle.describe.remote().result()
         if "error" in told:

@@ -142,7 +142,7 @@ class Together:
     async def _run(self) -> None:
         try:
             while self._waiting:
-                group = []
+                group: list[tuple[np.ndarray, asyncio.Future[Any]]] = []
                 while self._waiting and len(group) < self._limit:
                     photo, future = self._waiting.popleft()
                     if not future.cancelled():
