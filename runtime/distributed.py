@@ -156,7 +156,7 @@ def rank_on_ray(
             **{"threads": int(needs["num_cpus"]), "folder": Path.cwd()},
         }
         for row in chain(work.refused, _ranked(ray, tasks, count, needs, worker)):
-            times = row.pop("timings_ms", None) or {}
+            times = dict(row.pop("timings_ms", None) or ())  # Arrow gives a map as pairs
             name = parquet.key(row)
             if name not in parts.done:
                 parts.add(row)
@@ -241,7 +241,7 @@ def _ranked(
     todo = {name for task in tasks for piece in task for name in piece.names()}
     try:
         for block in blocks:
-            for row in block.to_pylist(maps_as_pydicts="strict"):
+            for row in block.to_pylist():
                 todo.discard(parquet.key(row))
                 yield row
     except ray.exceptions.RayError as error:

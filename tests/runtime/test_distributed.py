@@ -27,6 +27,8 @@ from dsgnn.runtime.parquet import Parts
 from dsgnn.runtime.run import rank_sources
 from dsgnn.runtime.sources import find_sources
 
+# Read when Ray is imported: `--ray` sets it in time, here the import comes first.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 ray = pytest.importorskip("ray")
