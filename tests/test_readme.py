@@ -232,7 +232,10 @@ def test_the_lines_of_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         encoder_layers=1, layers=2, feedforward=32,
     )  # fmt: skip
     for name in ("model", "r50-assr"):
-        save_checkpoint(Path(f"{name}.safetensors"), build_model(config))
+        save_checkpoint(Path(f"{name}.safetensors"), build_model(config), "synthetic")
+    Path("photos").mkdir()  # for int8
+    for i in range(32):
+        shutil.copy(samples()[i % 3], f"photos/{i}.jpg")
     for line in lines("dsgnn-export"):
         result = CliRunner().invoke(main, shlex.split(line)[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}"
