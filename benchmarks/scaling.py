@@ -125,7 +125,8 @@ def server(model: Path | None, threads: int) -> Iterator[tuple[int, float]]:
     command = [str(Path(sys.executable).with_name("dsgnn-serve")), "--port", "0"]
     command += ["--threads", str(threads), *(["--model", str(model)] if model else [])]
     start = perf_counter()
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    quiet = subprocess.DEVNULL  # it logs requests to its standard output
+    with subprocess.Popen(command, text=True, stdout=quiet, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         said = []
         for line in process.stderr:
