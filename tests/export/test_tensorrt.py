@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-import torch
 from click.testing import CliRunner
 
 from dsgnn.export import tensorrt as exporter
@@ -50,12 +49,6 @@ def put(proto: onnx.ModelProto, path: Path, **facts: object) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def nano() -> onnx.ModelProto:
-    torch.manual_seed(7)
-    return build_onnx(DeployGraph(build_model("nano"), SIZE).eval(), SIZE, SIZE)
-
-
 @pytest.fixture
 def colours(tmp_path: Path) -> Path:
     """The smallest artifact; its size is not its own, so it is pinned to 64 × 96."""
@@ -71,10 +64,12 @@ def colours(tmp_path: Path) -> Path:
     ("precision", "sms", "batch"),
     [("fp32", "89,120", "1,1,1"), ("fp16", "89", "1,2,4"), ("bf16", "120", "2,2,2")],
 )
-def test_nano(nano: onnx.ModelProto, precision: str, sms: str, batch: str, tmp_path: Path) -> None:
+def test_nano(
+    nano_graph: onnx.ModelProto, precision: str, sms: str, batch: str, tmp_path: Path
+) -> None:
     pytest.importorskip("tensorrt_rtx")
     proto = onnx.ModelProto()
-    proto.CopyFrom(nano)
+    proto.CopyFrom(nano_graph)
     if precision != "fp32":
         retype(proto, precision)
     source = put(proto, tmp_path / "nano.onnx", precision=precision)
@@ -117,7 +112,6 @@ def test_nano(nano: onnx.ModelProto, precision: str, sms: str, batch: str, tmp_p
     ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_r50(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     source = read_source(None, "r50-assr")
@@ -178,6 +172,9 @@ def test_files_of_any_size_and_missing_libraries(
         build_engine(anything, tmp_path / "m.engine", [], sms=(89,))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendError, match=r"tensorrt is not installed: pip install 'dsgnn\[tens"):
+        build_engine(colours, tmp_path / "m.engine", [], "tensorrt")
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace())  # its type stubs alone
+    with pytest.raises(BackendError, match=r"tensorrt is not installed.*__version__"):
         build_engine(colours, tmp_path / "m.engine", [], "tensorrt")
 
 
