@@ -82,7 +82,7 @@ def test_standard_input(place: Path, model: Path) -> None:
         (["photos", "--out", "photos/a.png/b"], "Not a directory"),
         (
             ["photos", "--out", "out", "--save", "boxes"],
-            "--save takes overlay,map,masks,crops,json",
+            "--save takes overlay,map,masks,crops,json,sheet",
         ),
         (["photos", "--out", "out", "--threshold", "2"], "threshold must be in 0…1, got 2.0"),
         (["photos", "--out", "out", "--model", "m.onnx"], "there is no model file at m.onnx"),
@@ -130,7 +130,8 @@ def test_a_folder_of_the_system(place: Path, model: Path) -> None:
 def test_help_names_every_kind_and_status() -> None:
     result = call("--help")
     assert result.exit_code == 0
-    for text in ("overlay,map,masks,crops,json", "results.json", "Exit status: 0", "< photo.jpg"):
+    kinds = "overlay,map,masks,crops,json,sheet"
+    for text in (kinds, "results.json", "Exit status: 0", "< photo.jpg"):
         assert text in result.output
 
 
