@@ -37,9 +37,11 @@ $(RUN)/.installed: $(PACKAGE)
 	$(RUN)/bin/python -m pip install --quiet '.[cpu]'
 	touch $@
 
+# The stubs alone: TensorRT, which they ask for, has its libraries elsewhere than on PyPI.
 $(TEST)/.installed: $(BUILD)
 	test -x $(TEST)/bin/python || $(PYTHON) -m venv $(TEST)
 	$(TEST)/bin/python -m pip install --quiet --editable '.[dev]'
+	$(TEST)/bin/python -m pip install --quiet --no-deps 'tensorrt-stubs>=10.13'
 	touch $@
 
 clean:

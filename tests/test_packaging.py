@@ -36,12 +36,13 @@ def setup() -> configparser.ConfigParser:
 
 
 def package_names(paths: list[str]) -> set[str]:
-    """The names in the wheel of those tracked files that lie in a package's folder."""
+    """The names in the wheel of those tracked files that lie in a package's folder; measured
+    results are read in the repository."""
     names = set()
     for line in setup()["options"]["package_dir"].strip().splitlines():
         package, folder = (part.strip() for part in line.split("="))
         for path in paths:
-            if path.startswith(f"{folder}/"):
+            if path.startswith(f"{folder}/") and not path.startswith("benchmarks/results/"):
                 names.add(package.replace(".", "/") + path.removeprefix(folder))
     return names
 
