@@ -22,6 +22,7 @@ HEADING = [
     "artifact", "batch", "compute p50 ms", "p99 ms", "time ÷ baseline (95%)", "photos/s",
     "memory MiB", "size MB", "SA-SOR", "Δ PyTorch", "parity", "notes",
 ]  # fmt: skip
+NO_GPU = "On a GPU nothing has been measured; `dsgnn-bench gpu` fills that table."
 MARKS = ("<!-- bench -->", "<!-- /bench -->")
 FEW = 100  # samples; below, p99 is close to the largest
 FOOTNOTE = (
@@ -51,18 +52,19 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     timed = [results for results in loaded if results["kind"] == "latency"]
     measured = [row for r in loaded if r["kind"] == "accuracy" for row in r["rows"]]
     tables = [run_table(results, measured) for results in timed]
-    gpu = gpu_table([results for results in loaded if results["kind"] == "gpu"])
+    on_gpu = [results for results in loaded if results["kind"] == "gpu"]
+    gpu = gpu_table(on_gpu)
     lines: list[str] = []
     for results, table in zip(timed, tables, strict=True):
         lines += [*_about(results), "", markdown(table), ""]
     lines += [FOOTNOTE, "", *_accuracy_lines(measured)]
-    lines += ["", "On a GPU: p50 ms of compute, beside its floor.", "", markdown(gpu)]
-    text = "\n".join(lines) + "\n"
+    table = ["", "On a GPU: p50 ms of compute, beside its floor.", "", markdown(gpu)]
+    text = "\n".join(lines + table) + "\n"
     if html is not None:
         write_whole(html, page(timed, tables, measured, gpu, loaded).encode())
         write_whole(html.with_suffix(".md"), text.encode())
     if readme is not None:
-        replace_between(readme, text)
+        replace_between(readme, text if on_gpu else "\n".join([*lines, "", NO_GPU]) + "\n")
     return text
 
 

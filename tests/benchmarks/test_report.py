@@ -97,6 +97,7 @@ def test_the_readme_table_is_replaced_between_its_marks(files: list[Path], tmp_p
     once = readme.read_text()
     assert once.startswith("before\n<!-- bench -->\n") and "old" not in once and "| fast |" in once
     assert once.endswith("<!-- /bench -->\nafter\n")
+    assert "nothing has been measured" in once and "never measured" not in once
     report(files, None, readme)
     assert readme.read_text() == once
     with pytest.raises(BenchError, match="lacks a line <!-- bench -->"):
