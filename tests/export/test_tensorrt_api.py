@@ -91,7 +91,8 @@ def test_the_list_is_read_from_the_source() -> None:
 
 
 def test_tensorrt_has_them() -> None:
-    pytest.importorskip("tensorrt_stubs")
+    if find_spec("tensorrt_bindings") is None:
+        pytest.skip("needs tensorrt-stubs, which the Makefile installs without TensorRT")
     assert used() - stubs() == ONLY_RTX
 
 
