@@ -64,7 +64,8 @@ GIVEN = ParameterSource.COMMANDLINE
     help="Inference library.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--threads", type=int, help="CPU threads of one inference.  [default: 2]")
+@click.option("--threads", type=int, help="CPU threads of one inference.  [default: 2; "
+              "1 for videos where there are two cores]")  # fmt: skip
 @click.option("--every", type=int, default=1, show_default=True, help="Rank each N-th frame.")
 @click.option("--start", type=float, default=0.0, metavar="S", help="Second to start at.")
 @click.option("--end", type=float, metavar="S", help="Second to end before.")
@@ -165,7 +166,7 @@ def main(
     from dsgnn.runtime.run import check_skip, run, silence_opencv
     from dsgnn.runtime.save import make_folder, parse_kinds
     from dsgnn.runtime.sources import find_sources
-    from dsgnn.runtime.video import VideoOptions, writes_video
+    from dsgnn.runtime.video import VideoOptions, choose_threads, writes_video
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     silence_opencv()
@@ -178,6 +179,7 @@ def main(
         found = find_sources(sources, out, raw=bool(raw))
         if ray is None:
             distributed.check_without_ray(workers)
+            threads = choose_threads(threads, found.sources)
             ranker = Ranker(model, backend, device, threads, threshold, if_none)
         else:
             distributed.check_options(

@@ -63,6 +63,18 @@ def writes_video(sources: Iterable[Source], kinds: Collection[str]) -> bool:
     return bool({"overlay", "map"} & set(kinds)) and any(source.is_video for source in sources)
 
 
+def choose_threads(asked: int | None, sources: Iterable[Source]) -> int | None:
+    """CPU threads of one inference: as asked, or by what is ranked; None is the Ranker's default.
+
+    On two cores a video gets one: decoding, drawing and encoding beside it need the other
+    (`python tests/runtime/throughput.py --threads 1`, and 2).
+    """
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 1 if (cores or 1) <= 2 and any(source.is_video for source in sources) else None
+
+
 def rank_video(
     ranker: Ranker, target: Target, options: VideoOptions
 ) -> Iterator[tuple[int, dict[str, float]]]:

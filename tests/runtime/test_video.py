@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from dsgnn.runtime.frames import Ended, Selection, _Capture
 from dsgnn.runtime.h264 import h264_writer
 from dsgnn.runtime.run import Outcome, rank_sources
 from dsgnn.runtime.save import make_folder
-from dsgnn.runtime.sources import find_sources
-from dsgnn.runtime.video import BEHIND, Presence, VideoOptions
+from dsgnn.runtime.sources import Source, find_sources
+from dsgnn.runtime.video import BEHIND, Presence, VideoOptions, choose_threads
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -310,3 +311,15 @@ def test_show_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(ValueError, match="--show needs a screen: DISPLAY is not set here"):
         VideoOptions(show=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "cores", "expected"),
+    [(None, "clip.mp4", 2, 1), (None, "clip.mp4", 1, 1), (None, "clip.mp4", 4, None),
+     (None, "photo.jpg", 2, None), (2, "clip.mp4", 2, 2), (0, "clip.mp4", 2, 0)],
+)  # fmt: skip
+def test_a_video_leaves_one_of_two_cores_to_its_coding(
+    asked: int | None, name: str, cores: int, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert choose_threads(asked, [Source(Path(name), name)]) == expected

@@ -24,7 +24,7 @@ from dsgnn.runtime.run import rank_sources
 from dsgnn.runtime.save import Target, video_file
 from dsgnn.runtime.sources import find_sources, video_source
 from dsgnn.runtime.steady import Steadier
-from dsgnn.runtime.video import Presence, write_frames
+from dsgnn.runtime.video import Presence, choose_threads, write_frames
 
 RATE = 25
 
@@ -79,13 +79,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--size", type=parse_raw, default=(640, 360))
     parser.add_argument("--model")
+    parser.add_argument("--threads", type=int, help="default: as dsgnn-run takes for videos")
     options = parser.parse_args()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with tempfile.TemporaryDirectory() as folder:
         clip, out = Path(folder, "clip.mp4"), Path(folder, "out")
         out.mkdir()
         make_clip(clip, options.seconds, options.size)
-        ranker = Ranker(options.model)
+        threads = choose_threads(options.threads, [video_source(clip)])
+        ranker = Ranker(options.model, threads=threads)
         figures = measure(ranker, clip, out)
     frames = figures.pop("frames")
     slowest = max(("decode", "rank", "write"), key=lambda stage: figures[stage])
