@@ -81,7 +81,7 @@ def test_the_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_extras_exist() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    for line in lines("pip install"):
+    for line in lines("pip install '."):
         (names,) = re.findall(r"\[(.*)\]", line)
         assert set(names.split(",")) <= set(setup["options.extras_require"]), line
 
