@@ -58,8 +58,8 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     for results, table in zip(timed, tables, strict=True):
         lines += [*_about(results), "", markdown(table), ""]
     lines += [FOOTNOTE, "", *_accuracy_lines(measured)]
-    table = ["", "On a GPU: p50 ms of compute, beside its floor.", "", markdown(gpu)]
-    text = "\n".join(lines + table) + "\n"
+    gpu_lines = ["", "On a GPU: p50 ms of compute, beside its floor.", "", markdown(gpu)]
+    text = "\n".join(lines + gpu_lines) + "\n"
     if html is not None:
         write_whole(html, page(timed, tables, measured, gpu, loaded).encode())
         write_whole(html.with_suffix(".md"), text.encode())
