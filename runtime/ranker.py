@@ -45,11 +45,12 @@ class Ranker:
     ) -> None:
         """Load an artifact.
 
-        model: an ONNX file made by `dsgnn-export`; None = the bundled nano. backend: "auto",
-        "onnxruntime" or "openvino". device: "auto", "cpu", "cuda" or "cuda:N"; what is named is
-        used or it is an error. threads: of one call on a CPU, 2 by default. threshold: score above
-        which an object is kept, 0…1; None = the artifact's own. if_none: what an image gives when
-        no score passes: "none" = no object, "all" = every query, as upstream does.
+        model: an ONNX file or engine made by `dsgnn-export`; None = the bundled nano. backend:
+        "auto" or one of BACKENDS, see `dsgnn.runtime.backends.open_backend`. device: "auto", "cpu",
+        "cuda" or "cuda:N"; what is named is used or it is an error. threads: of one call on a CPU,
+        2 by default. threshold: score above which an object is kept, 0…1; None = the artifact's
+        own. if_none: what an image gives when no score passes: "none" = no object, "all" = every
+        query, as upstream does.
 
         Raises FileNotFoundError, ArtifactError (not ours, damaged, not the file its sidecar
         describes), BackendError (something is not installed, or does not fit), ValueError.

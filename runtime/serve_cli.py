@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from dsgnn.runtime.backends import BACKENDS
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
@@ -48,7 +50,7 @@ import click
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]),
+    type=click.Choice(["auto", *BACKENDS]),
     default="auto",
     show_default=True,
     help="Inference library.",

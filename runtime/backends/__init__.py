@@ -16,8 +16,9 @@ import numpy as np
 
 from dsgnn.runtime.artifact import ENGINES, check_suffix
 
+CUDA_GRAPH = "-cuda-graph"
 BACKENDS = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "openvino-bf16", "tensorrt",
-            "tensorrt-rtx")  # fmt: skip
+            f"tensorrt{CUDA_GRAPH}", "tensorrt-rtx", f"tensorrt-rtx{CUDA_GRAPH}")  # fmt: skip
 DEFAULT_THREADS = 2  # small networks gain little from more, and services run several at once
 
 
@@ -92,21 +93,23 @@ def open_backend(
 ) -> Backend:
     """Load an artifact.
 
-    backend: "auto" or one of BACKENDS; "tensorrt" and "tensorrt-rtx" run engines, the others ONNX
-    files: "onnxruntime-tensorrt" by ONNX Runtime's TensorRT provider, which builds and keeps its
-    own engines; "openvino-bf16" rounds to bfloat16. device: "auto", "cpu", "cuda" or "cuda:N".
-    threads: of one call on a CPU, 2 by default. Raises BackendError when the file, the backend and
-    the device do not go together or something is not installed.
+    backend: "auto" or one of BACKENDS; "tensorrt…" run engines, with "-cuda-graph" replayed as one
+    CUDA graph for each shape; the others run ONNX files: "onnxruntime-tensorrt" by ONNX Runtime's
+    TensorRT provider, which builds and keeps its own engines; "openvino-bf16" rounds to bfloat16.
+    device: "auto", "cpu", "cuda" or "cuda:N". threads: of one call on a CPU, 2 by default. Raises
+    BackendError when the file, the backend and the device do not go together or something is not
+    installed.
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendError(f"backend must be auto, {' or '.join(BACKENDS)}, got {backend!r}")
     check_suffix(path)
     is_engine = path.suffix in ENGINES
-    if backend != "auto" and is_engine != backend.startswith("tensorrt"):
+    for_engines = [name for name in BACKENDS if name.startswith("tensorrt")]
+    if backend != "auto" and is_engine != (backend in for_engines):
+        for_onnx = [name for name in BACKENDS if name not in for_engines]
         raise BackendError(
-            f"{backend} does not run {path.name}: engines are for tensorrt and tensorrt-rtx, .onnx "
-            "files for onnxruntime, onnxruntime-tensorrt, openvino and openvino-bf16; "
-            "`dsgnn-export tensorrt` builds an engine"
+            f"{backend} does not run {path.name}: engines are for {', '.join(for_engines)}; .onnx "
+            f"files for {', '.join(for_onnx)}; `dsgnn-export tensorrt` builds an engine"
         )
     if threads is not None and threads < 1:
         raise BackendError(f"threads must be at least 1, got {threads}")
@@ -115,7 +118,8 @@ def open_backend(
     if is_engine:
         from dsgnn.runtime.backends.tensorrt import TensorRt
 
-        loaded = TensorRt(path, None if backend == "auto" else backend, device)
+        flavour = None if backend == "auto" else backend.removesuffix(CUDA_GRAPH)
+        loaded = TensorRt(path, flavour, device, backend.endswith(CUDA_GRAPH))
         why = f" (auto: an engine of {loaded.name})" if backend == "auto" else ""
         loaded.picked = f"{loaded.name} on {loaded.device}{why}"
         return loaded

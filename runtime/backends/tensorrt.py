@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dsgnn.runtime.artifact import ArtifactError, open_artifact
-from dsgnn.runtime.backends import Backend, BackendError, TensorSpec
+from dsgnn.runtime.backends import CUDA_GRAPH, Backend, BackendError, TensorSpec
 from dsgnn.runtime.backends.onnx import parse_device
 
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # name → module
@@ -91,7 +91,8 @@ class TensorRt(Backend):
             raise BackendError("an engine needs an NVIDIA GPU, got device cpu: use the .onnx file")
         library = library_of(build["flavour"])
         _check_fit(path, build, library.__version__, *gpu(index))
-        self.name, self.device, self.threads = build["flavour"], f"cuda:{index}", 1
+        self.name = build["flavour"] + (CUDA_GRAPH if cuda_graphs else "")
+        self.device, self.threads = f"cuda:{index}", 1
         self._cuda, self._index, self._graphs = _cuda(), index, cuda_graphs
         self._call(self._cuda.cudaSetDevice(index))
         self._logger = library.Logger(library.Logger.WARNING)

@@ -4,13 +4,16 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import numpy as np
 import pytest
 
-from dsgnn.runtime.backends import Backend, BackendError, TensorSpec, open_backend
+from dsgnn.runtime.backends import BACKENDS, Backend, BackendError, TensorSpec, open_backend
 from dsgnn.runtime.backends import onnx as onnx_backend
 from dsgnn.runtime.backends import openvino as openvino_backend
 from dsgnn.runtime.backends.onnx import CUDA, TENSORRT
+from dsgnn.runtime.cli import main as rank
+from dsgnn.runtime.serve_cli import main as serve
 
 from .conftest import description
 
@@ -103,6 +106,13 @@ def test_auto_without_onnxruntime(model: Path, monkeypatch: pytest.MonkeyPatch) 
     assert open_backend(model).name == "openvino"
     with pytest.raises(BackendError, match="no library to run an ONNX file"):
         open_backend(model, device="cuda")  # openvino could not
+
+
+@pytest.mark.parametrize("command", [rank, serve])
+def test_commands_take_every_backend(command: click.Command) -> None:
+    option = next(parameter for parameter in command.params if parameter.name == "backend")
+    assert isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == ("auto", *BACKENDS)
 
 
 def test_unknown_backend_threads_and_device(model: Path) -> None:

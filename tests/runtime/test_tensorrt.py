@@ -1,19 +1,22 @@
 """The TensorRT backend's calls, on stand-ins of both libraries: none here has met a GPU."""
 
 import ctypes
+import json
 import sys
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.artifact import ArtifactError, Sidecar, sha256_of, write_sidecar
 from dsgnn.runtime.backends import BackendError, TensorSpec, open_backend
 from dsgnn.runtime.backends import tensorrt as backend_module
-from dsgnn.runtime.backends.tensorrt import TensorRt
+from dsgnn.runtime.cli import main
 from dsgnn.runtime.letterbox import Fixed
 
 from .conftest import description
@@ -252,7 +255,8 @@ def test_each_thread_has_its_own_lane_and_gives_it_back(cuda: Cuda, tmp_path: Pa
 
 
 def test_graphs_per_shape_after_a_warm_up(cuda: Cuda, tmp_path: Path) -> None:
-    backend = TensorRt(engine(tmp_path), None, "auto", cuda_graphs=True)
+    backend = open_backend(engine(tmp_path), "tensorrt-rtx-cuda-graph")
+    assert backend.picked == "tensorrt-rtx-cuda-graph on cuda:0"
     for value in (1, 2, 3):
         check(backend.infer(images(2, value)), 2, value)
     assert [call for call in cuda.calls if call != "wait"] == ["run", "graph", "graph"]
@@ -266,6 +270,32 @@ def test_graphs_per_shape_after_a_warm_up(cuda: Cuda, tmp_path: Path) -> None:
     check(backend.infer(images(2, 8)), 2, 8)
     said = [call for call in cuda.calls if call != "wait"]
     assert said == ["forget graph", "forget graph", "run", "run"]
+
+
+@pytest.mark.parametrize(("suffix", "launched"), [("", []), ("-cuda-graph", ["graph", "graph"])])
+def test_graphs_by_the_command_line(
+    cuda: Cuda, suffix: str, launched: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in "abc":
+        cv2.imwrite(str(folder / f"{name}.png"), np.full((H, W, 3), 60, np.uint8))
+    arguments = [str(folder), "--out", str(tmp_path / "out"), "--save", "json",
+                 "--backend", f"tensorrt-rtx{suffix}", "--model"]  # fmt: skip
+    done = CliRunner().invoke(main, [*arguments, str(engine(tmp_path))])
+    assert done.exit_code == 0, done.output
+    assert f"unverified; tensorrt-rtx{suffix} on cuda:0" in done.output
+    assert [call for call in cuda.calls if call == "graph"] == launched
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["model"]["backend"] == f"tensorrt-rtx{suffix}"
+
+
+def test_graphs_are_refused_for_an_onnx_file(model: Path, tmp_path: Path) -> None:
+    arguments = ["photo.jpg", "--out", str(tmp_path / "out"), "--model", str(model),
+                 "--backend", "tensorrt-cuda-graph"]  # fmt: skip
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert "tensorrt-cuda-graph does not run colours.onnx: engines are for" in done.output
 
 
 @pytest.mark.parametrize(
