@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from dsgnn.config import Config
 
 STRIDES = (4, 8, 16, 32)
+LOADING = ("checkpoint_path", "cache_dir")  # of timm.create_model, besides `pretrained…`
 
 
 class PadThenShiftBlock(SwinTransformerBlock):
@@ -43,9 +44,10 @@ class PadThenShiftBlock(SwinTransformerBlock):
 class Backbone(nn.Module):
     """Feature maps of a photo at strides 4, 8, 16 and 32.
 
-    channels: of the four maps. Raises ValueError when timm does not know the name or the network
-    has other strides. Some of timm's networks work at one size only: give them `img_size` in
-    `backbone_options`.
+    channels: of the four maps. Raises ValueError when timm does not know the name, the network has
+    other strides, or `backbone_options` would fetch or load weights: a checkpoint carries its
+    configuration, and opening one must read no other file. Some of timm's networks work at one size
+    only: give them `img_size` in `backbone_options`.
     """
 
     def __init__(self, config: Config):
@@ -55,6 +57,12 @@ class Backbone(nn.Module):
                 f"backbone {config.backbone!r} is not a timm model; timm.list_models() names them"
             )
         options = dict(config.backbone_options)
+        loading = [o for o in options if o.startswith("pretrained") or o in LOADING]
+        if loading:
+            raise ValueError(
+                f"config {config.name}: backbone_options must not load weights, got "
+                f"{', '.join(loading)}: start from weights with --init"
+            )
         self.is_swin = config.backbone.startswith("swin_")
         if config.backbone.startswith(("swin_", "swinv2_")) and "_cr_" not in config.backbone:
             options |= {"always_partition": True, "strict_img_size": False}

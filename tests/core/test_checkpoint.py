@@ -219,7 +219,10 @@ def test_what_is_not_our_checkpoint(tmp_path):
     save_file(tensors, path, metadata=header)
     with pytest.raises(CheckpointError, match="its header has no config"):
         load_checkpoint(path)
-    for text in ("{", "[]", '{"name": "x"}', json.dumps({**SMALL.to_dict(), "seeds": "new"})):
+    fetching = {**SMALL.backbone_options, "pretrained_cfg": {"url": "http://nowhere.invalid/x"}}
+    changes = ({"seeds": "new"}, {"frozen": ["nothing"]}, {"backbone_options": fetching})
+    changed = [json.dumps({**SMALL.to_dict(), **change}) for change in changes]
+    for text in ("{", "[]", '{"name": "x"}', *changed):
         save_file(tensors, path, metadata={**header, "config": text})
         with pytest.raises(CheckpointError, match=re.escape(f"{path}: its configuration")):
             load_checkpoint(path)

@@ -314,6 +314,13 @@ def test_any_timm_backbone_by_name(name):
     assert output.masks.shape == (1, 5, 16, 24)
 
 
+@pytest.mark.parametrize("option", ["pretrained", "pretrained_cfg", "checkpoint_path"])
+def test_no_option_of_a_backbone_loads_weights(option):
+    """A checkpoint's header holds its configuration: opening one must read no other file."""
+    with pytest.raises(ValueError, match=rf"must not load weights, got {option}: .* --init"):
+        build_model(replace(SMALL, backbone_options={**SMALL.backbone_options, option: "x"}))
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
 def test_a_backbone_of_other_strides_is_refused(name):
     options = {"output_stride": 16} if name == "resnet18" else {}
