@@ -223,6 +223,12 @@ def _read_archive(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
                 f"{path}: is a zip archive but no PyTorch checkpoint; if the checkpoint lies in "
                 "it, unpack it first"
             )
+        packed = (name for name, info in entries.items() if info.compress_type)
+        if name := next(packed, None):  # a small file could claim all memory
+            raise CheckpointError(
+                f"{path}: {name} is compressed, which torch.save never does; load and save "
+                "the file with PyTorch first, if you trust it"
+            )
         order = entries.get("byteorder")
         _require_little(path, order is None or archive.read(order) == b"little")
 

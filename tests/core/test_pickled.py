@@ -199,10 +199,10 @@ def stream(content: bytes, keys: bytes = b"\x80\x02].") -> bytes:
     return b"".join(head) + b"\x80\x04" + content + b"." + keys
 
 
-def archive(content: bytes, **others: bytes) -> bytes:
+def archive(content: bytes, packing: int = zipfile.ZIP_STORED, **others: bytes) -> bytes:
     """The zip format around the opcodes of its content."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as target:
+    with zipfile.ZipFile(file, "w", packing) as target:
         target.writestr("archive/data.pkl", b"\x80\x04" + content + b".")
         for name, data in others.items():
             target.writestr(f"archive/{name.replace('__', '/')}", data)
@@ -225,6 +225,15 @@ def test_hand_made_files_are_as_torch_writes_them(tmp_path):
         path.write_bytes(content)
         assert read_tensors(path)["w"].tolist() == [1.0, 2.0]
     assert torch.load(io.BytesIO(content), weights_only=False)["w"].tolist() == [1.0, 2.0]
+
+
+def test_a_small_file_cannot_claim_all_memory(tmp_path):
+    """Compressed, a thousand times its size may lie in an archive."""
+    path = tmp_path / "x.pth"
+    state = b"}" + text("w") + TENSOR + b"s"
+    path.write_bytes(archive(state, zipfile.ZIP_DEFLATED, data__0=NUMBERS))
+    with pytest.raises(CheckpointError, match="data.pkl is compressed, which torch.save never"):
+        read_tensors(path)
 
 
 @pytest.mark.parametrize("kind", hostile(Path()))
