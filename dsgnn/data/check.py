@@ -16,7 +16,7 @@ def check_data(
     """List the problems of a split, one message each, naming file and field; none: an empty list.
 
     data: what `dsgnn.data.open_data` gives. progress: wraps the image numbers, such as `tqdm`.
-    Reads every image. Found: a number of images other than the published one, names that occur
+    Reads every image. Found: no images or a number other than the published one, names that occur
     twice, broken annotations, missing or unreadable or resized images, broken segmentations,
     objects without a pixel, tied ranks, gaps in the ranks.
     """
@@ -30,7 +30,9 @@ def check_data(
 
 
 def _count_problems(data: Samples) -> Iterator[str]:
-    if isinstance(data, RankedImages) and data.published_images not in (None, len(data)):
+    if not len(data):
+        yield f"{type(data).__name__}: there are no images in this split"
+    elif isinstance(data, RankedImages) and data.published_images not in (None, len(data)):
         yield (
             f"{type(data).__name__}, split {data.split}: {len(data)} images, "
             f"{data.published_images} were published; is the download complete?"
@@ -40,19 +42,19 @@ def _count_problems(data: Samples) -> Iterator[str]:
 def _image_problems(data: Samples, index: int, seen: dict[str, str]) -> Iterator[str]:
     if not isinstance(data, RankedImages):  # these readers check when they are opened
         try:
-            yield from _empty_objects(data[index])
+            sample = data[index]
         except (ValueError, OSError) as error:
             yield str(error)
+            return
+        yield from _name_problems(sample.name, f"image {index}", seen)
+        yield from _empty_objects(sample)
         return
     try:
         record = data.record(index)
     except AnnotationError as error:
         yield str(error)
         return
-    name = record.image.stem
-    if name in seen:
-        yield f"{record.where}: the image {name} occurs twice, first at {seen[name]}"
-    seen.setdefault(name, record.where)
+    yield from _name_problems(record.image.stem, record.where, seen)
     yield from _rank_problems(record)
     try:
         height, width = record.read_image().shape[:2]
@@ -65,6 +67,13 @@ def _image_problems(data: Samples, index: int, seen: dict[str, str]) -> Iterator
                 yield f"{where}.segmentation: covers no pixel of the {width}x{height} image"
         except AnnotationError as error:
             yield str(error)
+
+
+def _name_problems(name: str, where: str, seen: dict[str, str]) -> Iterator[str]:
+    """Results and predictions are told apart by the name alone."""
+    if name in seen:
+        yield f"{where}: the image {name} occurs twice, first at {seen[name]}"
+    seen.setdefault(name, where)
 
 
 def _empty_objects(sample: Sample) -> Iterator[str]:

@@ -67,11 +67,12 @@ def rle_to_mask(rle: Mapping) -> np.ndarray:
         if isinstance(counts, str | bytes):
             counts = _decompress(counts.encode() if isinstance(counts, str) else counts)
         runs = np.asarray(counts, np.int64)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise ValueError(
             f"expected a run-length code {{'size': [h, w], 'counts': …}}, got {_brief(rle)}"
         ) from error
-    if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
+    out_of_range = (runs < 0) | (runs > height * width)  # sums of larger ones may wrap around
+    if runs.ndim != 1 or out_of_range.any() or runs.sum() != height * width:
         raise ValueError(
             f"the runs of a {height}x{width} run-length mask must add up to {height * width}, "
             f"got {runs.sum()}"

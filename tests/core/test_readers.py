@@ -181,6 +181,8 @@ def test_integer_boxes_cover_whole_pixels():
         ({"size": [HEIGHT, WIDTH]}, "expected a run-length code"),
         ({"size": [HEIGHT, WIDTH], "counts": [5, 7]}, "must add up to 192, got 12"),
         ({"size": [HEIGHT, WIDTH], "counts": "`"}, "expected a run-length code"),
+        ({"size": [HEIGHT, WIDTH], "counts": [2**70]}, "expected a run-length code"),
+        ({"size": [HEIGHT, WIDTH], "counts": [2**63 - 1, 2**63 - 1, 194]}, "must add up to 192"),
         ({"size": [4, 4], "counts": [16]}, r"size \[4, 4\] .* image of \[12, 16\]"),
     ],
 )
@@ -693,6 +695,20 @@ def test_coco_and_composite_sets_are_checked_too(tmp_path):
     found = check_data(open_data(tmp_path, "all"))
     assert len(found) == 1 and "000000000041.jpg" in found[0]
     assert check_data(open_data("composite:3", "train")) == []
+
+
+def test_coco_images_of_one_name_and_empty_splits_are_told(tmp_path):
+    """Predictions are matched by the name without its folder."""
+    content = coco_json([40, 41])
+    for photo, folder in zip(content["images"], "ab", strict=True):
+        photo["file_name"] = f"{folder}/1.jpg"
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        write_image(tmp_path / "images" / folder / "1.jpg")
+    write_json(tmp_path / "instances.json", content)
+    (found,) = check_data(open_data(tmp_path, "all"))
+    assert found == "image 1: the image 1 occurs twice, first at image 0"
+    write_json(tmp_path / "instances.json", {**content, "images": [], "annotations": []})
+    assert check_data(open_data(tmp_path, "all")) == ["Subset: there are no images in this split"]
 
 
 def test_progress_sees_every_image(assr):
