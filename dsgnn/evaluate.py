@@ -78,11 +78,18 @@ def evaluate(
     if worst and out is None:
         raise ValueError("the worst images are drawn into a folder: give --out too")
     if predictions is not None:
+        if (size, if_none, backend, device, threads) != (None, "all", "auto", "auto", None):
+            raise ValueError(
+                "predictions are measured as they are: leave out --size, --if-none, --backend, "
+                "--device and --threads, or give a model"
+            )
         rank, facts = predictions_ranker(predictions)
     else:
         assert model is not None
         rank, facts = open_model(model, size, if_none, backend, device, threads)
     samples = open_data(data, split)
+    if not len(samples):
+        raise ValueError(f"{data} has no images in its split {split}")
     palette = getattr(samples, "palette", "irsr")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -181,11 +188,11 @@ def open_model(
     import torch
 
     from dsgnn.checkpoint import load_checkpoint
+    from dsgnn.parallel import choose_device
 
     if backend != "auto":
         raise ValueError(f"--backend is for exported artifacts, {path.name} is a checkpoint")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = choose_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     model, weights = load_checkpoint(path)
@@ -200,31 +207,31 @@ def open_model(
         "weights": weights,
         "precision": "fp32",
         "backend": "pytorch",
-        "device": device,
+        "device": str(where),
         "threshold": model.config.threshold,
         "if_none": if_none,
         "input": str(rule),
     }
-    return model_ranker(model.to(device), rule, if_none), facts
+    return model_ranker(model.to(where), rule, if_none), facts
 
 
 def predictions_ranker(path: Path) -> tuple[Rank, Facts]:
     """Look predictions up in a results.json, by the photo's name without folder and suffix.
 
     Objects need `saliency` and `segmentation`; they count in the order of their `query`, or of the
-    file where they have none. Raises ValueError for another form, and for photos not in the file.
+    file where they have none. Raises ValueError for another form, and for photos that are not in
+    the file or have another size there.
     """
+    by_name: dict[str, list[Any]] = {}
     try:
         content = json.loads(path.read_text("utf-8"))
-        schema, entries = content["schema"], content["images"]
+        if content["schema"] != RESULTS_SCHEMA:
+            raise ValueError(f"expected schema {RESULTS_SCHEMA}, got {content['schema']!r}")
+        for entry in content["images"]:
+            for name in {entry["file"], Path(entry["file"]).stem}:
+                by_name.setdefault(name, []).append(entry)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a results.json of dsgnn ({error!r})") from None
-    if schema != RESULTS_SCHEMA:
-        raise ValueError(f"{path}: expected schema {RESULTS_SCHEMA}, got {schema!r}")
-    by_name: dict[str, list[Any]] = {}
-    for entry in entries:
-        for name in {entry["file"], Path(entry["file"]).stem}:
-            by_name.setdefault(name, []).append(entry)
 
     def rank(sample: Sample) -> Ranking:
         found = by_name.get(sample.name, [])
@@ -237,6 +244,9 @@ def predictions_ranker(path: Path) -> tuple[Rank, Facts]:
         if "error" in entry:
             raise ValueError(f"{path} has no ranking of it, only: {entry['error']}")
         try:
+            size, expected = (entry["height"], entry["width"]), sample.image.shape[:2]
+            if size != expected:  # before anything of the other size is made
+                raise ValueError(f"height and width are {size}, of the photo {expected}")
             return _ranking(entry)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error!r}") from error
@@ -296,6 +306,8 @@ def table(figures: Mapping[str, Any]) -> str:
         f"{figures['data']['spec']} {figures['data']['split']}: {figures['images']} images, "
         f"protocol {figures['protocol']}, palette {figures['palette']}"
     ]
+    if if_none := figures.get("model", {}).get("if_none"):
+        lines.append(f"  where nothing passes the threshold, {if_none} of the queries count")
     for name, heading, over in FIGURES:
         if figures[name] is not None:
             lines.append(f"  {heading:<28}{figures[name]:7.4f}  {figures['used'][name]:6} {over}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TypeVar
 
 import torch
@@ -12,15 +13,30 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+def choose_device(device: str) -> torch.device:
+    """device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N". ValueError for anything
+    else, and for a GPU that PyTorch does not see: it never falls back to the CPU."""
+    count = torch.cuda.device_count()
+    if device == "auto":
+        device = "cuda" if count else "cpu"
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if match is None:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
+    if device != "cpu" and int(match[1] or 0) >= count:
+        raise ValueError(
+            f"device {device} was asked for, but PyTorch {torch.__version__} sees {count} GPUs: "
+            "install an NVIDIA driver and a CUDA build of PyTorch, or use --device cpu"
+        )
+    return torch.device(device)
+
+
 def join(device: str) -> torch.device:
     """Join the group that torchrun made, if any (nccl on GPUs, gloo on CPUs).
 
-    device: "auto", "cpu", "cuda" or "cuda:N". → the device of this process; in a group each process
-    of a machine has its own GPU.
+    device: as for `choose_device`. → the device of this process; in a group each process of a
+    machine has its own GPU.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = torch.device(device)
+    where = choose_device(device)
     grouped = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if where.type == "cuda":
         index = int(os.environ["LOCAL_RANK"]) if grouped else where.index or 0

@@ -68,6 +68,8 @@ def train(
     """
     recipe, device = recipe or recipe_for(config), torch.device(device)
     every = every or max(1, recipe.iterations // 20)
+    if validation is not None and not len(validation):
+        raise ValueError("there are no images to evaluate on: give --val another split, or none")
     rank, world = process()
     state = start(config, recipe, out, init, resume, amp, seed, device)
     if rank == 0 and config.texture and recipe.batch == 1:
@@ -103,8 +105,15 @@ def train(
                     journal.losses(record)
             if save and validation is not None:
                 figures = _evaluate(state.kept, validation)
-                value = figures["sa_sor"] or 0.0
-                best, state.best = value > state.best, max(value, state.best)
+                value = figures["sa_sor"]
+                best = value is not None and value > state.best
+                if value is None and rank == 0:
+                    log.warning(
+                        "no validation image has two objects to order: there is no SA-SOR, and no "
+                        "best.safetensors is written"
+                    )
+                elif best:
+                    state.best = value
                 if journal:
                     record = {"iteration": done, "images": done * per_step, "evaluation": figures}
                     journal.evaluation(record, best)

@@ -23,7 +23,7 @@ from dsgnn.runtime import rle
 from dsgnn.runtime.letterbox import Fixed, LongestSide, letterbox
 from dsgnn.runtime.postprocess import postprocess
 from dsgnn.runtime.ranking import RankedObject, Ranking
-from dsgnn.train import train
+from dsgnn.train import run, train
 
 FIGURES = ("mae", "sor", "sa_sor", "recall", "matched_iou", "f_measure", "used", "by_objects")
 
@@ -155,6 +155,8 @@ def test_predictions_that_do_not_fit_are_named(samples, assr, tmp_path):
     fails("{", "not a results.json of dsgnn")
     fails("[]", "not a results.json of dsgnn")
     fails(results(samples, schema="dsgnn.results/9"), "expected schema dsgnn.results/1, got")
+    fails(results(samples, images=[{"height": 64}]), "not a results.json of dsgnn.*'file'")
+    fails(results(samples, images=["blocks0.jpg"]), "not a results.json of dsgnn")
     fails(results(samples[:2]), r"blocks2: 0 images of .*results.json have this name")
     fails(results([*samples, samples[0]]), r"blocks0: 2 images of .* have this name")
     broken = results(samples)
@@ -166,6 +168,53 @@ def test_predictions_that_do_not_fit_are_named(samples, assr, tmp_path):
     broken = results(samples)
     broken["images"][0]["objects"][0]["segmentation"]["size"] = [64, 97]
     fails(broken, "blocks0: .*run-length mask of size")
+    broken = results(samples)
+    broken["images"][0]["height"] = 10**6
+    fails(broken, r"blocks0: .*height and width are \(1000000, 96\), of the photo \(64, 96\)")
+
+
+def test_predictions_are_measured_as_they_are(samples, assr, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results(samples, model={"if_none": "none"})))
+    figures = evaluate(None, str(assr), predictions=path, split="train")
+    assert "where nothing passes the threshold, none of the queries count" in table(figures)
+    for option in ({"size": (64, 96)}, {"if_none": "none"}, {"backend": "openvino"},
+                   {"device": "cuda"}, {"threads": 1}):  # fmt: skip
+        with pytest.raises(ValueError, match="leave out --size, --if-none, --backend, --device"):
+            evaluate(None, str(assr), predictions=path, split="train", **option)
+
+
+def test_a_split_without_images_has_no_figures(checkpoint, assr, tiny_nano, samples, tmp_path):
+    for split in ("val", "test"):
+        (assr / f"obj_seg_data_{split}.json").write_text("[]")
+    with pytest.raises(ValueError, match="has no images in its split test"):
+        evaluate(checkpoint, str(assr))
+    with pytest.raises(ValueError, match="no images to evaluate on: give --val another split"):
+        train(tiny_nano, None, tmp_path / "run", validation=open_data(assr, "val"))
+
+
+def test_a_best_checkpoint_needs_something_to_order(tiny_nano, samples, tmp_path, caplog):
+    class Source:
+        def example(self, number, size):
+            return example(samples[number % len(samples)])
+
+    recipe = Recipe(iterations=1, batch=2, points=64, milestones=())
+    for chosen, count in ((samples[2:3], 0), (samples[:2], 1)):
+        out = tmp_path / str(count)
+        train(tiny_nano, Source(), out, recipe, validation=chosen)
+        assert len(list(out.glob("best.safetensors"))) == count
+    said = [record for record in caplog.records if "two objects to order" in record.message]
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda", "cuda:3"])
+def test_a_device_that_is_not_there_is_refused(device, checkpoint, assr, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    there = "must be auto, cpu, cuda or cuda:N" if device in ("gpu", "cuda:x") else "sees 0 GPUs"
+    with pytest.raises(ValueError, match=there):
+        evaluate(checkpoint, str(assr), device=device)
+    with pytest.raises(ValueError, match=there):
+        run("nano", str(assr), assr / "run", device=device)
 
 
 def test_dots_in_names_do_not_mix_images_up(tmp_path, samples):
