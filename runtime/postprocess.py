@@ -50,6 +50,11 @@ def postprocess(
     kept = np.flatnonzero(score > threshold)
     if not len(kept) and if_none == "all":
         kept = np.arange(queries)
+    if not np.isfinite(masks[kept]).all():
+        raise ValueError(
+            "the network returned masks that are not finite: the artifact is damaged or its "
+            "precision overflows; export it again in fp32"
+        )
     order = kept[np.argsort(-saliency[kept], kind="stable")]
     h, w = geometry.original
     objects = []

@@ -110,6 +110,7 @@ def test_one_mask_at_a_time() -> None:
         ({"masks": np.zeros((2, 9, 8), np.float32)}, r"masks \(2, 8, 8\), got .*\(2, 9, 8\)"),
         ({"saliency": np.float32([1, np.nan])}, "not finite: the artifact is damaged"),
         ({"score": np.float32([1, np.inf])}, "export it again in fp32"),
+        ({"score": np.float32([1, 0]), "masks": np.full((2, 8, 8), np.nan)}, "masks .* not finite"),
     ],
 )
 def test_refuses_what_does_not_fit(changes: dict, message: str) -> None:
