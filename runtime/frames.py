@@ -195,14 +195,21 @@ def _capture(source: Source) -> cv2.VideoCapture:
 
 
 class _Numbered:
-    """Numbered images: shot%04d.png. All there are, by number; gaps are closed."""
+    """Numbered images: shot%04d.png. All there are, by number; gaps are closed. Raises ValueError
+    if there are none, or two of one number (shot1.png and shot0001.png)."""
 
     def __init__(self, pattern: str, rate: float) -> None:
         path = Path(pattern)
         before, _, after = NUMBERED.sub("\0", path.name, count=1).partition("\0")
         shape = re.compile(rf"{re.escape(before)}(\d+){re.escape(after)}")
-        names = [Path(name).name for name in glob.glob(f"{glob.escape(str(path.parent))}/*")]
-        numbers = {int(match[1]): name for name in names if (match := shape.fullmatch(name))}
+        numbers: dict[int, str] = {}
+        for found in sorted(glob.glob(f"{glob.escape(str(path.parent))}/*")):
+            name = Path(found).name
+            if match := shape.fullmatch(name):
+                number = int(match[1])
+                if number in numbers:
+                    raise ValueError(f"{numbers[number]} and {name} are both number {number}")
+                numbers[number] = name
         if not numbers:
             raise ValueError("no file has a name of this pattern")
         self._paths = [path.parent / numbers[number] for number in sorted(numbers)]

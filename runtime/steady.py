@@ -9,7 +9,8 @@ one frame is which of the next. `Steadier` keeps a track per object:
   own noise, which is estimated from their changes from frame to frame (saliencies have no scale);
 - a new object takes a rank once it was there for APPEAR_S; one that is missed keeps its last mask
   for HOLD_S and its identity for REMEMBER_S. At a cut, where nothing overlaps, both take effect
-  at once.
+  at once, and so they do where frames lie REMEMBER_S apart or more: an object that is in one of
+  them alone is no flicker.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ REMEMBER_S = 1.0
 EPSILON_S = 1e-6  # times are sums of fractions
 
 
-@dataclass
+@dataclass(eq=False)
 class _Track:
     """One object over time. cells: its last mask (ch, cw) float32 of 0 and 1; centre: (x, y) of
     that; velocity: cells per second; noise: standard deviation of the saliency in one frame."""
@@ -81,6 +82,7 @@ class Steadier:
         self._order: list[_Track] = []  # those with a rank, most salient first
         self._size = (0, 0)
         self._count = 0
+        self._last_s = float("-inf")  # time of the frame before
 
     def __call__(self, ranking: Ranking, time_s: float) -> Ranking:
         """The steadied ranking of the next frame.
@@ -120,6 +122,7 @@ class Steadier:
                 self._tracks.append(start)
         self._retire(time_s)
         self._sort(time_s)
+        self._last_s = time_s
         steadied = tuple(
             replace(track.item, rank=rank, saliency=track.saliency, identity=track.identity)
             for rank, track in enumerate(self._order, start=1)
@@ -154,9 +157,11 @@ class Steadier:
 
     def _sort(self, time_s: float) -> None:
         """New objects to their places, then neighbours that clearly changed."""
+        far_apart = time_s - self._last_s >= REMEMBER_S - EPSILON_S
         for track in self._tracks:
             there = track.last_s == time_s and track not in self._order
-            if there and (track.shown or time_s - track.first_s >= APPEAR_S - EPSILON_S):
+            stays = far_apart or time_s - track.first_s >= APPEAR_S - EPSILON_S
+            if there and (track.shown or stays):
                 track.shown = True
                 above = sum(other.saliency >= track.saliency for other in self._order)
                 self._order.insert(above, track)

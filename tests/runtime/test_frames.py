@@ -129,6 +129,10 @@ def test_numbered_images() -> None:
     assert [frame.time_s for frame in frames] == [0, 0.5, 1.0, 1.5]
     with pytest.raises(ValueError, match="no file has a name of this pattern"):
         Frames(video_source("shots/c%03d.png"), Selection())
+    Path("shots/a9.png").touch()
+    with pytest.raises(ValueError, match="a009.png and a9.png are both number 9"):
+        Frames(video_source("shots/a%03d.png"), Selection())
+    Path("shots/a9.png").unlink()
     Path("shots/a011.png").write_bytes(b"hello")
     got = []
     with pytest.raises(Ended, match=r"a011.png: it is not an image .* came before is in place"):

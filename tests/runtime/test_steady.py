@@ -113,6 +113,14 @@ def test_a_new_object_takes_a_rank_once_it_stays() -> None:
     assert blip == [[1]] * 9
 
 
+def test_frames_far_apart_are_taken_as_they_are() -> None:
+    """With --every 25 an object that is in one frame alone is no flicker."""
+    rankings = [frame(B), frame(A, B), frame(B), frame(A, B)]
+    for step, expected in ((REMEMBER_S, [[1], [2, 1], [1], [2, 1]]), (2 * STEP, [[1]] * 4)):
+        steadier = Steadier()
+        assert [identities(steadier(one, i * step)) for i, one in enumerate(rankings)] == expected
+
+
 def test_a_cut_takes_effect_at_once() -> None:
     other = frame((5.0, 60, 30), (4.0, 60, 90))
     assert follow(frame(A, B), frame(A, B), other) == [[1, 2], [1, 2], [3, 4]]
