@@ -210,11 +210,12 @@ def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Pat
     pip install 'dsgnn[cpu,ray,serve]'
     dsgnn-bench scaling --out bench
     """
+    from dsgnn.benchmarks.report import markdown
     from dsgnn.benchmarks.scaling import FILE, table
     from dsgnn.benchmarks.scaling import scaling as run
 
     with refusals():
-        click.echo(table(run(model, images, threads, rounds, out)))
+        click.echo(markdown(table(run(model, images, threads, rounds, out))))
     click.echo(f"{out / FILE} written")
 
 
@@ -225,7 +226,7 @@ def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Pat
 @click.option("--readme", type=FILE,
               help="Replace what stands between <!-- bench --> and <!-- /bench -->.")  # fmt: skip
 def report(results: tuple[Path, ...], output: Path | None, readme: Path | None) -> None:
-    """Latency, accuracy and GPU results as one self-contained page.
+    """Latency, accuracy, scaling and GPU results as one self-contained page.
 
     \b
     dsgnn-bench report bench/latency.json bench/accuracy.json -o report.html --readme README.md

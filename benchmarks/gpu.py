@@ -25,31 +25,29 @@ from dsgnn.benchmarks.subjects import (
     ARTIFACT,
     PRECISIONS,
     TORCH_FORMS,
-    ArtifactSubject,
     BenchError,
     Spec,
-    Subject,
-    open_subject,
     read,
 )
 from dsgnn.benchmarks.timing import Clock, Plan
 from dsgnn.benchmarks.workers import Worker, apart
-from dsgnn.runtime.backends import BACKENDS
-from dsgnn.runtime.backends.onnx import parse_device
+from dsgnn.runtime.artifact import open_artifact
+from dsgnn.runtime.backends import CUDA_GRAPH
 
 FILE = "gpu.json"
 BATCHES = (1, 2, 4, 8, 16, 32)
 LIMIT_S = 540.0
 PLAN = Plan(duration_s=0.6, runs=10, rounds=5, warm_up_s=0.1, warm_up_runs=2)
-PROVIDER = "onnxruntime-tensorrt"
-ENGINES = {
+ENGINES = {  # by backend
     "onnxruntime": "ONNX Runtime CUDA",
-    PROVIDER: "ONNX Runtime TensorRT provider",
+    "onnxruntime-tensorrt": "ONNX Runtime TensorRT provider",
     "tensorrt": "TensorRT",
+    f"tensorrt{CUDA_GRAPH}": "TensorRT, CUDA graph",
     "tensorrt-rtx": "TensorRT-RTX",
+    f"tensorrt-rtx{CUDA_GRAPH}": "TensorRT-RTX, CUDA graph",
 }
 ROWS = {name: PRECISIONS for name in (*TORCH_FORMS.values(), *ENGINES.values())}
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+BYTES = {"fp32": 4, "w16": 2, "fp16": 2, "bf16": 2}  # of a weight
 
 
 def engine(subject: Mapping[str, Any]) -> str:
@@ -61,7 +59,7 @@ def engine(subject: Mapping[str, Any]) -> str:
 
 def gpu_specs(source: Spec, artifacts: Sequence[Path]) -> list[Spec]:
     """PyTorch in all its forms, then every artifact on each engine that takes such a file; forms
-    that take long to start come last."""
+    that take long to start come last. Raises BenchError for a precision without a floor."""
     quick = [form for form in TORCH_FORMS if form != "compiled"]
     found = [
         replace(source, form=form, precision=precision)
@@ -69,21 +67,28 @@ def gpu_specs(source: Spec, artifacts: Sequence[Path]) -> list[Spec]:
         for precision in PRECISIONS
     ]
     for path in artifacts:
-        by_suffix = ("onnxruntime", PROVIDER) if path.suffix == ".onnx" else BACKENDS
+        artifact = open_artifact(path)
+        precision, flavour = artifact.description.precision, "onnxruntime"
+        if precision not in BYTES:
+            raise BenchError(f"{path.name} is {precision}, expected one of {', '.join(BYTES)}")
+        if path.suffix != ".onnx" and artifact.sidecar is not None:
+            flavour = artifact.sidecar.build["flavour"]
         found += [
-            replace(source, form=ARTIFACT, model=str(path), synthetic=False, backend=backend)
-            for backend in by_suffix
-            if backend in ENGINES and (path.suffix == ".onnx" or backend.startswith("tensorrt"))
-        ]
+            replace(source, form=ARTIFACT, model=str(path), synthetic=False, backend=backend,
+                    precision=precision)
+            for backend in ENGINES
+            if backend.removesuffix(CUDA_GRAPH).removesuffix("-tensorrt") == flavour
+        ]  # fmt: skip
     return found + [replace(source, form="compiled", precision=p) for p in PRECISIONS]
 
 
 def floor(work: Mapping[str, float], rates: Mapping[str, Any], precision: str, batch: int) -> dict:
     """Milliseconds nobody gets below. work: operations and bytes_io of one photo, weights (their
     number). rates: tflops by precision, gb_per_s."""
+    computed = "fp32" if precision == "w16" else precision
     operations = work["operations"] * batch
     size = work["weights"] * BYTES[precision] + work["bytes_io"] * batch
-    by_operations = 1e3 * operations / (rates["tflops"][precision] * 1e12)
+    by_operations = 1e3 * operations / (rates["tflops"][computed] * 1e12)
     by_bytes = 1e3 * size / (rates["gb_per_s"] * 1e9)
     return {
         "ms": max(by_operations, by_bytes),
@@ -157,17 +162,19 @@ def fill(
     *,
     limit_s: float = LIMIT_S,
     progress: bool = False,
-    open_bench: Callable[[Spec], Any] | None = None,
+    open_bench: Callable[[Spec], Any] = Worker,
     call: Callable[..., Any] = apart,
     clock: Clock = perf_counter,
 ) -> dict[str, Any]:
     """Measure what can be measured within the limit and write out/gpu.json.
 
-    call: `workers.apart`. Raises BenchError when there is no GPU or `out` holds a table.
+    call: `workers.apart`. Raises BenchError when there is no GPU, `out` holds a table, or an
+    artifact is of a precision without a floor.
     """
     target, start = out / FILE, clock()
     if target.exists():
         raise BenchError(f"{target} exists: give another --out, or delete it to measure again")
+    specs = gpu_specs(source, artifacts)
     rates = call(measure_rates, source)
     work = call(count_work, source)
     out.mkdir(parents=True, exist_ok=True)
@@ -184,12 +191,12 @@ def fill(
     late = f"not reached within {limit_s:.0f} s"
     with ExitStack() as stack:
         benches: dict[str, Any] = {}
-        for spec in gpu_specs(source, artifacts):
+        for spec in specs:
             if clock() - start > limit_s / 2:
                 miss(asdict(spec), batches, late)
                 continue
             try:
-                bench = stack.enter_context((open_bench or _open)(spec))
+                bench = stack.enter_context(open_bench(spec))
                 benches[bench.facts["name"] + bench.facts["backend"]] = bench
             except BenchError as error:
                 miss(asdict(spec), batches, str(error))
@@ -223,33 +230,3 @@ def fill(
         conditions={"before": before, "after": after, "stolen": stolen(before, after)},
         noise=noise(rows), rows=rows, missing=missing, rates=rates,
     )  # fmt: skip
-
-
-class TensorrtProvider(ArtifactSubject):
-    """An ONNX file by ONNX Runtime's TensorRT provider."""
-
-    def __init__(self, spec: Spec):
-        super().__init__(replace(spec, backend="onnxruntime"))
-        import onnxruntime
-
-        name, index = "TensorrtExecutionProvider", parse_device(spec.device)[1]
-        providers: list[Any] = [(name, {"device_id": index})]
-        providers += [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]
-        session = onnxruntime.InferenceSession(spec.model, providers=providers)
-        if name not in session.get_providers():
-            raise BenchError(
-                "ONNX Runtime could not load its TensorRT provider: it needs onnxruntime-gpu and "
-                "the TensorRT libraries its version was built for"
-            )
-        names = [output.name for output in session.get_outputs()]
-        self._infer = lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
-        title = self.facts["name"].replace("onnxruntime", PROVIDER)
-        self.facts = {**self.facts, "name": title, "backend": PROVIDER}
-
-
-def open_gpu_subject(spec: Spec) -> Subject:
-    return TensorrtProvider(spec) if spec.backend == PROVIDER else open_subject(spec)
-
-
-def _open(spec: Spec) -> Worker:
-    return Worker(spec, open_gpu_subject)

@@ -9,6 +9,23 @@ import numpy as np
 
 COLOURS = ("#3465a4", "#c4531d", "#4e8f2f", "#8a4fa3", "#b28a00", "#1f8a8a")
 LEFT, WIDTH, RIGHT, ROW = 300, 520, 130, 24  # pixels: names, plot, figures, height of a row
+LINE = 16  # pixels from one line of text to the next
+
+
+def brief(value: float) -> str:
+    """Three digits or, from a hundred on, a whole number with its thousands apart."""
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions in their order, close to those wanted (sorted) and at least `gap` apart, from `low`
+    to `high`; below `low` if there is no room."""
+    placed: list[float] = []
+    for position in wanted:
+        placed.append(max(position, placed[-1] + gap if placed else low))
+    for index in reversed(range(len(placed))):
+        placed[index] = min(placed[index], high - gap * (len(placed) - 1 - index))
+    return placed
 
 
 def _svg(height: int, parts: Sequence[str], title: str) -> str:
@@ -30,11 +47,11 @@ def _rect(x: float, y: float, width: float, height: float, colour: str, title: s
     )
 
 
-def _axis(low: float, high: float, y: float, unit: str) -> str:
+def _axis(low: float, high: float, y: float, unit: str, left: int = LEFT) -> str:
     return (
-        f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y}" y2="{y}" stroke="#888"/>'
-        + _text(LEFT, y + 15, f"{low:.3g}")
-        + _text(LEFT + WIDTH, y + 15, f"{high:.3g} {unit}", "end")
+        f'<line x1="{left}" x2="{left + WIDTH}" y1="{y}" y2="{y}" stroke="#888"/>'
+        + _text(left, y + 15, brief(low))
+        + _text(left + WIDTH, y + 15, f"{brief(high)} {unit}", "end")
     )
 
 
@@ -52,9 +69,9 @@ def stage_bars(stages_ms: Mapping[str, Mapping[str, float]]) -> str:
         for stage, value in parts.items():
             width = WIDTH * value / longest
             colour = COLOURS[stages.index(stage)]
-            svg.append(_rect(x, y + 3, width, ROW - 8, colour, f"{stage}: {value:.3g} ms"))
+            svg.append(_rect(x, y + 3, width, ROW - 8, colour, f"{stage}: {brief(value)} ms"))
             x += width
-        svg.append(_text(x + 6, y + 14, f"{sum(parts.values()):.3g} ms"))
+        svg.append(_text(x + 6, y + 14, f"{brief(sum(parts.values()))} ms"))
     return _svg((len(stages_ms) + 1) * ROW + 4, svg, "time by stage")
 
 
@@ -75,31 +92,39 @@ def distributions(times_ms: Mapping[str, Sequence[float]]) -> str:
             svg.append(_rect(LEFT + index * step, base - tall, step, round(tall, 1), COLOURS[0]))
         x = LEFT + WIDTH * (np.median(values) - low) / (high - low)
         svg.append(_rect(x - 1, base - ROW + 3, 2, ROW - 3, COLOURS[1], "median"))
-        svg.append(_text(LEFT + WIDTH + 6, base - 6, f"p50 {np.exp(np.median(values)):.3g} ms"))
+        svg.append(_text(LEFT + WIDTH + 6, base - 6, f"p50 {brief(np.exp(np.median(values)))} ms"))
     y = len(logs) * ROW + 4
     svg.append(_axis(np.exp(low), np.exp(high), y, "ms, logarithmic"))
     return _svg(y + 22, svg, "distribution of times")
 
 
 def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) -> str:
-    """(name, x > 0, y) → a plot with a logarithmic x axis; every point is named beside it."""
-    height = 260
+    """(name, x > 0, y) → a plot with a logarithmic x axis. Names stand in a column on the right, in
+    the points' order from above, each in the colour of its point and joined to it."""
+    left, height = 110, max(260, LINE * len(points) + 10)
+    points = sorted(points, key=lambda point: (-point[2], point[1]))
     x = np.log([point[1] for point in points])
     y = np.array([point[2] for point in points])
     x0, x1, y0, y1 = x.min() - 0.1, x.max() + 0.1, y.min() - 0.02, y.max() + 0.02
-    svg = [_axis(np.exp(x0), np.exp(x1), height, f"{across}, logarithmic")]
-    svg.append(f'<line x1="{LEFT}" x2="{LEFT}" y1="10" y2="{height}" stroke="#888"/>')
+    across_px = left + WIDTH * (x - x0) / (x1 - x0)
+    down_px = height - (height - 10) * (y - y0) / (y1 - y0)
+    svg = [_axis(np.exp(x0), np.exp(x1), height, f"{across}, logarithmic", left)]
+    svg.append(f'<line x1="{left}" x2="{left}" y1="10" y2="{height}" stroke="#888"/>')
     svg += [
-        _text(LEFT - 8, 18, f"{up} {y1:.3f}", "end"),
-        _text(LEFT - 8, height, f"{y0:.3f}", "end"),
+        _text(left - 8, 18, f"{up} {y1:.3f}", "end"),
+        _text(left - 8, height, f"{y0:.3f}", "end"),
     ]
-    for index, (name, _, value) in enumerate(points):
-        px = LEFT + WIDTH * (x[index] - x0) / (x1 - x0)
-        py = height - (height - 10) * (value - y0) / (y1 - y0)
+    column = left + WIDTH + 30
+    lines = spread(down_px.tolist(), LINE, 10, height - 4)
+    for index, (name, px, py, line) in enumerate(
+        zip((point[0] for point in points), across_px, down_px, lines, strict=True)
+    ):
         colour = COLOURS[index % len(COLOURS)]
-        svg.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{colour}"/>')
-        on_right = px < LEFT + WIDTH / 2
         svg.append(
-            _text(px + (9 if on_right else -9), py + 4, name, "start" if on_right else "end")
+            f'<path d="M{px:.1f} {py:.1f}H{column - 22}L{column} {line:.1f}" fill="none" '
+            f'stroke="{colour}" stroke-opacity=".5"/>'
         )
+        for at, down in ((px, py), (column, line)):
+            svg.append(f'<circle cx="{at:.1f}" cy="{down:.1f}" r="5" fill="{colour}"/>')
+        svg.append(_text(column + 9, line + 4, name))
     return _svg(height + 22, svg, f"{up} against {across}")

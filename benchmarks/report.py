@@ -8,9 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dsgnn.benchmarks import plots, timing
+from dsgnn.benchmarks import plots, scaling, timing
 from dsgnn.benchmarks.gpu import BATCHES, ROWS, engine
 from dsgnn.benchmarks.latency import baseline
+from dsgnn.benchmarks.plots import brief
 from dsgnn.benchmarks.results import load
 from dsgnn.benchmarks.subjects import BenchError
 from dsgnn.benchmarks.timing import END_TO_END, NOISE, STAGES
@@ -19,8 +20,8 @@ from dsgnn.runtime.files import write_whole
 Results = Mapping[str, Any]
 Table = list[list[str]]  # the first row is the heading
 HEADING = [
-    "artifact", "batch", "compute p50 ms", "p99 ms", "time ÷ baseline (95%)", "photos/s",
-    "memory MiB", "size MB", "SA-SOR", "Δ PyTorch", "parity", "notes",
+    "artifact", "precision", "batch", "compute p50 ms", "p99 ms", "time ÷ baseline (95%)",
+    "photos/s", "memory MiB", "size MB", "SA-SOR", "Δ PyTorch", "parity", "notes",
 ]  # fmt: skip
 NO_GPU = "On a GPU nothing has been measured; `dsgnn-bench gpu` fills that table."
 MARKS = ("<!-- bench -->", "<!-- /bench -->")
@@ -29,12 +30,13 @@ FOOTNOTE = (
     "From a 640×480 JPEG to ranks; photos/s is end to end, one after the other. Models are "
     "interleaved in one run, the baseline is the first PyTorch as upstream, otherwise the first "
     "row. Memory is the process's peak while running. p99* is of fewer than 100 runs and close to "
-    "the largest."
+    "the largest. w16 is float32 on weights stored in sixteen bits."
 )
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;
-color:#222;background:#fff}table{border-collapse:collapse;margin:1em 0;display:block;overflow:auto}
-td,th{padding:.25em .7em;border-bottom:1px solid #ccc;text-align:right;white-space:nowrap}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1300px;margin:2em auto;padding:0 1em;
+color:#222;background:#fff}table{border-collapse:collapse;margin:1em 0;display:block;overflow:auto;
+font-size:13px}td,th{padding:.25em .5em;border-bottom:1px solid #ccc;text-align:right;
+white-space:nowrap}td:nth-last-child(-n+2){white-space:normal}
 td:first-child,th:first-child,td:last-child{text-align:left}svg{width:100%;font-size:12px}
 svg text{fill:currentColor}.bad{color:#a00;font-weight:600}pre{overflow:auto;font-size:12px}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}.bad{color:#f88}
@@ -56,12 +58,15 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     gpu = gpu_table(on_gpu)
     lines: list[str] = []
     for results, table in zip(timed, tables, strict=True):
-        lines += [*_about(results), "", markdown(table), ""]
-    lines += [FOOTNOTE, "", *_accuracy_lines(measured)]
+        lines += [f"**{_title(results)}.** {_about(results)}", "", markdown(table), ""]
+    lines += [FOOTNOTE, "", *(f"- {line}" for line in _accuracy_lines(measured))]
+    scaled = [results for results in loaded if results["kind"] == "scaling"]
+    for results in scaled:
+        lines += ["", f"**Ray.** {_about_scaling(results)}", "", markdown(scaling.table(results))]
     gpu_lines = ["", "On a GPU: p50 ms of compute, beside its floor.", "", markdown(gpu)]
     text = "\n".join(lines + gpu_lines) + "\n"
     if html is not None:
-        write_whole(html, page(timed, tables, measured, gpu, loaded).encode())
+        write_whole(html, page(timed, tables, measured, scaled, gpu, loaded).encode())
         write_whole(html.with_suffix(".md"), text.encode())
     if readme is not None:
         replace_between(readme, text if on_gpu else "\n".join([*lines, "", NO_GPU]) + "\n")
@@ -83,11 +88,12 @@ def run_table(results: Results, measured: Sequence[Mapping[str, Any]]) -> Table:
         change = None if sa_sor is None or reference is None else sa_sor - reference
         table.append([
             subject["name"],
+            precision_text(subject),
             str(row["batch"]),
-            _ms(compute["p50"]),
-            _ms(compute["p99"]) + ("*" if compute["n"] < FEW else ""),
+            brief(compute["p50"]),
+            brief(compute["p99"]) + ("*" if compute["n"] < FEW else ""),
             ratio,
-            f"{row['images_per_s']:.3g}",
+            brief(row["images_per_s"]),
             memory_text(row["memory"]),
             "–" if subject["bytes"] is None else f"{subject['bytes'] / 1e6:.1f}",
             "–" if sa_sor is None else f"{sa_sor:.3f}",
@@ -114,6 +120,14 @@ def accuracy_of(
     return equal[0] if equal else None
 
 
+def precision_text(subject: Mapping[str, Any]) -> str:
+    """What it computes in: of the file, but for a backend that rounds."""
+    own = subject["precision"]
+    if not subject["backend"].endswith("-bf16"):
+        return own
+    return "int8 and bf16" if own == "int8" else "bf16"
+
+
 def parity_text(row: Mapping[str, Any] | None) -> str:
     if row is None or not row["parity"]:
         return "–"
@@ -124,8 +138,8 @@ def parity_text(row: Mapping[str, Any] | None) -> str:
 
 def memory_text(memory: Mapping[str, Any]) -> str:
     host, device = memory["host_mib"], memory["device_mib"]
-    text = "–" if host is None else f"{host:.0f}"
-    return text if device is None else f"{text} + {device:.0f} on the GPU"
+    text = "–" if host is None else brief(host)
+    return text if device is None else f"{text} + {brief(device)} on the GPU"
 
 
 def notes(row: Mapping[str, Any]) -> list[str]:
@@ -153,10 +167,11 @@ def gpu_table(runs: Sequence[Results]) -> Table:
         for row in results["rows"]:
             key = engine(row["subject"]), row["subject"]["precision"], row["batch"]
             p50, floor = row["stages"]["compute"]["p50"], row["floor"]["ms"]
-            text = f"{_ms(p50)} ÷ {_ms(floor)}"
+            text = f"{brief(p50)} ÷ {brief(floor)}"
             cells[key] = text if len(names) < 2 else f"{row['subject']['config']}: {text}"
     for name, precisions in ROWS.items():
-        for precision in precisions:
+        measured = [of for who, of, _ in cells if who == name]
+        for precision in dict.fromkeys((*precisions, *measured)):
             cells_of = [cells.get((name, precision, b), "never measured") for b in BATCHES]
             table.append([name, precision, *cells_of])
     return table
@@ -166,13 +181,14 @@ def page(
     timed: Sequence[Results],
     tables: Sequence[Table],
     measured: Sequence[Mapping[str, Any]],
+    scaled: Sequence[Results],
     gpu: Table,
     loaded: Sequence[Results],
 ) -> str:
     """One self-contained HTML page: no script, and no request to anywhere."""
     body = ["<h1>dsgnn: latency and accuracy</h1>"]
     for results, table in zip(timed, tables, strict=True):
-        body += [f"<p>{escape(line)}</p>" for line in _about(results)]
+        body += [f"<h2>{escape(_title(results))}</h2>", f"<p>{escape(_about(results))}</p>"]
         body.append(_html(table))
         for batch in sorted({row["batch"] for row in results["rows"]}):
             rows = {r["subject"]["name"]: r for r in results["rows"] if r["batch"] == batch}
@@ -196,6 +212,9 @@ def page(
         body += ["<h2>Accuracy against latency</h2>",
                  plots.scatter(points, "end to end p50 ms, batch 1", "SA-SOR")]  # fmt: skip
     body += [f"<p>{escape(line)}</p>" for line in _accuracy_lines(measured)]
+    for results in scaled:
+        body += [f"<h2>Ray</h2><p>{escape(_about_scaling(results))}</p>",
+                 _html(scaling.table(results))]  # fmt: skip
     body += ["<h2>GPU</h2><p>p50 ms of compute ÷ its floor.</p>", _html(gpu)]
     body.append("<h2>Environment</h2>")
     for results in loaded:
@@ -270,9 +289,13 @@ def _verdicts(label: str, results: Results) -> list[str]:
     ]
 
 
-def _about(results: Results) -> list[str]:
+def _title(results: Results) -> str:
+    """The networks of a run."""
+    return ", ".join(dict.fromkeys(row["subject"]["config"] for row in results["rows"]))
+
+
+def _about(results: Results) -> str:
     """Where and when one latency run was made, and whether it may be trusted."""
-    env, stolen = results["environment"], results["conditions"]["stolen"]
     threads = ", ".join(sorted({str(row["subject"]["threads"]) for row in results["rows"]}))
     noisy = [v["why"] for v in results["noise"].values() if not v["quiet"]]
     verdict = (
@@ -280,14 +303,28 @@ def _about(results: Results) -> list[str]:
         else "Both halves of the run give the same ratios within "
         f"{max(v['worst'] for v in results['noise'].values()):.1%}."
     )  # fmt: skip
-    if stolen is not None:
-        verdict += f" The host took {stolen:.1%} of the processor time."
+    return f"{_where(results)} {threads} threads a model. {verdict}{_stolen(results)}"
+
+
+def _about_scaling(results: Results) -> str:
+    return (
+        f"{_where(results)} {results['model']['file']}, {results['rows'][0]['images']} images a "
+        "turn; the single process, which writes results.json, has its turns before and after each "
+        f"of the others, and the overhead is against those.{_stolen(results)}"
+    )
+
+
+def _where(results: Results) -> str:
+    env = results["environment"]
     revision = (env["git"]["revision"] or "unknown")[:10]
     changed = " with changes" if env["git"]["changed"] else ""
-    return [
-        f"{env['cpu']}, {env['cores']} cores, {threads} threads a model; "
-        f"{results['created'][:10]}, revision {revision}{changed}. {verdict}"
-    ]
+    created = results["created"][:10]
+    return f"{env['cpu']}, {env['cores']} cores; {created}, revision {revision}{changed}."
+
+
+def _stolen(results: Results) -> str:
+    stolen = results["conditions"]["stolen"]
+    return "" if stolen is None else f" The host took {stolen:.1%} of the processor time."
 
 
 def _accuracy_lines(measured: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -326,7 +363,3 @@ def _html(table: Table) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
 
     return f"<table>{cells(table[0], 'th')}{''.join(cells(row, 'td') for row in table[1:])}</table>"
-
-
-def _ms(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

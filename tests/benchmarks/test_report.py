@@ -2,18 +2,21 @@
 
 import copy
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from dsgnn.benchmarks import gpu, results
+from dsgnn.benchmarks import gpu, plots, results
 from dsgnn.benchmarks.cli import main
 from dsgnn.benchmarks.environment import environment
 from dsgnn.benchmarks.report import compare, gpu_table, markdown, replace_between, report
 from dsgnn.benchmarks.subjects import BenchError, Spec
 from dsgnn.benchmarks.timing import Plan
+from dsgnn.runtime.artifact import Sidecar, open_artifact, sha256_of, write_sidecar
+from dsgnn.runtime.ranker import BUNDLED
 
 from .fakes import Clockwork, FakeBench, facts
 from .test_latency import latency
@@ -59,11 +62,75 @@ def test_latency_and_accuracy_of_one_file_stand_in_one_row(files: list[Path]) ->
     text = report(files, None, None)
     (row,) = re.findall(r"^\| fast .*", text, re.M)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[2].startswith("10.") and cells[4].startswith("0.250 (")
-    assert cells[7:] == ["1.0", "0.750", "-0.0005", "passed, mask IoU 0.9991 (here)", "–"]
+    assert cells[1:3] == ["fp32", "1"]
+    assert cells[3].startswith("10.") and cells[5].startswith("0.250 (")
+    assert cells[8:] == ["1.0", "0.750", "-0.0005", "passed, mask IoU 0.9991 (here)", "–"]
     (upstream,) = re.findall(r"^\| up .*", text, re.M)
     assert "| 1 | " in upstream and "random weights" in upstream
     assert "sa_sor 0.750 (8)" in text
+
+
+def test_precisions_of_one_network_are_told_apart(tmp_path: Path) -> None:
+    """What a file is stored in, and what a backend makes of it; in the order of the command."""
+    clock = Clockwork()
+    found = [
+        Spec("artifact", "r50.onnx", backend="onnxruntime"),
+        Spec("artifact", "r50.onnx", backend="openvino-bf16"),
+        Spec("artifact", "r50-int8.onnx", backend="openvino"),
+        Spec("artifact", "r50-int8.onnx", backend="openvino-bf16"),
+    ]
+
+    def open_bench(spec: Spec) -> FakeBench:
+        precision = "int8" if "int8" in spec.model else "fp32"
+        return FakeBench(clock, f"{spec.model} · {spec.backend}", 1186.0, config="r50-assr",
+                         precision=precision, backend=spec.backend)  # fmt: skip
+
+    latency(found, (1,), PLAN, tmp_path, clock=clock, open_bench=open_bench)
+    text = report([tmp_path / "latency.json"], None, None)
+    assert text.startswith("**r50-assr.** ")
+    rows = [row.strip("| ").split(" | ")[:4] for row in re.findall(r"^\| r50.*", text, re.M)]
+    assert [row[:3] for row in rows] == [
+        ["r50.onnx · onnxruntime", "fp32", "1"],
+        ["r50.onnx · openvino-bf16", "bf16", "1"],
+        ["r50-int8.onnx · openvino", "int8", "1"],
+        ["r50-int8.onnx · openvino-bf16", "int8 and bf16", "1"],
+    ]
+    assert all(re.fullmatch(r"1,\d\d\d", row[3]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.7364, "0.736"), (99.44, "99.4"), (99.96, "100"), (1186.4, "1,186"), (1e6, "1,000,000")],
+)
+def test_figures_are_short_and_without_exponents(value: float, text: str) -> None:
+    assert plots.brief(value) == text
+
+
+@pytest.mark.parametrize(
+    ("wanted", "placed"),
+    [
+        ([20, 60, 90], [20, 60, 90]),
+        ([20, 22, 24], [20, 30, 40]),
+        ([5, 88, 90, 99], [10, 79, 89, 99]),
+        ([50] * 10, [9, 19, 29, 39, 49, 59, 69, 79, 89, 99]),  # no room: on above
+    ],
+)
+def test_lines_move_apart_and_stay_inside(wanted: list[float], placed: list[float]) -> None:
+    assert plots.spread(wanted, 10, 10, 99) == placed
+
+
+def test_names_of_points_that_lie_together_do_not() -> None:
+    points = [(f"model {n}", 8.5 + 0.01 * n, 0.677) for n in range(20)] + [("slow", 1186.0, 0.5)]
+    svg = plots.scatter(points, "p50 ms", "SA-SOR")
+    (height,) = (int(found) for found in re.findall(r'viewBox="0 0 \d+ (\d+)"', svg))
+    at = {name: (float(x), float(y)) for x, y, name in
+          re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>(model \d+|slow)<', svg)}  # fmt: skip
+    assert at.keys() == {name for name, _, _ in points}
+    assert len({x for x, _ in at.values()}) == 1  # one column
+    lines = sorted(y for _, y in at.values())
+    assert all(b - a >= 15.9 for a, b in zip(lines, lines[1:], strict=False))
+    assert lines[0] > 0 and lines[-1] < height
+    assert at["slow"][1] == lines[-1] and svg.count("<path") == 21
 
 
 def test_the_page_is_self_contained(files: list[Path], tmp_path: Path) -> None:
@@ -198,7 +265,7 @@ def test_an_unknown_name_and_a_truth_value_for_a_number_are_refused(files: list[
 
 def test_gpu_rows_that_were_never_measured_say_so() -> None:
     table = gpu_table([])
-    assert len(table) == 1 + 3 * 8
+    assert len(table) == 1 + 3 * 10
     assert {cell for row in table[1:] for cell in row[2:]} == {"never measured"}
     assert "TensorRT-RTX" in markdown(table)
 
@@ -248,6 +315,51 @@ def test_floors_are_the_larger_of_two() -> None:
     few, many = (gpu.floor(work, rates, "fp16", batch) for batch in (1, 8))
     assert few["ms"] == few["bytes_ms"] == pytest.approx(10.001)
     assert many["ms"] == many["operations_ms"] == pytest.approx(16)
+
+
+def test_weights_in_sixteen_bits_are_computed_in_float32() -> None:
+    rates = {"tflops": {"fp32": 50.0}, "gb_per_s": 1000.0}
+    work = {"operations": 1e11, "bytes_io": 0.0, "weights": 4e7}
+    full, half = (gpu.floor(work, rates, precision, 1) for precision in ("fp32", "w16"))
+    assert half["operations_ms"] == full["operations_ms"] == pytest.approx(2)
+    assert half["bytes_ms"] == full["bytes_ms"] / 2 == pytest.approx(0.08)
+
+
+def test_artifacts_run_on_the_engines_that_take_them(tmp_path: Path) -> None:
+    """By the kind of file, in the precision of the file."""
+    inside = open_artifact(BUNDLED).description
+
+    def engine(flavour: str, precision: str) -> Path:
+        path = tmp_path / f"{flavour}-{precision}.engine"
+        path.write_bytes(flavour.encode())
+        facts = replace(inside, precision=precision)
+        about = Sidecar(path.name, sha256_of(path), True, build={"flavour": flavour},
+                        description=facts)  # fmt: skip
+        write_sidecar(path, about)
+        return path
+
+    def found(path: Path) -> list[tuple[str, str]]:
+        specs = gpu.gpu_specs(Spec("deploy", "nano", True, device="cuda"), [path])
+        return [(s.backend, s.precision) for s in specs if s.form == "artifact"]
+
+    kept = inside.precision
+    assert found(BUNDLED) == [("onnxruntime", kept), ("onnxruntime-tensorrt", kept)]
+    assert found(engine("tensorrt", "fp16")) == [
+        ("tensorrt", "fp16"), ("tensorrt-cuda-graph", "fp16"),
+    ]  # fmt: skip
+    assert found(engine("tensorrt-rtx", "bf16")) == [
+        ("tensorrt-rtx", "bf16"), ("tensorrt-rtx-cuda-graph", "bf16"),
+    ]  # fmt: skip
+    with pytest.raises(BenchError, match=r"-int8.engine is int8, expected one of fp32, w16"):
+        found(engine("tensorrt", "int8"))
+
+
+def test_a_precision_beyond_the_table_gets_a_row(tmp_path: Path) -> None:
+    found = gpu_run(tmp_path, Clockwork())
+    (first, *_) = found["rows"]
+    first["subject"] |= {"form": "artifact", "backend": "onnxruntime", "precision": "w16"}
+    table = {(row[0], row[1]): row[2:] for row in gpu_table([found])[1:]}
+    assert len(table) == 31 and " ÷ " in table["ONNX Runtime CUDA", "w16"][0]
 
 
 def test_work_is_counted_on_the_deploy_graph() -> None:
