@@ -21,9 +21,10 @@ class Recipe:
     iterations: optimiser steps. batch: images per process and pass. accumulate: passes per step.
     learning_rate: AdamW's; backbone_scale: factor on it for the backbone. clip: limit of the
     gradient norm. milestones: where the learning rate drops to a tenth; with none it rises during
-    `warmup` and follows a cosine to zero. points: sampled by the mask losses. ema: decay of the
-    averaged weights that are evaluated and kept, 0 = none. sizes: (until, px): images are px × px
-    until then; with none they have the configuration's size.
+    `warmup` and follows a cosine to zero, and again from `restart` on, from half the height.
+    points: sampled by the mask losses. ema: decay of the averaged weights that are evaluated and
+    kept, 0 = none. sizes: (until, sides): until then images are px × px, each iteration the next
+    of these sides; with none they have the configuration's size.
     """
 
     iterations: int = 36_000
@@ -35,9 +36,10 @@ class Recipe:
     clip: float = 0.01
     milestones: tuple[float, ...] = (15 / 36, 30 / 36)
     warmup: float = 0.0
+    restart: float = 1.0
     points: int = POINTS
     ema: float = 0.0
-    sizes: tuple[tuple[float, int], ...] = ()
+    sizes: tuple[tuple[float, tuple[int, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.iterations, self.batch, self.accumulate) < 1:
@@ -51,14 +53,21 @@ class Recipe:
         done = iteration / self.iterations
         if self.milestones:
             return 0.1 ** sum(done >= m for m in self.milestones)
-        if done < self.warmup:
-            return (iteration + 1) / (self.warmup * self.iterations)
-        return 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
+        again = done >= self.restart
+        begin, end = (self.restart, 1.0) if again else (0.0, self.restart)
+        height = 0.5 if again else 1.0
+        if done < begin + self.warmup:
+            return (
+                height * (iteration + 1 - begin * self.iterations) / (self.warmup * self.iterations)
+            )
+        done = (done - begin - self.warmup) / (end - begin - self.warmup)
+        return height * 0.5 * (1 + math.cos(math.pi * done))
 
     def size(self, iteration: int, default: int) -> int:
         """Side of the images of an iteration, in pixels."""
         done = iteration / self.iterations
-        return next((size for until, size in self.sizes if done < until), default)
+        sides = next((sides for until, sides in self.sizes if done < until), (default,))
+        return sides[iteration % len(sides)]
 
     def decay(self, iteration: int) -> float:
         """How much of the averaged weights an iteration keeps: less at first."""
@@ -67,8 +76,12 @@ class Recipe:
 
 PUBLISHED = Recipe()
 NANO = Recipe(
-    iterations=4_400, batch=12, learning_rate=1e-3, backbone_scale=0.25, clip=5.0, milestones=(),
-    warmup=0.04, points=2048, ema=0.999, sizes=((0.55, 160), (0.9, 224), (1.0, 256)),
+    iterations=6_900, batch=12, learning_rate=1e-3, backbone_scale=0.25, clip=5.0, milestones=(),
+    warmup=0.025, restart=0.6377, points=2048, ema=0.999,
+    sizes=(
+        (0.351, (160,)), (0.574, (224,)), (0.6377, (256,)),
+        (0.85, (192, 256, 320)), (1.0, (256, 320)),
+    ),
 )  # fmt: skip
 
 

@@ -4,11 +4,12 @@
     scenes[7]                          # a Sample, the same one for ever
     scenes.scene(7, size=(192, 256))   # scene number 7 on another canvas
 
-Kinds of scenes, and the share of each (`SHARES`; what needs a folder that was not given is left
-out and the rest scaled up, so without folders everything is procedural):
+Kinds of scenes, and the share of each (`SHARES`, and `TRAIN_SHARES` with more of what is hard;
+what needs a folder that was not given is left out and the rest scaled up, so without folders
+everything is procedural):
 
     photo       a COCO photo as it is: random crop (half of them zoomed onto one object, so that
-                it fills or exceeds the frame), flip, jitter
+                it fills or exceeds the frame), flip, jitter; for training some are turned a little
     cutouts     1 to 8 cut-outs tried, and some clutter on a background
     copies      objects copied out of COCO photos, on backgrounds and onto other photos
     procedural  shapes and cut-outs on textures
@@ -45,6 +46,7 @@ from dsgnn.data.saliency import (
 from dsgnn.data.sample import Sample
 
 SHARES = {"photo": 0.35, "cutouts": 0.25, "copies": 0.22, "procedural": 0.10, "empty": 0.08}
+TRAIN_SHARES = {"photo": 0.4, "cutouts": 0.14, "copies": 0.31, "procedural": 0.05, "empty": 0.1}
 ASPECTS = {(1, 1): 0.3, (4, 3): 0.3, (3, 4): 0.12, (3, 2): 0.13, (2, 3): 0.05, (16, 9): 0.1}
 MIN_VISIBLE = 0.4  # share of an object that must not be hidden for it to be salient
 
@@ -98,7 +100,8 @@ class CompositeScenes:
             }.items()
             if usable
         ]
-        shares = np.array([SHARES[kind] for kind in self._kinds])
+        train = split == "train"
+        shares = np.array([(TRAIN_SHARES if train else SHARES)[kind] for kind in self._kinds])
         self._shares = shares / shares.sum()
 
     def __len__(self) -> int:
@@ -124,7 +127,8 @@ class CompositeScenes:
         else:
             image, masks, salient = self._compose(rng, kind, frame)
         stacked = stack_masks([masks[i] for i in salient], frame)
-        image = develop(rng, image, 0.6 if kind == "photo" else 1.0)
+        as_it_is = kind == "photo" and self.split == "test"
+        image = develop(rng, image, 0.6 if as_it_is else 1.0)
         ranks = np.arange(len(salient), 0, -1)
         order = rng.permutation(len(salient))  # the place in the list must not tell the rank
         return Sample(image, stacked[order], ranks[order], f"{self.split}-{number:07d}-{kind}")
@@ -238,7 +242,9 @@ class CompositeScenes:
 
     def _crop(self, rng: np.random.Generator, frame: tuple[int, int], zoom: float) -> Crop:
         index = int(rng.integers(len(self.library.photos)))
-        return crop_photo(rng, self.library.photo(index), self.library.photos[index], frame, zoom)
+        photo, image = self.library.photos[index], self.library.photo(index)
+        turn = self.split == "train" and rng.random() < 0.5
+        return crop_photo(rng, image, photo, frame, zoom, rng.normal(0, 6) if turn else 0.0)
 
     def _any_background(
         self, rng: np.random.Generator, frame: tuple[int, int], kind: str
@@ -294,16 +300,28 @@ def _crowded(layer: Layer, others: list[Layer]) -> bool:
     return False
 
 
+def _turning(degrees: float, frame: tuple[int, int]) -> np.ndarray | None:
+    """(2, 3) matrix that turns a frame (H, W) about its middle and fills it; None for none."""
+    if not degrees:
+        return None
+    h, w = frame
+    sine, cosine = np.sin(np.radians(abs(degrees))), np.cos(np.radians(degrees))
+    fill = cosine + sine * max(h / w, w / h)
+    return cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), degrees, fill)
+
+
 def crop_photo(
     rng: np.random.Generator,
     image: np.ndarray,
     photo: Photo,
     frame: tuple[int, int],
     zoom: float,
+    turn: float = 0.0,
 ) -> Crop:
     """A random window of a photo, flipped or not, resized to frame (H, W), with its objects.
 
     zoom: share of windows set on one larger object, which then takes 45 to 130% of the frame.
+    turn: degrees by which the window is turned about its middle, and enlarged to have no corners.
     Returns the picture, visible masks, kinds, and the areas in pixels that MIN_VISIBLE refers to.
     """
     h, w = image.shape[:2]
@@ -334,11 +352,21 @@ def crop_photo(
     part = cv2.resize(
         part, frame[::-1], interpolation=cv2.INTER_AREA if sx < 1 else cv2.INTER_LINEAR
     )
+    turned = _turning(turn, frame)
+    if turned is not None:
+        part = cv2.warpAffine(
+            part, turned, frame[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        )
     masks, kinds, full = [], [], []
     for instance, box in zip(photo.instances, boxes, strict=True):
         if box[2] <= x or box[0] >= x + cw or box[3] <= y or box[1] >= y + ch:
             continue
         mask = instance.draw(frame, (sx, sy), (-x * sx, -y * sy))
+        if turned is not None:
+            warped = cv2.warpAffine(
+                mask.view(np.uint8), turned, frame[::-1], flags=cv2.INTER_NEAREST
+            )
+            mask = warped.view(bool)
         pixels = cv2.countNonZero(mask.view(np.uint8))
         if pixels == 0:
             continue

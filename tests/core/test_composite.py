@@ -15,7 +15,7 @@ import pytest
 
 from dsgnn.data import collect, composite, material, procedural
 from dsgnn.data.coco import read_photos
-from dsgnn.data.composite import ASPECTS, SHARES, CompositeScenes
+from dsgnn.data.composite import ASPECTS, SHARES, TRAIN_SHARES, CompositeScenes, crop_photo
 from dsgnn.data.material import Cutout, empty_region, held_out, photo_cutouts, premultiplied
 from dsgnn.data.paint import Layer, flatten, make_layer
 from dsgnn.data.saliency import MIN_GAP, SPAN, THRESHOLD, saliency_scores
@@ -125,11 +125,28 @@ def test_without_folders_everything_is_procedural():
     assert all(s.image.std() > 0 for s in samples)
 
 
-def test_kinds_of_scenes_come_in_their_shares(folders):
-    scenes = CompositeScenes(**folders, size=32)
+@pytest.mark.parametrize(("split", "shares"), [("test", SHARES), ("train", TRAIN_SHARES)])
+def test_kinds_of_scenes_come_in_their_shares(folders, split, shares):
+    assert sum(shares.values()) == pytest.approx(1)
+    scenes = CompositeScenes(**folders, size=32, split=split)
     kinds = Counter(scenes[i].name.split("-")[-1] for i in range(500))
-    for kind, share in SHARES.items():
+    for kind, share in shares.items():
         assert kinds[kind] / 500 == pytest.approx(share, abs=0.07)
+
+
+@pytest.mark.parametrize("degrees", [-14.0, 3.0, 9.0])
+def test_masks_turn_with_their_photo(folders, degrees):
+    photo = read_photos(folders["coco"])[0]  # a red person on grey noise
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        image, masks, kinds, _ = crop_photo(rng, photo.read(), photo, (150, 200), 0.5, degrees)
+        rng = np.random.default_rng(seed)
+        straight = crop_photo(rng, photo.read(), photo, (150, 200), 0.5)[0]
+        assert not np.array_equal(image, straight)
+        red = image[..., 0].astype(int) - image[..., 1] > 95
+        assert kinds == ["person"] and image.shape == (150, 200, 3)
+        assert (red & masks[0]).sum() > 0.96 * (red | masks[0]).sum()
+        assert image.min() > 20, "no black corner"
 
 
 def test_at_most_max_objects_and_none_in_empty_scenes(folders):
