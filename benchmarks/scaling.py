@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -27,7 +27,8 @@ from dsgnn.benchmarks.environment import conditions, environment, stolen
 from dsgnn.benchmarks.results import save
 from dsgnn.benchmarks.subjects import BenchError
 from dsgnn.runtime import Ranker, samples
-from dsgnn.runtime.distributed import TASK_IMAGES, cluster, plan, rank_on_ray, ranker_for
+from dsgnn.runtime.cluster import cluster
+from dsgnn.runtime.distributed import TASK_IMAGES, plan, rank_on_ray, ranker_for
 from dsgnn.runtime.run import rank_sources
 from dsgnn.runtime.sources import Source, find_sources
 
@@ -78,7 +79,7 @@ def scaling(
                 }
             )  # fmt: skip
 
-        with cluster("") as ray:
+        with cluster("", "data") as ray:
             for count in sorted({1, many}):
                 job = partial(ray_data, ray, model, sources, count, threads)
                 measured("Ray Data", count, 0, job)
@@ -161,20 +162,21 @@ def ray_serve(port: int, sources: Sequence[Source], clients: int, start_s: float
         return 1e3 * (perf_counter() - start) / len(paths), start_s
 
 
-def table(results: dict[str, Any]) -> str:
-    """The rows as Markdown."""
-    lines = [
-        "| | workers | ms per image | single process | overhead, ms | speed-up | start, s |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def table(results: Mapping[str, Any]) -> list[list[str]]:
+    """The rows as text, after a heading."""
+    lines = [["", "workers", "ms per image", "single process", "overhead, ms", "speed-up",
+              "start, s"]]  # fmt: skip
     for row in results["rows"]:
         clients = f", {row['clients']} clients" if row["clients"] else ""
-        lines.append(
-            f"| {row['name']}{clients} | {row['workers']} × {row['threads']} threads | "
-            f"{row['ms_per_image']:.1f} | {row['single_ms']:.1f} | {row['overhead_ms']:.1f} | "
-            f"{row['speed_up']:.2f} | {row['start_s']:.1f} |"
-        )
-    return "\n".join(lines)
+        times = (row[name] for name in ("ms_per_image", "single_ms", "overhead_ms"))
+        lines.append([
+            f"{row['name']}{clients}",
+            f"{row['workers']} × {row['threads']} threads",
+            *(f"{ms:,.1f}" for ms in times),
+            f"{row['speed_up']:.2f}",
+            f"{row['start_s']:.1f}",
+        ])  # fmt: skip
+    return lines
 
 
 def _check(error: str) -> None:

@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import socket
 from collections import Counter
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -31,7 +28,8 @@ import numpy as np
 
 from dsgnn.runtime import parquet
 from dsgnn.runtime.artifact import ENGINES, open_artifact
-from dsgnn.runtime.backends import DEFAULT_THREADS, BackendError
+from dsgnn.runtime.backends import DEFAULT_THREADS
+from dsgnn.runtime.cluster import cluster
 from dsgnn.runtime.files import claimed
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.parquet import Parts, Piece, Row
@@ -116,7 +114,7 @@ def run_on_ray(
     ConnectionError, FolderBusyError, ValueError for options that do not fit together or earlier
     results of another model, and what `make_ranker` raises.
     """
-    with claimed(out), cluster(address) as ray:
+    with claimed(out), cluster(address, "data") as ray:
         work = plan(sources)
         outcomes = rank_on_ray(
             ray, make_ranker, work, out, workers, threads, gpu, batch, skip_existing
@@ -227,6 +225,7 @@ def _ranked(
     def noted(work: parquet.Key, by: int) -> int:
         return ray.get(ledger.add.remote(work, by))
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     data = ray.data.from_arrow([parquet.tasks_table([task]) for task in tasks])
     data.context.enable_progress_bars = False
     data.context.print_on_execution_start = False
@@ -393,47 +392,3 @@ def fit(
     count = workers or fit
     share = 1 / math.ceil(count / gpus) if gpus else 1
     return count, {"num_cpus": cpus, "num_gpus": share if gpu else 0}
-
-
-@contextmanager
-def cluster(address: str) -> Iterator[Any]:
-    """Ray, connected; a cluster that was started for this run ends with it. See `run_on_ray`."""
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
-    # Read when Ray is imported: no reports to its makers, and its switch for one machine alone
-    # (made for macOS and Windows), with which every port it opens is on loopback.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if where == "local":
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise BackendError(f"Ray is not installed: pip install 'dsgnn[ray]' ({error})") from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    if ray.is_initialized():
-        if address:
-            raise ValueError(f"Ray is connected already: leave out the address {address}")
-        yield ray
-        return
-    options: dict[str, Any] = {"include_dashboard": False} if where == "local" else {}
-    if where not in ("local", "auto"):
-        _check_answers(where)
-    try:
-        ray.init(where, logging_level=logging.ERROR, log_to_driver=False, **options)
-    except Exception as error:  # of no common class
-        raise RuntimeError(f"Ray cannot be used at {where}: {error}") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _check_answers(address: str) -> None:
-    """Raise ConnectionError at once where Ray would try for minutes, ValueError if no address."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError(f"expected --ray HOST:PORT or auto, got {address!r}")
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise ConnectionError(f"there is no Ray cluster at {address}: {error}") from error

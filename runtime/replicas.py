@@ -1,28 +1,24 @@
 """Workers as processes of Ray Serve, on this machine or on a cluster.
 
 Ray routes each photo to the least busy worker and replaces one that dies. HTTP, limits and batches
-are not Ray's here: dsgnn.runtime.serve and dsgnn.runtime.worker say why. What Ray gets of its own:
-no dashboard, no HTTP proxy, no reports to its makers, and its token authentication, since its ports
-listen on every interface.
+are not Ray's here: dsgnn.runtime.serve and dsgnn.runtime.worker say why, and Ray's own HTTP proxy
+is off.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 from dsgnn.runtime.artifact import ENGINES
 from dsgnn.runtime.backends import DEFAULT_THREADS
+from dsgnn.runtime.cluster import cluster
 from dsgnn.runtime.serve import Limits, WorkersLost
 from dsgnn.runtime.worker import PIXELS_VARIABLE, Refused, Reply, Worker
-
-OWN_RAY = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 class Replicas:
@@ -77,35 +73,19 @@ def replicas(
     running Ray cluster that this machine belongs to, "auto" = the one on this machine; None = Ray
     is started here and stopped again. name: of the Ray Serve application, unique in the cluster.
 
-    Raises RuntimeError if Ray Serve is not installed, does not start or is not at the address, or
-    if the model cannot be loaded, ValueError for a count below 1.
+    Raises RuntimeError if Ray Serve does not start or the model cannot be loaded, ValueError for a
+    count below 1, and what `cluster` raises.
     """
     if count < 1:
         raise ValueError(f"--replicas must be at least 1, got {count}")
-    if find_spec("ray") is None:
-        raise RuntimeError("Ray Serve is not installed: pip install 'dsgnn[serve]'")
-    if address is None:
-        for variable, value in OWN_RAY.items():  # read when ray is imported
-            os.environ.setdefault(variable, value)
-    import ray
-    from ray import serve
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     threads = ranker.get("threads") or DEFAULT_THREADS
     on_gpu = str(ranker.get("device", "")).startswith("cuda") or (
         str(ranker.get("model") or "").endswith(ENGINES)
     )
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        options.update(
-            num_cpus=count * threads, include_dashboard=False, _node_ip_address="127.0.0.1"
-        )
-    try:
-        ray.init(address or "local", **options)
-    except Exception as error:  # of no common class
-        what = "started here" if address is None else f"reached at {address}"
-        raise RuntimeError(f"Ray cannot be {what}: {error}") from error
-    try:
+    with cluster(address or "local", "serve", count * threads):
+        from ray import serve
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")
         deployment = serve.deployment(
             num_replicas=count,
@@ -118,15 +98,15 @@ def replicas(
             },
         )
         app = deployment(Worker).bind(dict(ranker), batch, limits.max_pixels)
-        handle = serve.run(app, name=name, route_prefix=None)
-        told = handle.describe.remote().result()
-        if "error" in told:
-            raise RuntimeError(told["error"])
-        yield Replicas(handle, name, told["model"], told["shown"])
-    finally:
-        if address is not None:
-            serve.delete(name)
-        ray.shutdown()
+        try:
+            handle = serve.run(app, name=name, route_prefix=None)
+            told = handle.describe.remote().result()
+            if "error" in told:
+                raise RuntimeError(told["error"])
+            yield Replicas(handle, name, told["model"], told["shown"])
+        finally:
+            if address is not None:
+                serve.delete(name)
 
 
 def name_for(bound: socket.socket) -> str:

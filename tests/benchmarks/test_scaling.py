@@ -1,6 +1,7 @@
 """The arithmetic of the scaling benchmark, on arms of known times."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 
 from dsgnn.benchmarks import scaling
 from dsgnn.benchmarks.cli import main
+from dsgnn.benchmarks.report import report
 from dsgnn.benchmarks.results import load
 
 
@@ -63,7 +65,14 @@ def test_each_arm_is_held_against_the_turns_around_it(arms: None, tmp_path: Path
     assert first["overhead_ms"] == 18.5
     assert first["speed_up"] == pytest.approx((10.5 + 12.5) / 2 / 30)
     assert [row["start_s"] for row in rows] == [2.5, 2.5, 4, 4]
-    assert "| Ray Serve, 8 clients | 1 × 1 threads | 20.0 | 23.5 | -3.5 |" in result.output
+    line = "| Ray Serve, 8 clients | 1 × 1 threads | 20.0 | 23.5 | -3.5 | 1.1"
+    assert line in result.output
+    text = report([tmp_path / "scaling.json"], tmp_path / "report.html", None)
+    assert line in text and re.search(
+        r"^\*\*Ray\.\*\* .* nano.onnx, 16 images a turn; ", text, re.M
+    )
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>Ray Serve, 8 clients</td><td>1 × 1 threads</td><td>20.0</td>" in page
 
 
 def test_wrong_use(arms: None, tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from sockets import listening
 
-from dsgnn.runtime import Ranker, distributed, parquet
+from dsgnn.runtime import Ranker, cluster, distributed, parquet
+from dsgnn.runtime.backends import BackendError
 from dsgnn.runtime.cli import main
 from dsgnn.runtime.distributed import run_on_ray
 from dsgnn.runtime.files import FolderBusyError, claimed
@@ -28,20 +30,17 @@ from dsgnn.runtime.run import rank_sources
 from dsgnn.runtime.sources import find_sources
 
 # Read when Ray is imported: `--ray` sets it in time, here the import comes first.
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ[cluster.ONE_MACHINE] = "0"
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 
 
 @pytest.fixture(scope="module")
 def two_cpus() -> Iterator[None]:
     """Ray on loopback, started as `--ray` does, but of two CPUs wherever this runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray, "init", partial(ray.init, num_cpus=2))
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with distributed.cluster(""):
-            yield
+    with cluster.cluster("local", "data", 2):
+        yield
 
 
 def make_images(folder: Path, count: int) -> list[Path]:
@@ -248,6 +247,28 @@ def test_an_image_that_kills_its_workers(two_cpus: None, model: Path, tmp_path: 
     assert summary.images == 19
     failed = {row["path"]: row["error"] for row in rows_of(out) if row["error"]}
     assert failed == {str(paths[13]): "2 workers died while they ranked it (out of memory?)"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sockets are read off /proc")
+def test_only_this_machine_reaches_it(two_cpus: None) -> None:
+    found = listening(os.getpid())
+    assert {"gcs_server", "raylet"} <= {name for name, _ in found}
+    assert all(address.is_loopback for _, address in found), found
+
+
+def test_a_ray_that_others_reach_is_refused() -> None:
+    for address in ("127.0.0.1", "::1"):
+        cluster._check_confined(address)
+    with pytest.raises(RuntimeError, match=r"Ray listens on 10.0.0.7, expected loopback: .*=0 bef"):
+        cluster._check_confined("10.0.0.7")
+
+
+@pytest.mark.parametrize(("part", "extra"), [("data", "ray"), ("serve", "serve")])
+def test_ray_is_missing(part: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, f"ray.{part}", None)
+    message = rf"Ray {part.title()} is not installed: pip install 'dsgnn\[{extra}\]'"
+    with pytest.raises(BackendError, match=message), cluster.cluster("local", part):
+        pass
 
 
 def test_what_cannot_be_begun(two_cpus: None, model: Path, tmp_path: Path) -> None:
