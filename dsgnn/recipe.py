@@ -57,9 +57,8 @@ class Recipe:
         begin, end = (self.restart, 1.0) if again else (0.0, self.restart)
         height = 0.5 if again else 1.0
         if done < begin + self.warmup:
-            return (
-                height * (iteration + 1 - begin * self.iterations) / (self.warmup * self.iterations)
-            )
+            risen = ((iteration + 1) / self.iterations - begin) / self.warmup
+            return height * min(1.0, risen)  # a run shorter than the warm-up starts at its end
         done = (done - begin - self.warmup) / (end - begin - self.warmup)
         return height * 0.5 * (1 + math.cos(math.pi * done))
 

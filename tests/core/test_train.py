@@ -74,6 +74,7 @@ def test_nano_warms_up_follows_a_cosine_and_begins_again_at_half_the_height():
     assert max(map(NANO.rate, range(again + 2, n))) == pytest.approx(0.5, abs=5e-3)
     shorter = replace(NANO, iterations=n // 10)
     assert shorter.rate(again // 20) == pytest.approx(NANO.rate(again // 2), abs=1e-2)
+    assert replace(NANO, iterations=1).rate(0) == 1
     assert NANO.decay(0) == 0.1 and NANO.decay(10**6) == NANO.ema
 
 
