@@ -97,7 +97,8 @@ class PeakSeeds(nn.Module):
             score = score + 1e4 * true.view_as(score)
             around = F.max_pool2d(true.view_as(score)[:, None], 5, stride=1, padding=2).squeeze(1)
             peak = (peak & (around == 0)) | (true.view_as(score) > 0)
-        cells = torch.where(peak, score, score - 1e4).flatten(1).topk(self.queries).indices
+        # other cells follow in their order; a larger number would round them into ties
+        cells = torch.where(peak, score, score - 100).flatten(1).topk(self.queries).indices
         index = cells[:, :, None].expand(-1, -1, C)  # (B, Q, C)
         features = memory.flatten(2).transpose(1, 2).gather(1, index)
         position = sine_position(h, w, C, memory).flatten(1).T.expand(B, -1, -1).gather(1, index)

@@ -486,6 +486,13 @@ def test_queries_start_from_the_highest_peaks():
     assert sorted(forced[0, :2].tolist()) == [7, 69] and forced[0, 2] == 12 * 16 + 2
 
 
+def test_where_peaks_are_few_the_next_cells_follow_in_their_order():
+    seeds = PeakSeeds(4, 32).eval()
+    ramp = torch.arange(256.0).view(1, 1, 16, 16) * 1e-4  # its one peak is the last cell
+    seeds.heat = nn.Sequential(_Fixed(ramp))
+    assert seeds(torch.zeros(1, 32, 16, 16))[3].tolist() == [[255, 254, 253, 252]]
+
+
 class _Fixed(nn.Module):
     def __init__(self, value: torch.Tensor):
         super().__init__()
