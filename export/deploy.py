@@ -12,7 +12,8 @@ part of `dsgnn.model` it replaces:
   softmax; on the value side they are a constant. Both branches share the two large products;
 - resizing and the sum over channels commute: attention masks come from the pixel features resized
   once per level; the last 1×1 convolution of the pixel embedding moves into the mask embedding;
-- in deformable attention, position, cell centre and scale fold into the sampling projection.
+- in deformable attention, position, cell centre and scale fold into the sampling projection;
+- the pyramid's BatchNorms fold into its convolutions.
   Everything is laid out with the cells last, so that nothing is transposed between products.
 
 B batch, Q queries, C width, M heads, D = C / M, K cells of one level, N cells of all levels.
@@ -20,11 +21,13 @@ B batch, Q queries, C width, M heads, D = C / M, K cells of one level, N cells o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dsgnn.graph import CIGDS, DomainSeparationHead, GraphEncoder, GraphLayer, LinearBlock
 from dsgnn.model import DSGNN, MEAN, STD, Branch
@@ -188,12 +191,23 @@ class DeployDeformable(nn.Module):
         return self.fuse(fine + resize(top, fine.shape[-2:])), tokens, shapes
 
 
+def _fold_norms(module: nn.Module) -> nn.Module:
+    """A copy whose BatchNorms are folded, in float64, into the convolutions before them."""
+    module = copy.deepcopy(module)
+    for block in module.modules():
+        if isinstance(block, nn.Sequential) and isinstance(block[1], nn.BatchNorm2d):
+            block[0] = fuse_conv_bn_eval(block[0].double(), block[1].double()).float()
+            block[1] = nn.Identity()
+    return module
+
+
 class DeployFPN(nn.Module):
-    """`FPNPixelDecoder` without its last 1×1 convolution; memory as tokens."""
+    """`FPNPixelDecoder` without its last 1×1 convolution and its BatchNorms; memory as tokens."""
 
     def __init__(self, decoder: FPNPixelDecoder):
         super().__init__()
-        self.decoder = decoder
+        # exporters leave a norm whose convolution something else reads, such as its shape
+        self.decoder = _fold_norms(decoder)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Size]]:
         features, memory = self.decoder.features(maps)

@@ -12,6 +12,7 @@ from dsgnn.export.deploy import (
     BLOCKED,
     DeployBranch,
     DeployCrossAttention,
+    DeployFPN,
     DeployGraph,
     DeployGraphEncoder,
     DeployGraphHead,
@@ -22,7 +23,7 @@ from dsgnn.export.deploy import (
 )
 from dsgnn.graph import DomainSeparationHead, GraphEncoder, GraphHead
 from dsgnn.model import Branch, build_model, normalise
-from dsgnn.pixel_decoder import HEADS, MSDA, cell_centres, sine_position
+from dsgnn.pixel_decoder import HEADS, MSDA, FPNPixelDecoder, cell_centres, sine_position
 from dsgnn.query_decoder import attention_mask, shape_masks
 
 SMALL = {"channels": (16, 32, 64, 96), "layers": (1, 1, 1, 1)}
@@ -133,6 +134,27 @@ def test_deformable_attention(folded: bool, sampler) -> None:
         attention, sampler, shapes if folded else None, position if folded else None
     )
     close(deploy(x, position, centres, shapes), attention(x + position, x, centres, shapes))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@torch.no_grad()
+def test_pyramid_without_its_norms(batch: int) -> None:
+    decoder = shake(FPNPixelDecoder([8, 16, 24, 32], C))
+    norms = [module for module in decoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.2, 2)
+    maps = [torch.randn(batch, c, s, s + 1) for c, s in ((8, 16), (16, 8), (24, 4), (32, 2))]
+    features, memory = decoder.features(maps)
+    deploy = DeployFPN(decoder)
+    got, tokens, shapes = deploy(maps)
+    scale = features.abs().max()
+    close(got / scale, features / scale)
+    assert shapes == [(2, 3), (4, 5), (8, 9)]
+    for part, level in zip(tokens, memory, strict=True):
+        close(part / scale, level.flatten(2).transpose(1, 2) / scale)
+    assert len(norms) == 8 and not any(isinstance(m, nn.BatchNorm2d) for m in deploy.modules())
+    assert torch.equal(decoder.features(maps)[0], features)  # the network itself is as it was
 
 
 def test_gather_samples_outside_as_zero() -> None:

@@ -94,10 +94,12 @@ def test_half_weights_of_any_size(tmp_path: Path, photos: list[np.ndarray]) -> N
     sidecar, results = export_onnx(source, path, photos, None, "w16")
     assert sidecar.verified
     assert max(result.saliency_max for result in results) < 0.1
-    assert read_description(path).input == LongestSide(256)
+    assert read_description(path).input == LongestSide(model.config.size)
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert "Conv" in operators and "BatchNormalization" not in operators
     weights = sum(p.numel() for p in model.parameters())
     assert path.stat().st_size < 2.2 * weights  # bytes; float32 would take 4
-    assert len(Ranker(path, if_none="all")(photos[0]).objects) == 6
+    assert len(Ranker(path, if_none="all")(photos[0]).objects) == model.config.queries
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dsgnn.checkpoint import save_checkpoint
+from dsgnn.config import CONFIGS
 from dsgnn.export.cli import main
 from dsgnn.export.onnx import Source, describe
 from dsgnn.model import build_model
@@ -17,6 +18,7 @@ from dsgnn.runtime.artifact import METADATA_KEY, read_sidecar, sha256_of, sideca
 from .test_deploy import shake, small
 
 SIZE = (64, 96)
+QUERIES = CONFIGS["nano"].queries
 
 
 def dsgnn_export(*arguments: object) -> Result:
@@ -60,7 +62,7 @@ def test_a_file_without_sidecar_becomes_verified(nano, tmp_path: Path) -> None:
     assert "m.onnx: nano, fp32, trained weights" in said
     assert "status      verified on " in said and "opset 18" in said
     assert "input     image: uint8 (batch, 64, 96, 3)" in said
-    assert "output    masks: float (batch, 6, 16, 24)" in said
+    assert f"output    masks: float (batch, {QUERIES}, 16, 24)" in said
     conv = sum(node.op_type == "Conv" for node in proto.graph.node)
     assert f"Conv {conv}" in said and sha256_of(path) in said
     assert "batch photos objects" in said  # the table
@@ -116,7 +118,7 @@ def test_references_of_another_network(nano, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "small.safetensors", shake(build_model(small("r50-assr"))))
     result = dsgnn_export("verify", path, "--against", tmp_path / "small.safetensors")
     assert result.exit_code == 2
-    assert "expected nano with 6 queries, got r50-assr with 5" in result.output
+    assert f"expected nano with {QUERIES} queries, got r50-assr with 5" in result.output
     assert not sidecar_path(path).exists()
 
 
