@@ -8,9 +8,9 @@ one frame is which of the next. `Steadier` keeps a track per object:
 - saliencies are smoothed, and two neighbours swap ranks only when they differ by more than their
   own noise, which is estimated from their changes from frame to frame (saliencies have no scale);
 - a new object takes a rank once it was there for APPEAR_S; one that is missed keeps its last mask
-  for HOLD_S and its identity for REMEMBER_S. At a cut, where nothing overlaps, both take effect
-  at once, and so they do where frames lie REMEMBER_S apart or more: an object that is in one of
-  them alone is no flicker.
+  for HOLD_S and its identity for REMEMBER_S. At a cut, where nothing overlaps what had a rank, both
+  take effect at once, and so they do in the first frame and where frames lie REMEMBER_S apart or
+  more: an object that is in one of them alone is no flicker. In an empty scene it may well be one.
 """
 
 from __future__ import annotations
@@ -95,13 +95,14 @@ class Steadier:
         size = (ranking.height, ranking.width)
         if size != self._size:
             self._tracks, self._order, self._size = [], [], size
+            self._last_s = float("-inf")
         objects = [item for item in ranking.objects if item.area > 0]
         cells = [_cells(item.mask) for item in objects]
         pairs = self._pair(cells, time_s)
         for number, track in pairs.items():
             track.follow(objects[number], cells[number], time_s)
-        starts_anew = bool(objects) and not pairs  # the first frame, or a cut
-        if starts_anew:
+        cut = bool(objects and self._order) and not pairs
+        if cut:
             self._tracks, self._order = [], []
         for number, item in enumerate(objects):
             if number not in pairs:
@@ -117,7 +118,7 @@ class Steadier:
                     frames=1,
                     first_s=time_s,
                     last_s=time_s,
-                    shown=starts_anew,
+                    shown=cut,
                 )
                 self._tracks.append(start)
         self._retire(time_s)

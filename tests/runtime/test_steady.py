@@ -126,9 +126,17 @@ def test_a_cut_takes_effect_at_once() -> None:
     assert follow(frame(A, B), frame(A, B), other) == [[1, 2], [1, 2], [3, 4]]
 
 
-def test_empty_scenes_and_empty_masks() -> None:
-    empty = Ranking(H, W, ())
-    assert follow(empty, empty, frame(A), empty, frame(A)) == [[], [], [1], [1], [1]]
+def test_an_empty_scene_does_not_flicker() -> None:
+    """What is in one frame alone is no object; what stays is, after the same wait as elsewhere."""
+    empty, wait = Ranking(H, W, ()), int(round(APPEAR_S / STEP + 0.49))
+    assert follow(empty, frame(A), empty, frame(B), frame(C), empty) == [[]] * 6
+    assert follow(empty, *[frame(A)] * (wait + 1)) == [[]] * (wait + 1) + [[1]]
+    gone = int(HOLD_S / STEP) + 1  # an object that left: another place is no cut
+    assert follow(frame(A), *[empty] * gone, frame(B), frame(A))[-2:] == [[], [1]]
+    assert follow(frame(A), empty, frame(B)) == [[1], [1], [2]]  # but while it is held, it is
+
+
+def test_empty_masks() -> None:
     nothing = RankedObject(1, 1.0, 0.9, (0, 0, 0, 0), np.zeros((H, W), bool), 0.0, 0)
     assert follow(Ranking(H, W, (nothing,))) == [[]]
 
