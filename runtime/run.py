@@ -264,7 +264,7 @@ def reason(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, MemoryError):
         return "there is not enough memory for an image of this size"
-    return str(error)
+    return str(error) or type(error).__name__
 
 
 def counted(number: int, noun: str) -> str:

@@ -140,6 +140,16 @@ def test_a_bad_file_does_not_stop_the_others(go, photo: np.ndarray) -> None:
     assert len(results()["images"]) == 4
 
 
+def test_a_failure_without_words_is_a_failure(place, ranker, photo: np.ndarray) -> None:
+    write("photo.png", photo)
+    make_folder(Path("out"))
+    found = find_sources(["photo.png"], Path("out"))
+    failing = Stopping(ranker, 0, lambda _: ValueError())
+    summary = run(failing, found.sources, Path("out"))
+    assert (summary.images, [outcome.error for outcome in summary.failures]) == (0, ["ValueError"])
+    assert results()["images"][0]["error"] == "ValueError"
+
+
 def test_equal_names_never_overwrite_each_other(go, scene) -> None:
     write("a/x.png", scene(48, 64, red=(8, 8, 40, 40)))
     write("b/x.png", scene(48, 64, green=(8, 8, 40, 40)))
@@ -250,7 +260,7 @@ def test_whole_files(place: Path) -> None:
 class Stopping:
     """A ranker that is interrupted after some photos."""
 
-    def __init__(self, ranker: Ranker, after: int, error: type[BaseException]) -> None:
+    def __init__(self, ranker: Ranker, after: int, error: Callable[[str], BaseException]) -> None:
         self.ranker, self.left, self.error = ranker, after, error
 
     def describe(self) -> dict:
