@@ -193,11 +193,11 @@ def rank_sources(
     and for a video NAME.frames.jsonl and NAME.summary.json, `sheet` all images on one page, see
     `Sheets`. A video's map is a video, its masks are NAME.masks/<frame>.mask<rank>.png, and it has
     no crops and no place on the sheet. video: how videos are ranked. skip_existing: leave what an
-    earlier run with the same model has done, a video only if the same frames of it were ranked
-    (needs `json`, and no `sheet`). A source that fails is listed in results.json with its error.
-    Ctrl-C leaves results.json, the sheet and the running video's files as far as they came. Raises
-    OSError if results.json or the sheet cannot be written, ValueError for skip_existing with the
-    wrong kinds.
+    earlier run with the same model has done of the same file, if it saved all of `kinds`, and of a
+    video if the same frames were ranked (needs `json`, and no `sheet`). A source that fails is
+    listed in results.json with its error. Ctrl-C leaves results.json, the sheet and the running
+    video's files as far as they came. Raises OSError if results.json or the sheet cannot be
+    written, ValueError for skip_existing with the wrong kinds.
     """
     check_skip(skip_existing, kinds)
     earlier = Earlier(out, ranker.describe(), video.to_dict()) if skip_existing else None
@@ -230,7 +230,7 @@ def rank_sources(
 
 def _rank_image(ranker: Ranker, target: Target, record: Record, sheets: Sheets | None) -> Outcome:
     start = perf_counter()
-    path = target.source.path
+    path, made = target.source.path, target.made()
     photo = read_image(standard_input().read() if path is None else path)
     decode_ms = 1e3 * (perf_counter() - start)
     ranking = ranker(photo)
@@ -239,7 +239,7 @@ def _rank_image(ranker: Ranker, target: Target, record: Record, sheets: Sheets |
     if sheets:
         sheets.add(ranking.draw(photo), target.source.shown)
     if "json" in target.kinds:
-        record({"file": target.source.shown, **ranking.to_dict()})
+        record({"file": target.source.shown, "made": made, **ranking.to_dict()})
     timings = {**ranking.timings_ms, "decode": decode_ms, "save": 1e3 * (perf_counter() - start)}
     return Outcome(target.source, len(ranking.objects), timings)
 

@@ -67,6 +67,20 @@ class Target:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def made(self) -> dict[str, Any]:
+        """For records: what the outputs are made of, to be taken before it is read, and which.
+
+        of: size and time of change of the file, or of the folder of numbered images; None for what
+        is no file. Raises OSError if it is not there.
+        """
+        numbered = Path(self.source.address).parent if self.source.feed == "sequence" else None
+        facts = place.stat() if (place := self.source.path or numbered) else None
+        kinds = [kind for kind in KINDS if kind in self.kinds]
+        return {
+            "of": {"bytes": facts.st_size, "modified_ns": facts.st_mtime_ns} if facts else None,
+            "saved": [f"map of {self.palette}" if kind == "map" else kind for kind in kinds],
+        }
+
 
 def real_place(path: Path) -> Path:
     """Where a file of this path lies, links in its folder followed."""

@@ -89,6 +89,7 @@ def rank_video(
             f"a video gives {', '.join(VIDEO_KINDS)}, got --save {','.join(target.kinds)}"
         )
     frames = Frames(target.source, options.select)
+    how = {"made": target.made(), "options": options.to_dict()}
     presence = Presence(frames.rate)
     problem, told_ms = "", 0.0
     try:
@@ -113,7 +114,7 @@ def rank_video(
             except Ended as error:
                 problem = str(error)
     except (KeyboardInterrupt, GeneratorExit):
-        _write_summary(target, ranker, options, presence, complete=False)
+        _write_summary(target, ranker, how, presence, complete=False)
         raise
     finally:
         if options.show:
@@ -122,7 +123,7 @@ def rank_video(
         raise ValueError(
             problem or "it has no frame to rank: empty, or --start lies behind its end"
         )
-    _write_summary(target, ranker, options, presence, complete=not problem)
+    _write_summary(target, ranker, how, presence, complete=not problem)
     if problem:
         raise ValueError(problem)
 
@@ -213,14 +214,14 @@ def _rounded(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_summary(
-    target: Target, ranker: Ranker, options: VideoOptions, presence: Presence, complete: bool
+    target: Target, ranker: Ranker, how: Mapping[str, Any], presence: Presence, complete: bool
 ) -> None:
-    """NAME.summary.json; complete: False for a video that was not ranked to its end."""
+    """NAME.summary.json. how: of what it was made and with which options. complete: False for a
+    video that was not ranked to its end."""
     if "json" not in target.kinds or not presence.frames:
         return
     head = {"schema": SUMMARY_SCHEMA, "model": ranker.describe(), "file": target.source.shown}
-    how = {"options": options.to_dict(), "complete": complete}
-    summary = {**head, **how, **presence.to_dict()}
+    summary = {**head, **how, "complete": complete, **presence.to_dict()}
     write_whole(target.path("summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
 
 

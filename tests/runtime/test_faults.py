@@ -38,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def go(model: Path) -> Callable[..., Result]:
     def call(*arguments: str) -> Result:
         options = ("--out", "out", "--model", str(model))
-        return CliRunner().invoke(main, [*arguments, *options])
+        return CliRunner().invoke(main, [*options, *arguments])
 
     return call
 
@@ -318,6 +318,63 @@ def test_an_impatient_second_signal_changes_nothing() -> None:
             steps.append("finished")
     assert steps == ["goes on", "finished"]
     assert {number: signal.signal(number, before[number]) for number in settings} == settings
+
+
+def test_other_outputs_are_not_done(go, photos, clip) -> None:
+    """Kinds that were not saved are made, and maps of another palette; what is there stays."""
+    clip("clip.avi", frames=3)
+    arguments = ("photos", "clip.avi", "--skip-existing", "--save")
+    assert ranked(go(*arguments, "json")) == 6
+    Path("out/a.map.png").write_bytes(b"of another time")
+    assert ranked(go(*arguments, "masks,map,json")) == 6
+    assert "a.mask2.png" in files() and "clip.masks/000002.mask1.png" in files()
+    assert ranked(go(*arguments, "map,json")) == ranked(go(*arguments, "json")) == 0
+    Path("out/clip.masks/000001.mask1.png").unlink()
+    assert ranked(go(*arguments, "masks,json", "--palette", "irsr")) == 3
+    assert ranked(go(*arguments, "map,json", "--palette", "irsr")) == 6
+    assert set(np.unique(cv2.imread("out/a.map.png"))) == {0, 128, 255}
+    assert ranked(go(*arguments, "map,json", "--palette", "irsr")) == 0
+
+
+def test_another_file_of_the_name_is_not_done(
+    go, photos, clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("out").mkdir()
+    clip("photos/clip.avi", frames=3)
+    Path("other").mkdir()
+    for path in Path("photos").iterdir():
+        data = path.read_bytes()
+        Path("other", path.name).write_bytes(data)
+        os.utime(Path("other", path.name), ns=(0, path.stat().st_mtime_ns + 1000))
+    names = ("a.png", "b.png", "c.png", "clip.avi", "%01d.png", "--skip-existing")
+    for folder in ("photos", "other"):
+        for number in range(2):
+            Path(folder, f"{number}.png").write_bytes(Path("photos/a.png").read_bytes())
+        os.utime(folder, ns=(0, len(folder)))
+    out = ("--out", str(Path("out").resolve()))
+    for folder in ("photos", "other"):
+        with monkeypatch.context() as there:
+            there.chdir(folder)
+            assert ranked(go(*names, *out)) == 8
+            assert ranked(go(*names, *out)) == 0
+
+
+def test_standard_input_is_never_done(model: Path, photo: np.ndarray) -> None:
+    data = cv2.imencode(".png", photo)[1].tobytes()
+    arguments = ("-", "--out", "out", "--model", str(model), "--skip-existing")
+    for _ in range(2):
+        assert ranked(CliRunner().invoke(main, arguments, input=data)) == 1
+
+
+@pytest.mark.parametrize("damage", ["text", None, 3, {}, {"file": []}, {"file": "photos/a.png"}])
+def test_a_damaged_record_is_not_done(go, photos, damage: object) -> None:
+    go("photos")
+    path, before = Path("out/results.json"), results()
+    path.write_text(json.dumps({**before, "images": [damage, *before["images"][1:]]}))
+    again = go("photos", "--skip-existing")
+    assert ranked(again) == 1 and again.exit_code == 0 and results() == before
+    path.write_text(json.dumps({**before, "images": damage}))
+    assert ranked(go("photos", "--skip-existing")) == 3
 
 
 def test_other_frames_of_a_video_are_not_done(go, clip) -> None:
