@@ -77,38 +77,37 @@ class Description:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Description:
-        """Raises ArtifactError for another schema or a fact that is missing."""
+        """Raises ArtifactError for another schema or a fact that is missing or of another kind."""
         _check_schema(facts, DESCRIPTION_SCHEMA)
-        try:
-            return cls(
-                config=facts["config"],
-                input=_rule(facts["input"]),
-                queries=facts["queries"],
-                threshold=facts["threshold"],
-                precision=facts["precision"],
-                weights=facts["weights"],
-                source_sha256=facts["source_sha256"],
-                toolkit=facts["toolkit"],
-            )
-        except KeyError as error:
-            raise ArtifactError(f"the artifact's description lacks {error}") from None
+        what = "the artifact's description"
+        return cls(
+            config=_fact(what, facts, "config", str),
+            input=_rule(what, _fact(what, facts, "input", dict)),
+            queries=_fact(what, facts, "queries", int),
+            threshold=_fact(what, facts, "threshold", float),
+            precision=_fact(what, facts, "precision", str),
+            weights=_fact(what, facts, "weights", str),
+            source_sha256=_fact(what, facts, "source_sha256", str),
+            toolkit=_fact(what, facts, "toolkit", str),
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Description:
         return cls.from_dict(_load(text, "the artifact's description"))
 
 
-def _rule(facts: Mapping[str, Any]) -> Rule:
-    if facts["pad"] != PAD or facts["colour"] != "rgb":
+def _rule(what: str, facts: Mapping[str, Any]) -> Rule:
+    pad, colour = _fact(what, facts, "pad", int), _fact(what, facts, "colour", str)
+    if (pad, colour) != (PAD, "rgb"):
         raise ArtifactError(
-            f"expected an input in rgb padded with {PAD}, got {facts['colour']!r} padded with "
-            f"{facts['pad']}"
+            f"expected an input in rgb padded with {PAD}, got {colour!r} padded with {pad}"
         )
-    if facts["rule"] == "fixed":
-        return Fixed(facts["height"], facts["width"])
-    if facts["rule"] == "longest":
-        return LongestSide(facts["size"], facts["multiple"])
-    raise ArtifactError(f"input rule must be fixed or longest, got {facts['rule']!r}")
+    rule = _fact(what, facts, "rule", str)
+    if rule == "fixed":
+        return Fixed(*(_fact(what, facts, side, int) for side in ("height", "width")))
+    if rule == "longest":
+        return LongestSide(*(_fact(what, facts, side, int) for side in ("size", "multiple")))
+    raise ArtifactError(f"input rule must be fixed or longest, got {rule!r}")
 
 
 @dataclass(frozen=True)
@@ -135,22 +134,21 @@ class Sidecar:
 
     @classmethod
     def from_json(cls, text: str) -> Sidecar:
-        """Raises ArtifactError for another schema or a fact that is missing."""
+        """Raises ArtifactError for another schema or a fact that is missing or of another kind."""
         facts = _load(text, "the sidecar")
         _check_schema(facts, SIDECAR_SCHEMA)
-        description = facts.get("description")
-        try:
-            return cls(
-                file=facts["file"],
-                sha256=facts["sha256"],
-                verified=facts["verified"] is True,
-                parity=tuple(facts["parity"]),
-                machine=facts["machine"],
-                build=facts["build"],
-                description=Description.from_dict(description) if description else None,
-            )
-        except KeyError as error:
-            raise ArtifactError(f"the sidecar lacks {error}") from None
+        what, description = "the sidecar", None
+        if facts.get("description") is not None:
+            description = Description.from_dict(_fact(what, facts, "description", dict))
+        return cls(
+            file=_fact(what, facts, "file", str),
+            sha256=_fact(what, facts, "sha256", str),
+            verified=_fact(what, facts, "verified", bool),
+            parity=tuple(_fact(what, facts, "parity", list)),
+            machine=_fact(what, facts, "machine", dict),
+            build=_fact(what, facts, "build", dict),
+            description=description,
+        )
 
 
 @dataclass(frozen=True)
@@ -308,6 +306,19 @@ def _load(text: str, what: str) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise ArtifactError(f"{what} must be a JSON object, got {type(facts).__name__}")
     return facts
+
+
+def _fact(what: str, facts: Mapping[str, Any], name: str, kind: type) -> Any:
+    """One fact. Raises ArtifactError if it is missing or of another kind."""
+    if name not in facts:
+        raise ArtifactError(f"{what} lacks {name!r}")
+    value = facts[name]
+    fits = kind is float and type(value) is int  # JSON may write 0.0 as 0
+    if type(value) is not kind and not fits:
+        kinds = {str: "text", int: "a whole number", float: "a number", bool: "true or false",
+                 list: "a list", dict: "an object"}  # fmt: skip
+        raise ArtifactError(f"{what} expects {name!r} to be {kinds[kind]}, got {value!r}")
+    return value
 
 
 def _check_schema(facts: Mapping[str, Any], expected: str) -> None:

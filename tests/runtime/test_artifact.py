@@ -56,6 +56,10 @@ def test_description_round_trip(rule) -> None:
     assert Description.from_json(described.to_json()) == described
 
 
+def test_a_threshold_may_be_written_as_a_whole_number() -> None:
+    assert Description.from_dict({**DESCRIPTION.to_dict(), "threshold": 0}).threshold == 0
+
+
 def test_newer_facts_are_ignored() -> None:
     facts = DESCRIPTION.to_dict()
     assert Description.from_dict({**facts, "colour_of_the_sky": "blue"}) == DESCRIPTION
@@ -75,6 +79,12 @@ def test_newer_facts_are_ignored() -> None:
         ({"input": {"rule": "crop", "pad": 128, "colour": "rgb"}}, "fixed or longest, got 'crop'"),
         ({"input": {"rule": "fixed", "pad": 0, "colour": "bgr"}}, "rgb padded with 128, got 'bgr'"),
         ({"input": {"rule": "fixed", "pad": 128, "colour": "rgb"}}, "description lacks 'height'"),
+        ({"input": None}, "expects 'input' to be an object, got None"),
+        ({"input": {**DESCRIPTION.to_dict()["input"], "width": "576"}}, "'width' .* got '576'"),
+        ({"queries": "8"}, "description expects 'queries' to be a whole number, got '8'"),
+        ({"queries": True}, "expects 'queries' to be a whole number, got True"),
+        ({"threshold": None}, "expects 'threshold' to be a number, got None"),
+        ({"config": 5}, "expects 'config' to be text, got 5"),
     ],
 )
 def test_description_refuses(change: dict, message: str) -> None:
@@ -129,6 +139,22 @@ def test_a_file_that_changed_since_its_sidecar(model: Path, write_model: Write) 
 def test_damaged_sidecar(model: Path, text: str, message: str) -> None:
     sidecar_path(model).write_text(text)
     with pytest.raises(ArtifactError, match=message):
+        open_artifact(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parity": None}, "the sidecar expects 'parity' to be a list, got None"),
+        ({"machine": "here"}, "the sidecar expects 'machine' to be an object, got 'here'"),
+        ({"verified": "yes"}, "the sidecar expects 'verified' to be true or false, got 'yes'"),
+        ({"description": []}, r"the sidecar expects 'description' to be an object, got \[\]"),
+    ],
+)
+def test_a_sidecar_with_facts_of_another_kind(model: Path, change: dict, message: str) -> None:
+    facts = json.loads(sidecar(model).to_json())
+    sidecar_path(model).write_text(json.dumps({**facts, **change}))
+    with pytest.raises(ArtifactError, match=f"colours.onnx.json: {message}"):
         open_artifact(model)
 
 
