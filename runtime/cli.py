@@ -148,7 +148,8 @@ def main(
 
     The sub-folders of a folder source are kept. Inputs of one run that would share a name keep
     their suffix and, if need be, parent folders: photo.png.overlay.jpg, b/photo.jpg.overlay.jpg.
-    Files of these names from an earlier run are replaced; nothing else in DIR is touched.
+    Files of these names from an earlier run are replaced, or removed where there are fewer objects
+    or sheets now; nothing else in DIR is touched.
 
     With --ray the results are DIR/part-*.parquet, a row per image as in results.json, and a SOURCE
     may be a .parquet file or a pattern of them, with columns bytes and/or path, or image with both.
@@ -212,6 +213,6 @@ def main(
     except FolderBusyError as error:
         raise click.UsageError(str(error)) from error
     except OSError as error:
-        raise click.ClickException(f"results.json cannot be written: {error}") from error
+        raise click.ClickException(f"the results cannot be written: {error}") from error
     click.echo(summary)
     sys.exit(1 if summary.failures else 0)

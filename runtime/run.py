@@ -187,7 +187,8 @@ def rank_sources(
     """Rank the sources one by one; yields an Outcome per image, per frame and per failed source.
 
     out: an existing folder; nothing is written outside it, and every file appears whole or not at
-    all, replacing one of its name. kinds: some of `overlay` NAME.overlay.jpg (.mp4 for a video),
+    all, replacing one of its name; masks, crops and sheets of an earlier run beyond those of this
+    one are removed. kinds: some of `overlay` NAME.overlay.jpg (.mp4 for a video),
     `map` NAME.map.png (greys of `palette`), `masks` NAME.mask<rank>.png (0 and 255), `crops`
     NAME.crop<rank>.png (transparent around the object; none for an empty mask), `json` results.json
     and for a video NAME.frames.jsonl and NAME.summary.json, `sheet` all images on one page, see
@@ -206,7 +207,7 @@ def rank_sources(
         record: Record = forget
         if "json" in kinds:
             record = stack.enter_context(results_file(out / "results.json", ranker.describe()))
-        sheets = stack.enter_context(Sheets(out)) if "sheet" in kinds else None
+        sheets = stack.enter_context(Sheets(out, inputs)) if "sheet" in kinds else None
         for source in sources:
             target = Target(out, source, kinds, palette, inputs)
             try:

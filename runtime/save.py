@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,17 @@ class Target:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def remove(self, ending: str) -> bool:
+        """Remove what an earlier run wrote to OUT/NAME.ending; True if it was there. An input is
+        left."""
+        try:
+            path = self.path(ending)
+        except ValueError:
+            return False
+        there = path.is_file()
+        path.unlink(missing_ok=True)
+        return there
+
     def made(self) -> dict[str, Any]:
         """For records: what the outputs are made of, to be taken before it is read, and which.
 
@@ -88,7 +100,8 @@ def real_place(path: Path) -> Path:
 
 
 def save_image(ranking: Ranking, photo: np.ndarray, target: Target) -> None:
-    """Write the pictures asked for. photo: (h, w, 3) uint8 RGB."""
+    """Write the pictures asked for, and remove those of objects that only an earlier run found.
+    photo: (h, w, 3) uint8 RGB."""
     if "overlay" in target.kinds:
         write_picture(target.path("overlay.jpg"), to_bgr(ranking.draw(photo)))
     if "map" in target.kinds:
@@ -99,6 +112,20 @@ def save_image(ranking: Ranking, photo: np.ndarray, target: Target) -> None:
             write_picture(target.path(f"mask{item.rank}.png"), mask)
         if "crops" in target.kinds and item.area > 0:
             write_picture(target.path(f"crop{item.rank}.png"), cut_out(photo, item))
+        elif "crops" in target.kinds:
+            target.remove(f"crop{item.rank}.png")
+    for kind in {"masks", "crops"} & set(target.kinds):
+        rank = len(ranking.objects) + 1
+        while target.remove(f"{kind[:-1]}{rank}.png"):
+            rank += 1
+
+
+def clear_masks(target: Target) -> None:
+    """Remove the masks that an earlier run wrote of a video: it may have had other frames."""
+    folder = target.out / f"{target.source.name}.masks"
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        if re.fullmatch(r"[0-9]{6,}\.mask[1-9][0-9]*\.png", name):
+            target.remove(f"masks/{name}")
 
 
 def cut_out(photo: np.ndarray, item: RankedObject) -> np.ndarray:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from dsgnn.runtime.files import write_whole
+from dsgnn.runtime.save import real_place
 
 TILE_PX = (320, 240)  # width, height of a photo's place
 CAPTION_PX, GAP_PX = 22, 6
@@ -19,10 +20,12 @@ JPEG_QUALITY = 85
 
 class Sheets:
     """Pages of 4 × 8 pictures: out/sheet.jpg, sheet2.jpg, … A context manager; the last page is
-    written on leaving, also after an error. Raises OSError when a page cannot be written."""
+    written on leaving, also after an error, and if there is any page, further ones of an earlier
+    run are removed. inputs: `real_place` of all the run reads, which stays as it is. Raises OSError
+    when a page cannot be written."""
 
-    def __init__(self, out: Path):
-        self.out, self.pages = out, 0
+    def __init__(self, out: Path, inputs: frozenset[Path] = frozenset()) -> None:
+        self.out, self.inputs, self.pages = out, inputs, 0
         self._tiles: list[np.ndarray] = []
 
     def add(self, picture: np.ndarray, caption: str) -> None:
@@ -44,7 +47,13 @@ class Sheets:
         if len(self._tiles) == COLUMNS * ROWS:
             self._write()
 
+    def _path(self, number: int) -> Path:
+        return self.out / ("sheet.jpg" if number == 1 else f"sheet{number}.jpg")
+
     def _write(self) -> None:
+        path = self._path(self.pages + 1)
+        if real_place(path) in self.inputs:
+            raise OSError(f"the sheet {path} is one of the inputs: choose another --out")
         columns = min(COLUMNS, len(self._tiles))
         rows = -(-len(self._tiles) // columns)
         high, wide = self._tiles[0].shape[:2]
@@ -58,9 +67,8 @@ class Sheets:
             page[y : y + high, x : x + wide] = tile
         self._tiles.clear()
         self.pages += 1
-        name = "sheet.jpg" if self.pages == 1 else f"sheet{self.pages}.jpg"
         data = cv2.imencode(".jpg", page[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-        write_whole(self.out / name, data.tobytes())
+        write_whole(path, data.tobytes())
 
     def __enter__(self) -> Sheets:
         return self
@@ -73,3 +81,8 @@ class Sheets:
     ) -> None:
         if self._tiles:
             self._write()
+        number = self.pages + 1
+        while self.pages and (path := self._path(number)).is_file():
+            if real_place(path) not in self.inputs:
+                path.unlink()
+            number += 1

@@ -19,7 +19,15 @@ from dsgnn.runtime.frames import Ended, Frame, Frames, Selection
 from dsgnn.runtime.overlap import Behind
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.ranking import Ranking
-from dsgnn.runtime.save import VIDEO_KINDS, Target, lines_file, to_bgr, video_file, write_picture
+from dsgnn.runtime.save import (
+    VIDEO_KINDS,
+    Target,
+    clear_masks,
+    lines_file,
+    to_bgr,
+    video_file,
+    write_picture,
+)
 from dsgnn.runtime.sources import Source
 from dsgnn.runtime.stream import ranked_frames
 
@@ -141,6 +149,8 @@ def write_frames(
             drawn = stack.enter_context(video_file(target.path("overlay.mp4"), rate, size))
         if "map" in kinds:
             greys = stack.enter_context(video_file(target.path("map.mp4"), rate, size))
+        if "masks" in kinds:
+            clear_masks(target)
 
         def write(pair: tuple[Frame, Ranking]) -> None:
             start = perf_counter()

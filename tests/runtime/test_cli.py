@@ -106,7 +106,7 @@ def test_results_that_cannot_be_written(place: Path, model: Path) -> None:
     Path("out/results.json").mkdir(parents=True)
     result = call("photos", "--out", "out", "--model", model)
     assert result.exit_code == 1
-    assert "results.json cannot be written: " in result.output
+    assert "the results cannot be written: " in result.output
     assert not [path for path in Path("out").iterdir() if path.name.startswith(".")]
 
 

@@ -202,6 +202,56 @@ def test_an_earlier_run_is_replaced_and_the_rest_left(go, photo: np.ndarray, sce
     assert Path("out/mine.txt").read_text() == "keep"
 
 
+def test_masks_and_crops_of_an_earlier_run_are_no_more(go, photo: np.ndarray, scene) -> None:
+    write("photo.png", photo)
+    write("photo.mask.png", photo)
+    kinds = ("masks", "crops")
+    names = ["photo.png", "photo.mask.png"]
+    go(*names, kinds=kinds)
+    others = ["photo.mask03.png", "photo.mask3.txt", "photo.mask4x.png", "photo.mask5.png"]
+    for name in others:  # nothing that this photo's masks would not be called, nor after a gap
+        Path("out", name).write_text("keep")
+    write("photo.png", scene(48, 64, red=(8, 4, 40, 36)))
+    go(*names, kinds=("json", "overlay"))
+    assert {"photo.mask2.png", "photo.crop2.png"} < set(files())  # not asked for, not touched
+    go(*names, kinds=kinds)
+    written = ["crop1", "mask1", "mask.crop1", "mask.crop2", "mask.mask1", "mask.mask2"]
+    made = [*others, *(f"photo.{one}.png" for one in written)]
+    assert files() == sorted(
+        [*made, *("results.json", "photo.mask.overlay.jpg"), "photo.overlay.jpg"]
+    )
+
+
+def test_an_input_is_never_removed(go, photo: np.ndarray, scene) -> None:
+    write("photo.png", scene(48, 64, red=(8, 4, 40, 36)))
+    for name in ("photo.mask2.png", "sheet2.jpg"):
+        write(name, photo)
+    before = files(".")
+    outcomes = go("photo.png", "photo.mask2.png", "sheet2.jpg", kinds=("masks", "sheet"), out=".")
+    assert not any(outcome.error for outcome in outcomes) and set(before) < set(files("."))
+    write("sheet.jpg", photo)
+    before = Path("sheet.jpg").read_bytes()
+    with pytest.raises(
+        OSError, match=r"sheet sheet\.jpg is one of the inputs: choose another --out"
+    ):
+        go("sheet.jpg", kinds=("sheet",), out=".")
+    assert Path("sheet.jpg").read_bytes() == before
+
+
+def test_masks_of_a_videos_other_frames_are_no_more(go, scene) -> None:
+    clip("clip.avi", scene, frames=4)
+    go("clip.avi", kinds=("masks",))
+    Path("out/clip.masks/mine.png").write_text("keep")
+    Path("out/clip.masks/12.mask1.png").write_text("keep")
+    clip("clip.avi", scene, frames=2)
+    go("clip.avi", kinds=("json",))
+    assert len(list(Path("out/clip.masks").iterdir())) == 6
+    go("clip.avi", kinds=("masks",))
+    assert sorted(path.name for path in Path("out/clip.masks").iterdir()) == [
+        *("000000.mask1.png", "000001.mask1.png", "12.mask1.png", "mine.png")
+    ]
+
+
 def test_an_output_that_is_an_input(go, photo: np.ndarray) -> None:
     write("photo.png", photo)
     write("photo.overlay.jpg", photo)

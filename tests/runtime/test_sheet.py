@@ -59,6 +59,18 @@ def test_what_was_ranked_before_an_error_is_kept_and_nothing_is_no_page(tmp_path
     assert (tmp_path / "sheet.jpg").is_file()
 
 
+def test_pages_of_an_earlier_run_are_no_more(tmp_path: Path) -> None:
+    kept = ("sheet.jpg", "sheet05.jpg", "sheet5.jpg", "sheet3.png")  # 5: after a gap
+    for name in (*kept, "sheet2.jpg", "sheet3.jpg"):
+        (tmp_path / name).touch()
+    with Sheets(tmp_path):
+        pass
+    assert len(list(tmp_path.iterdir())) == 6  # no photo, no sheet
+    with Sheets(tmp_path) as sheets:
+        sheets.add(plain(1), "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
 def test_dsgnn_run_saves_one(tmp_path: Path) -> None:
     """The overlays it makes are on it; a broken file has no place there."""
     broken = tmp_path / "broken.jpg"
