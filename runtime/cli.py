@@ -72,7 +72,8 @@ GIVEN = ParameterSource.COMMANDLINE
 @click.option("--max-frames", type=int, metavar="N", help="Rank at most N frames of a video.")
 @click.option("--rate", type=float, help="Frames per second of a source that tells none.")
 @click.option("--raw", metavar="WxH", help="- has rgb24 frames of this size, and no image.")
-@click.option("--batch", type=int, default=1, show_default=True, help="Frames per inference.")
+@click.option("--batch", type=int, default=1, show_default=True,
+              help="Frames per inference; the model's limit holds, or 32.")  # fmt: skip
 @click.option(
     "--steady/--no-steady",
     default=True,

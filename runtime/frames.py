@@ -45,16 +45,15 @@ class Selection:
     def __post_init__(self) -> None:
         if self.every < 1 or (self.max_frames is not None and self.max_frames < 1):
             raise ValueError(
-                f"--every and --max-frames must be at least 1, got {self.every} and "
-                f"{self.max_frames}"
+                f"every and max_frames must be at least 1, got {self.every} and {self.max_frames}"
             )
         end_s = math.inf if self.end_s is None else self.end_s
         if not 0 <= self.start_s < end_s or math.isinf(self.end_s or 0):
             raise ValueError(
-                f"expected 0 ≤ --start < --end seconds, got {self.start_s} and {self.end_s}"
+                f"expected 0 ≤ start < end, in seconds, got {self.start_s} and {self.end_s}"
             )
         if self.rate is not None and not 0 < self.rate < 1000:
-            raise ValueError(f"--rate must be over 0 and under 1000, got {self.rate}")
+            raise ValueError(f"rate must be over 0 and under 1000, got {self.rate}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from dsgnn.runtime.sources import video_source
 from dsgnn.runtime.stream import ranked_frames
 
 BUNDLED = Path(__file__).parent / "models" / "nano.onnx"
+LARGEST_BATCH = 32  # photos of one inference where the artifact sets no limit: memory grows with it
 
 
 class Ranker:
@@ -79,14 +80,15 @@ class Ranker:
     def batch(self, images: Iterable[ImageSource]) -> list[Ranking]:
         """Rank several photos, in their order, those of equal padded size in one inference.
 
-        images: as for a single call; all of them are held in memory. A photo's "inference" time is
-        its share of the batch it was in.
+        images: as for a single call; all of them are held in memory. An inference has as many as
+        the artifact takes, LARGEST_BATCH where it sets no limit. A photo's "inference" time is its
+        share of the batch it was in.
         """
         photos = [self._prepare(image) for image in images]
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, photo in enumerate(photos):
             by_size.setdefault(photo.geometry.padded, []).append(index)
-        limit = self.backend.max_batch or self.backend.inputs[0].shape[0] or max(1, len(photos))
+        limit = self.backend.max_batch or self.backend.inputs[0].shape[0] or LARGEST_BATCH
         rankings: dict[int, Ranking] = {}
         for same in by_size.values():
             for start in range(0, len(same), limit):
@@ -105,21 +107,29 @@ class Ranker:
         batch: int = 1,
         steady: bool = True,
     ) -> Generator[tuple[np.ndarray, Ranking], None, None]:
-        """Rank a video: a generator of (frame, ranking).
+        """Rank a video: open it and return a generator of (frame, ranking).
 
         source: a video file, URL, camera number, or pattern of numbered images ("shot%04d.png").
         every: take each N-th frame. start_s, end_s: seconds of the source. max_frames: stop after
-        so many. batch: frames per inference. steady: objects keep their `identity` and ranks do
-        not flicker (dsgnn.runtime.steady); False = every frame for itself.
+        so many. batch: frames per inference, as far as `batch` takes them. steady: objects keep
+        their `identity` and ranks do not flicker (dsgnn.runtime.steady); False = every frame for
+        itself.
         A frame is (h, w, 3) uint8 RGB. Frames are decoded ahead in a thread; close the generator,
-        or leave it, to end that. Raises OSError or ValueError if the source cannot be opened, and
-        dsgnn.runtime.frames.Ended after the last good frame if it broke off.
+        or leave it, to end that. Raises ValueError for wrong arguments, OSError or ValueError if
+        the source cannot be opened; the generator dsgnn.runtime.frames.Ended after the last good
+        frame if it broke off.
         """
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
         select = Selection(every, start_s, end_s, max_frames)
         frames = Frames(video_source(source), select)
-        with closing(ranked_frames(self, frames, batch, steady)) as pairs:
-            for frame, ranking in pairs:
-                yield frame.image, ranking
+
+        def pairs() -> Generator[tuple[np.ndarray, Ranking], None, None]:
+            with closing(ranked_frames(self, frames, batch, steady)) as ranked:
+                for frame, ranking in ranked:
+                    yield frame.image, ranking
+
+        return pairs()
 
     def describe(self) -> dict[str, Any]:
         """What ranks, for records: the `model` entry of results.json."""

@@ -25,8 +25,6 @@ def ranked_frames(
 
     The frames before an `Ended` are ranked first, in a smaller group if need be.
     """
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
     steadier = Steadier()
     with closing(ahead(iter(frames), AHEAD + batch)) as decoded:
         ended: Ended | None = None

@@ -48,7 +48,7 @@ class VideoOptions:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise ValueError(f"--batch must be at least 1, got {self.batch}")
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
         screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
         if self.show and sys.platform.startswith("linux") and not screen:
             raise ValueError("--show needs a screen: DISPLAY is not set here")

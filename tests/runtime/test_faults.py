@@ -410,8 +410,8 @@ def test_video_options_reach_the_run(go, clip) -> None:
     assert [json.loads(line)["frame"] for line in lines] == [4, 6, 8, 10, 12]
     assert "identity" not in lines[0]
     for wrong, message in (
-        (("--every", "0"), "--every and --max-frames must be at least 1"),
-        (("--batch", "0"), "--batch must be at least 1, got 0"),
+        (("--every", "0"), "every and max_frames must be at least 1"),
+        (("--batch", "0"), "batch must be at least 1, got 0"),
         (("--raw", "big"), "--raw takes WIDTHxHEIGHT"),
         (("--raw", "64x48"), "--raw is the size of frames on standard input: give - as a source"),
     ):

@@ -71,15 +71,15 @@ def test_times(clip: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"every": 0}, "--every and --max-frames must be at least 1, got 0 and None"),
+        ({"every": 0}, "every and max_frames must be at least 1, got 0 and None"),
         ({"max_frames": 0}, "must be at least 1, got 1 and 0"),
-        ({"start_s": -1}, "expected 0 ≤ --start < --end seconds, got -1 and None"),
+        ({"start_s": -1}, "expected 0 ≤ start < end, in seconds, got -1 and None"),
         ({"start_s": 2, "end_s": 2}, "got 2 and 2"),
         ({"start_s": float("nan")}, "got nan and None"),
         ({"start_s": float("inf")}, "got inf and None"),
         ({"end_s": float("inf")}, "got 0.0 and inf"),
         ({"end_s": float("nan")}, "got 0.0 and nan"),
-        ({"rate": 0}, "--rate must be over 0 and under 1000, got 0"),
+        ({"rate": 0}, "rate must be over 0 and under 1000, got 0"),
     ],
 )
 def test_selections_that_cannot_be(values: dict, message: str) -> None:

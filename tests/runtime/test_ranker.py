@@ -13,6 +13,7 @@ import pytest
 from dsgnn.runtime import Ranker, Ranking, samples
 from dsgnn.runtime.artifact import ArtifactError, Sidecar, sha256_of, write_sidecar
 from dsgnn.runtime.letterbox import Fixed, LongestSide
+from dsgnn.runtime.ranker import LARGEST_BATCH
 
 Write = Callable[..., Path]
 STAGES = ["decode", "preprocess", "inference", "postprocess"]
@@ -97,6 +98,13 @@ def test_photos_of_one_size_share_an_inference(
     )
     ranker.batch([photo] * 3)
     assert sizes == [3]
+    sizes.clear()
+    assert len(ranker.batch([photo] * (LARGEST_BATCH + 3))) == LARGEST_BATCH + 3
+    assert sizes == [LARGEST_BATCH, 3]  # in bounded memory
+    sizes.clear()
+    monkeypatch.setattr(ranker.backend, "max_batch", 2)  # as an engine's profile says
+    ranker.batch([photo] * 3)
+    assert sizes == [2, 1]
 
 
 def test_threshold(model: Path, photo: np.ndarray) -> None:

@@ -151,8 +151,30 @@ def test_stream(clip, ranker: Ranker) -> None:
         assert ranking.timings_ms["decode"] > 0
     raw = list(ranker.stream("clip.avi", every=5, start_s=0.5, end_s=1.7, batch=2, steady=False))
     assert len(raw) == 3 and all(item.identity is None for _, r in raw for item in r.objects)
-    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
-        next(ranker.stream("clip.avi", batch=0))
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "message"),
+    [
+        ("clip.avi", {"batch": 0}, "^batch must be at least 1, got 0"),
+        ("clip.avi", {"every": 0}, "^every and max_frames must be at least 1, got 0 and None"),
+        (
+            "clip.avi",
+            {"start_s": 2, "end_s": 1},
+            "^expected 0 ≤ start < end, in seconds, got 2 and",
+        ),
+        ("other.avi", {}, "there is no video file other.avi"),
+        ("damaged.avi", {}, "no frame can be read: damaged"),
+        ("shot%d.png", {}, "no file has a name of this pattern"),
+    ],
+)
+def test_a_stream_that_cannot_begin_says_so_at_the_call(
+    clip, ranker: Ranker, source: str, arguments: dict, message: str
+) -> None:
+    clip()
+    Path("damaged.avi").write_bytes(b"hello")
+    with pytest.raises((ValueError, OSError), match=message):
+        ranker.stream(source, **arguments)
 
 
 def test_a_stream_can_be_left(clip, ranker: Ranker) -> None:
