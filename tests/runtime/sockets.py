@@ -1,4 +1,4 @@
-"""What a process and those it started listen on, read off Linux's /proc."""
+"""A process and those it started, and what they listen on, read off Linux's /proc."""
 
 import os
 from contextlib import suppress
@@ -9,18 +9,26 @@ PROC = Path("/proc")
 LISTEN = "0A"  # state of a socket in /proc/net/tcp
 
 
-def listening(process: int) -> set[tuple[str, IPv4Address | IPv6Address]]:
-    """(name of the process, address) of each TCP socket that takes connections."""
-    family, grown = {process}, True
+def family(process: int) -> dict[int, str]:
+    """The names of a process and of those that it started, by their number."""
+    members, grown = {process}, True
     while grown:
-        born = {pid for pid, parent in _parents().items() if parent in family}
-        grown = not born <= family
-        family |= born
+        born = {pid for pid, parent in _parents().items() if parent in members}
+        grown = not born <= members
+        members |= born
+    found = {}
+    for pid in members:
+        with suppress(OSError):  # it has just ended
+            found[pid] = (PROC / str(pid) / "comm").read_text().strip()
+    return found
+
+
+def listening(process: int) -> set[tuple[str, IPv4Address | IPv6Address]]:
+    """(name of the process, address) of each TCP socket of its family that takes connections."""
     addresses = _addresses()
     found = set()
-    for pid in family:
-        with suppress(OSError):  # it has just ended
-            name = (PROC / str(pid) / "comm").read_text().strip()
+    for pid, name in family(process).items():
+        with suppress(OSError):
             for link in (PROC / str(pid) / "fd").iterdir():
                 with suppress(OSError):
                     socket = os.readlink(link).removeprefix("socket:[").removesuffix("]")

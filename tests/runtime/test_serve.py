@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from serving import Direct, send, serving
-from sockets import listening
+from sockets import family, listening
 
 from dsgnn.runtime import Ranker, samples
 from dsgnn.runtime.images import read_image
@@ -364,7 +364,7 @@ def difference(got: dict[str, Any], wanted: dict[str, Any]) -> float:
 
 def test_for_real(tmp_path: Path) -> None:
     """One start of dsgnn-serve with the bundled model on Ray: who reaches it, many at once, what is
-    refused, and the end."""
+    refused, a worker's death, and the end."""
     pytest.importorskip("ray")
     limits = ("--max-pixels", "4000000", "--timeout", "300")
     process, log = start(tmp_path, "--threads", "1", *limits)
@@ -415,8 +415,21 @@ def test_for_real(tmp_path: Path) -> None:
             client.sendall(b"POST /rank HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\nhalf")
         assert send(place, photos[0])[0] == 200
 
-        # At the signal one is arriving and others are held: all are answered.
+        # What a worker held when it died is answered, and another comes in its place.
         large = encoded(cv2.resize(images[0], (2000, 1500)))
+        if sys.platform == "linux":
+            names = family(process.pid)
+            (worker,) = (pid for pid in names if names[pid].startswith("ray::ServeRepli"))
+            with ThreadPoolExecutor(16) as pool:
+                held = [pool.submit(send, place, large, timeout_s=300) for _ in range(16)]
+                until(lambda: any(answer.done() for answer in held))
+                os.kill(worker, signal.SIGKILL)
+                bodies = {answer.result()[0]: answer.result()[2] for answer in held}
+            assert bodies.keys() == {200, 503}
+            assert said(bodies[503]).startswith("the worker was lost (")
+            until(lambda: send(place, photos[0], timeout_s=300)[0] == 200)
+
+        # At the signal one is arriving and others are held: all are answered.
         with ThreadPoolExecutor(8) as pool, socket.create_connection(place) as client:
             client.sendall(b"POST /rank HTTP/1.1\r\nHost: x\r\nAccept: image/png\r\n")
             client.sendall(b"Content-Length: %d\r\n\r\n" % len(large) + large[:100])
