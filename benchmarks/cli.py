@@ -32,17 +32,17 @@ def refusals() -> Iterator[None]:
 
 
 def _size(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, _x, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit()) or int(height) % 32 or int(width) % 32:
-        raise click.BadParameter(f"expected HxW in multiples of 32 such as 448x576, got {text!r}")
-    return int(height), int(width)
+    from dsgnn.runtime.letterbox import parse_size
+
+    try:
+        return None if text is None else parse_size(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _batches(_: click.Context, __: click.Parameter, text: str) -> list[int]:
     parts = text.split(",")
-    if not all(part.isdigit() and int(part) for part in parts):
+    if not all(part.isdecimal() and int(part) for part in parts):
         raise click.BadParameter(f"expected batch sizes such as 1,2,4,8, got {text!r}")
     return sorted({int(part) for part in parts})
 

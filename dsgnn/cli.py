@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from dsgnn.config import CONFIGS
+from dsgnn.runtime.backends import BACKENDS
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -25,14 +26,13 @@ def needs(extra: str) -> Iterator[None]:
         ) from None
 
 
-def parse_size(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    """ "448x576" to (448, 576)."""
-    if text is None:
-        return None
-    height, _x, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise click.BadParameter(f"expected HxW such as 448x576, got {text!r}")
-    return int(height), int(width)
+def _size(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    from dsgnn.runtime.letterbox import parse_size
+
+    try:
+        return None if text is None else parse_size(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command(context_settings=HELP)
@@ -152,14 +152,15 @@ def train(config: str, data: str, out: Path, **options: Any) -> None:
               help="As the published code, or SA-SOR as its authors.")  # fmt: skip
 @click.option("--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
               help="Write metrics.json, per_image.csv and results.json there.")  # fmt: skip
-@click.option("--size", metavar="HxW", callback=parse_size,
+@click.option("--size", metavar="HxW", callback=_size,
               help="A checkpoint sees photos at this size, as a static artifact does.")  # fmt: skip
 @click.option("--worst", type=click.IntRange(0), default=0, metavar="N",
               help="Draw the N images of lowest SA-SOR and the truth, into DIR/worst.")  # fmt: skip
 @click.option("--if-none", type=click.Choice(["all", "none"]), default="all", show_default=True,
               help="Where no object passes the threshold, count all, as the published code does, "
               "or none.")  # fmt: skip
-@click.option("--backend", default="auto", show_default=True,
+@click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto",
+              show_default=True,
               help="Inference library for an artifact.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")

@@ -18,17 +18,14 @@ def main() -> None:
 
 
 def _size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | str | None:
+    from dsgnn.runtime.letterbox import parse_size
+
     if value is None or value == "dynamic":
         return value
     try:
-        height, width = (int(side) for side in value.lower().split("x"))
-    except ValueError:
-        raise click.BadParameter(
-            f"expected HxW such as 448x576, or dynamic, got {value!r}"
-        ) from None
-    if height % 32 or width % 32 or height < 32 or width < 32:
-        raise click.BadParameter(f"height and width must be multiples of 32, got {value}")
-    return height, width
+        return parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}; or give dynamic") from None
 
 
 @main.command()

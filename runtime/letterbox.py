@@ -6,12 +6,14 @@ size the network sees. Mean and standard deviation are applied inside the export
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 PAD = 128  # grey level of the padding, upstream's
+MULTIPLE = 32  # of the padded sides, as the networks' strides need
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class LongestSide:
     """Upstream's rule: scale the longest side to `size`, pad to a multiple of `multiple`."""
 
     size: int
-    multiple: int = 32
+    multiple: int = MULTIPLE
 
     def __post_init__(self) -> None:
         _require_positive(size=self.size, multiple=self.multiple)
@@ -55,6 +57,17 @@ class Fixed:
 
 
 Rule = LongestSide | Fixed
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "448x576" to (448, 576): height and width of a padded photo. Raises ValueError."""
+    sides = re.fullmatch("([0-9]{1,6})[xX×]([0-9]{1,6})", text)
+    height, width = (int(side) for side in sides.groups()) if sides else (0, 0)
+    if not height or not width or height % MULTIPLE or width % MULTIPLE:
+        raise ValueError(
+            f"expected HxW such as 448x576, in pixels and multiples of {MULTIPLE}, got {text}"
+        )
+    return height, width
 
 
 def letterbox(image: np.ndarray, rule: Rule) -> tuple[np.ndarray, Geometry]:

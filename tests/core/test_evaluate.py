@@ -274,7 +274,12 @@ def test_the_command(checkpoint, assr, tmp_path):
           str(out / "results.json"))  # fmt: skip
     wrong(2, "give --out too", *command[:3], "--worst", "3")
     wrong(2, "expected HxW such as 448x576", *command[:3], "--size", "448")
-    wrong(2, "--size must be multiples of 32, got 100x96", *command[:3], "--size", "100x96")
+    for size in ("100x96", "²x³"):
+        wrong(2, f"multiples of 32, got {size}", *command[:3], "--size", size)
+    wrong(2, "'none-such' is not one of 'auto', 'onnxruntime'", *command[:3], "--backend",
+          "none-such")  # fmt: skip
+    with pytest.raises(ValueError, match="--size must be multiples of 32, got 100x96"):
+        evaluate(checkpoint, str(assr), size=(100, 96))
     wrong(2, "--backend is for exported artifacts", *command[:3], "--backend", "openvino")
     wrong(2, "split must be one of train, val, test", *command[:3], "--split", "trial")
     refused = {

@@ -107,6 +107,7 @@ def test_half_weights_of_any_size(tmp_path: Path, photos: list[np.ndarray]) -> N
     [
         (["--synthetic", "nano", "--size", "100x100"], "multiples of 32, got 100x100"),
         (["--synthetic", "nano", "--size", "big"], "expected HxW such as 448x576"),
+        (["--synthetic", "nano", "--size", "²x³"], "32, got ²x³; or give dynamic"),
         (["--synthetic", "huge"], "unknown configuration 'huge'"),
         ([], "give either a checkpoint or --synthetic CONFIG"),
         (["missing.safetensors"], "missing.safetensors: no such file"),

@@ -1,11 +1,12 @@
 """The letterbox against upstream's own input, and its rules on odd shapes."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dsgnn.runtime.letterbox import Fixed, Geometry, LongestSide, letterbox
+from dsgnn.runtime.letterbox import Fixed, Geometry, LongestSide, letterbox, parse_size
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MEAN = np.float32([123.675, 116.28, 103.53])
@@ -76,3 +77,18 @@ def test_refuses_an_impossible_rule() -> None:
         LongestSide(0)
     with pytest.raises(ValueError, match="letterbox width must be at least 1 pixel, got -3"):
         Fixed(32, -3)
+
+
+@pytest.mark.parametrize("text", ["448x576", "448X576", "448×576"])
+def test_a_size(text: str) -> None:
+    assert parse_size(text) == (448, 576)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "448", "448x", "x576", "0x0", "32x0", "100x96", "²x³", "٣٢x32", "-32x32", "32x32x32"],
+)
+def test_refuses_what_is_no_size(text: str) -> None:
+    message = f"expected HxW such as 448x576, in pixels and multiples of 32, got {text}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_size(text)
