@@ -15,10 +15,11 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from dsgnn.config import CONFIGS
 from dsgnn.export import tensorrt as exporter
 from dsgnn.export.cli import main
 from dsgnn.export.deploy import DeployGraph
-from dsgnn.export.onnx import Source, build_onnx, describe, read_source
+from dsgnn.export.onnx import Source, build_onnx, default_size, describe, read_source
 from dsgnn.export.parity import ParityError, parity_photos
 from dsgnn.export.precision import retype
 from dsgnn.export.tensorrt import BuildError, build_engine
@@ -34,6 +35,7 @@ from dsgnn.runtime.backends import BackendError, open_backend
 from dsgnn.runtime.letterbox import LongestSide
 
 SIZE = (64, 96)
+SLOW = pytest.mark.slow
 COLOURS = Path(__file__).parents[1] / "runtime" / "colours.onnx"
 
 
@@ -58,6 +60,16 @@ def colours(tmp_path: Path) -> Path:
     ):
         side.dim_value = pixels
     return put(proto, tmp_path / "colours.onnx", queries=5)
+
+
+def tensors(B: int, Q: int, size: tuple[int, int]) -> dict[str, str]:
+    """What the parsed network must take and give."""
+    return {
+        "image": f"UINT8 {(B, *size, 3)}",
+        "saliency": f"FLOAT {(B, Q)}",
+        "score": f"FLOAT {(B, Q)}",
+        "masks": f"FLOAT {(B, Q, size[0] // 4, size[1] // 4)}",
+    }
 
 
 @pytest.mark.parametrize(
@@ -90,12 +102,7 @@ def test_nano(
     sizes = [int(size) for size in batch.split(",")]
     assert build["precision"] == precision and build["profile"] == {"batch": sizes}
     B = sizes[0] if sizes[0] == sizes[2] else -1
-    assert build["tensors"] == {
-        "image": f"UINT8 {(B, *SIZE, 3)}",
-        "saliency": f"FLOAT {(B, 6)}",
-        "score": f"FLOAT {(B, 6)}",
-        "masks": f"FLOAT {(B, 6, SIZE[0] // 4, SIZE[1] // 4)}",
-    }
+    assert build["tensors"] == tensors(B, CONFIGS["nano"].queries, SIZE)
     if "not_run" in build:
         assert not sidecar.verified and not sidecar.parity
         assert "not compared: " in result.output and "unverified" in result.output
@@ -112,17 +119,44 @@ def test_nano(
     ]  # fmt: skip
 
 
-def test_r50(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "precision", "sms", "batch"),
+    [
+        ("r50-assr", "fp32", (89,), (1, 1, 1)),
+        pytest.param("r50-assr", "fp16", (89, 120), (1, 4, 8), marks=SLOW),
+        pytest.param("swin-l-assr", "fp32", (89,), (1, 1, 1), marks=SLOW),
+    ],
+)
+def test_published(
+    config: str,
+    precision: str,
+    sms: tuple[int, ...],
+    batch: tuple[int, int, int],
+    tmp_path: Path,
+) -> None:
     pytest.importorskip("tensorrt_rtx")
-    source = read_source(None, "r50-assr")
-    size = (448, 576)
-    proto = build_onnx(DeployGraph(source.model, size).eval(), size, size)
-    proto.metadata_props.add(key=METADATA_KEY, value=describe(source, size).to_json())
-    onnx.save(proto, tmp_path / "r50.onnx")
-    sidecar, _ = build_engine(tmp_path / "r50.onnx", tmp_path / "r50.engine", parity_photos(),
-                              sms=(89,))  # fmt: skip
-    assert sidecar.build["bytes"] > 1e8 and sidecar.build["layers"] > 2000
-    assert sidecar.build["tensors"]["masks"] == "FLOAT (1, 5, 112, 144)"
+    made = read_source(None, config)
+    size = default_size(made.model.config)
+    proto = build_onnx(DeployGraph(made.model, size).eval(), size, size)
+    if precision != "fp32":
+        retype(proto, precision)
+    facts = describe(made, size, precision)
+    proto.metadata_props.add(key=METADATA_KEY, value=facts.to_json())
+    source, path = tmp_path / "m.onnx", tmp_path / "m.engine"
+    onnx.save(proto, source)
+    sidecar, results = build_engine(source, path, parity_photos(), sms=sms, batch=batch)
+    build = sidecar.build
+    assert (sidecar.sha256, build["bytes"]) == (sha256_of(path), path.stat().st_size)
+    assert build["source"]["sha256"] == sha256_of(source)
+    assert (build["precision"], build["sms"]) == (precision, list(sms))
+    assert build["profile"] == {"batch": list(batch)} and build["layers"] > 2000
+    B = batch[0] if batch[0] == batch[2] else -1
+    assert build["tensors"] == tensors(B, facts.queries, size)
+    # its weights are of the graph's types, and stored once for all GPUs
+    assert 0.9 < build["bytes"] / source.stat().st_size < 1.3
+    assert bool(results) != ("not_run" in build)
+    source.unlink()  # pytest keeps the folders of three runs, and these are gigabytes
+    path.unlink()
 
 
 def test_an_operator_the_parser_does_not_know(tmp_path: Path) -> None:
