@@ -75,9 +75,10 @@ class Target:
             path = self.path(ending)
         except ValueError:
             return False
-        there = path.is_file()
-        path.unlink(missing_ok=True)
-        return there
+        if not path.is_file():
+            return False
+        path.unlink()
+        return True
 
     def made(self) -> dict[str, Any]:
         """For records: what the outputs are made of, to be taken before it is read, and which.

@@ -211,6 +211,7 @@ def test_masks_and_crops_of_an_earlier_run_are_no_more(go, photo: np.ndarray, sc
     others = ["photo.mask03.png", "photo.mask3.txt", "photo.mask4x.png", "photo.mask5.png"]
     for name in others:  # nothing that this photo's masks would not be called, nor after a gap
         Path("out", name).write_text("keep")
+    Path("out/photo.mask3.png").mkdir()
     write("photo.png", scene(48, 64, red=(8, 4, 40, 36)))
     go(*names, kinds=("json", "overlay"))
     assert {"photo.mask2.png", "photo.crop2.png"} < set(files())  # not asked for, not touched
