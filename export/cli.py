@@ -6,8 +6,11 @@ from pathlib import Path
 
 import click
 
+from dsgnn.cli import needs
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dsgnn")
 def main() -> None:
     """Export checkpoints to artifacts that are proven to give the same answers.
 
@@ -26,6 +29,14 @@ def _size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
         return parse_size(value)
     except ValueError as error:
         raise click.BadParameter(f"{error}; or give dynamic") from None
+
+
+def _check_output(path: Path, *suffixes: str) -> None:
+    """Before minutes of work: the file can be written where it is asked for."""
+    if path.suffix not in suffixes:
+        raise click.UsageError(f"the output must end in {' or '.join(suffixes)}, got {path.name}")
+    if not path.parent.is_dir():
+        raise click.UsageError(f"there is no folder {path.parent} to write {path.name} in")
 
 
 @main.command()
@@ -68,12 +79,13 @@ def onnx(
     Example:
       dsgnn-export onnx model.safetensors -o model.int8.onnx --precision int8 --calibrate photos
     """
-    from dsgnn.checkpoint import CheckpointError
-    from dsgnn.export.onnx import default_size, export_onnx, read_source
-    from dsgnn.export.parity import ParityError, folder_photos, parity_photos, table
+    with needs("export"):
+        from dsgnn.checkpoint import CheckpointError
+        from dsgnn.export.onnx import default_size, export_onnx, read_source
+        from dsgnn.export.parity import ParityError, folder_photos, parity_photos, table
+        from dsgnn.runtime.backends import BackendError
 
-    if output.suffix != ".onnx":
-        raise click.UsageError(f"the output must end in .onnx, got {output.name}")
+    _check_output(output, ".onnx")
     try:
         source = read_source(checkpoint, synthetic)
         chosen = default_size(source.model.config) if size is None else size
@@ -81,7 +93,7 @@ def onnx(
             source, output, parity_photos(images), chosen if isinstance(chosen, tuple) else None,
             precision, deform, folder_photos(calibrate) if calibrate else (),
         )  # fmt: skip
-    except (CheckpointError, ValueError, OverflowError, FileNotFoundError) as error:
+    except (CheckpointError, BackendError, ValueError, OverflowError, OSError) as error:
         raise click.UsageError(str(error)) from None
     except ParityError as error:
         raise click.ClickException(str(error)) from None
@@ -128,12 +140,12 @@ def tensorrt(
     Example:
       dsgnn-export tensorrt model.onnx -o model.engine --sm 89,120 --batch 1,1,8
     """
-    from dsgnn.export.parity import ParityError, parity_photos, table
-    from dsgnn.export.tensorrt import BuildError, build_engine
-    from dsgnn.runtime.backends import BackendError
+    with needs("export"):
+        from dsgnn.export.parity import ParityError, parity_photos, table
+        from dsgnn.export.tensorrt import BuildError, build_engine
+        from dsgnn.runtime.backends import BackendError
 
-    if output.suffix not in (".engine", ".plan"):
-        raise click.UsageError(f"the output must end in .engine or .plan, got {output.name}")
+    _check_output(output, ".engine", ".plan")
     try:
         sidecar, results = build_engine(
             source, output, parity_photos(images), flavour, batch, sm, workspace, timing_cache
@@ -164,11 +176,12 @@ def verify(artifact: Path, against: Path, images: Path | None, backend: str, dev
     Example:
       dsgnn-export verify model.onnx --against model.safetensors
     """
-    from dsgnn.checkpoint import CheckpointError
-    from dsgnn.export.parity import ParityError, parity_photos, table
-    from dsgnn.export.verify import verify as run
-    from dsgnn.runtime.artifact import ArtifactError, open_artifact
-    from dsgnn.runtime.backends import BackendError
+    with needs("export"):
+        from dsgnn.checkpoint import CheckpointError
+        from dsgnn.export.parity import ParityError, parity_photos, table
+        from dsgnn.export.verify import verify as run
+        from dsgnn.runtime.artifact import ArtifactError, open_artifact
+        from dsgnn.runtime.backends import BackendError
 
     try:
         photos = parity_photos(images)
@@ -191,8 +204,9 @@ def verify(artifact: Path, against: Path, images: Path | None, backend: str, dev
 @click.argument("artifact", type=click.Path(path_type=Path))
 def inspect(artifact: Path) -> None:
     """Say what is known about ARTIFACT: facts, checks, how it was built, what is in its graph."""
-    from dsgnn.export.verify import summary
-    from dsgnn.runtime.artifact import ArtifactError
+    with needs("export"):
+        from dsgnn.export.verify import summary
+        from dsgnn.runtime.artifact import ArtifactError
 
     try:
         click.echo(summary(artifact))
@@ -233,8 +247,9 @@ def triton(
       dsgnn-export triton model.onnx -o repository
       dsgnn-export triton l4.engine a100.engine -o repository --name sor --instances 2
     """
-    from dsgnn.export.triton import write_repository
-    from dsgnn.runtime.backends import BackendError
+    with needs("export"):
+        from dsgnn.export.triton import write_repository
+        from dsgnn.runtime.backends import BackendError
 
     try:
         folder = write_repository(sources, output, name, max_batch, instances, gpu, delay)
@@ -252,11 +267,13 @@ def triton(
 )
 def round_(checkpoint: Path, output: Path) -> None:
     """Round the weights of CHECKPOINT to float16 values, for a w16 export that loses nothing."""
-    from dsgnn.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-    from dsgnn.export.half import round_weights
+    with needs("export"):
+        from dsgnn.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+        from dsgnn.export.half import round_weights
 
+    _check_output(output, ".safetensors")
     try:
         model, weights = load_checkpoint(checkpoint)
-    except CheckpointError as error:
+        save_checkpoint(output, round_weights(model), weights)
+    except (CheckpointError, OSError) as error:
         raise click.UsageError(str(error)) from None
-    save_checkpoint(output, round_weights(model), weights)

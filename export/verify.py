@@ -58,7 +58,8 @@ def verify(
 
 
 def _reference(against: Path, expected: Description) -> Infer:
-    """What gives the right answers. ArtifactError if it is not of the artifact's network."""
+    """What gives the right answers. ArtifactError if it is not of the artifact's network, or of
+    other weights: nothing would be learnt of the artifact."""
     if against.suffix == ".onnx":
         facts = open_artifact(against).description
         same = (facts.config, facts.queries, facts.input)
@@ -68,6 +69,7 @@ def _reference(against: Path, expected: Description) -> Infer:
                 f"{against.name} is of another network or input size: expected config, queries "
                 f"and input {wanted}, got {same}"
             )
+        _same_weights(against, facts.source_sha256, expected.source_sha256)
         return backend_infer(open_backend(against, "onnxruntime", "cpu"))
     source = read_source(against)
     config = source.model.config
@@ -76,7 +78,16 @@ def _reference(against: Path, expected: Description) -> Infer:
             f"{against.name} is of another network: expected {expected.config} with "
             f"{expected.queries} queries, got {config.name} with {config.queries}"
         )
+    _same_weights(against, source.sha256, expected.source_sha256)
     return torch_infer(source.model)
+
+
+def _same_weights(against: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise ArtifactError(
+            f"{against.name} is not what the artifact came from: expected the checkpoint of sha256 "
+            f"{expected}, got {found}"
+        )
 
 
 def summary(path: Path) -> str:

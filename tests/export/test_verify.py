@@ -48,7 +48,7 @@ def nano(
 
 def test_a_file_without_sidecar_becomes_verified(nano, tmp_path: Path) -> None:
     checkpoint, proto = nano
-    path = put_facts(proto, tmp_path / "m.onnx")
+    path = put_facts(proto, tmp_path / "m.onnx", source_sha256=sha256_of(checkpoint))
     assert "status      unverified: no sidecar" in dsgnn_export("inspect", path).output
     result = dsgnn_export("verify", path, "--against", checkpoint, "--backend", "onnxruntime")
     assert result.exit_code == 0, result.output
@@ -90,7 +90,9 @@ def broken_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def test_failing_loses_the_verdict(nano, tmp_path: Path) -> None:
     checkpoint, proto = nano
-    path = put_facts(broken_weights(proto), tmp_path / "m.onnx")
+    path = put_facts(
+        broken_weights(proto), tmp_path / "m.onnx", source_sha256=sha256_of(checkpoint)
+    )
     result = dsgnn_export("verify", path, "--against", checkpoint)
     assert result.exit_code == 1, result.output
     assert "FAILED" in result.output and "--deform gather" in result.output
@@ -102,7 +104,7 @@ def test_failing_loses_the_verdict(nano, tmp_path: Path) -> None:
 
 def test_synthetic_is_only_reported_below_float32(nano, tmp_path: Path) -> None:
     checkpoint, proto = nano
-    facts = {"weights": "synthetic", "precision": "fp16"}
+    facts = {"weights": "synthetic", "precision": "fp16", "source_sha256": sha256_of(checkpoint)}
     path = put_facts(broken_weights(proto), tmp_path / "m.onnx", **facts)
     result = dsgnn_export("verify", path, "--against", checkpoint)
     assert result.exit_code == 0 and "FAILED" in result.output
@@ -122,6 +124,17 @@ def test_references_of_another_network(nano, tmp_path: Path) -> None:
     assert not sidecar_path(path).exists()
 
 
+def test_a_reference_of_other_weights_says_nothing_of_the_artifact(nano, tmp_path: Path) -> None:
+    checkpoint, proto = nano
+    path = put_facts(proto, tmp_path / "m.onnx", source_sha256="ab" * 32)
+    other = put_facts(proto, tmp_path / "o.onnx", source_sha256="cd" * 32)
+    for against, sha256 in ((checkpoint, sha256_of(checkpoint)), (other, "cd" * 32)):
+        result = dsgnn_export("verify", path, "--against", against)
+        assert result.exit_code == 2
+        assert f"expected the checkpoint of sha256 {'ab' * 32}, got {sha256}" in result.output
+    assert not sidecar_path(path).exists()
+
+
 @pytest.mark.parametrize("command", ["verify", "inspect"])
 def test_files_that_are_no_artifact(tmp_path: Path, command: str) -> None:
     more = ["--against", tmp_path / "none.pth"] if command == "verify" else []
@@ -129,3 +142,15 @@ def test_files_that_are_no_artifact(tmp_path: Path, command: str) -> None:
     (tmp_path / "text.onnx").write_text("hello, this is text")
     result = dsgnn_export(command, tmp_path / "text.onnx", *more)
     assert result.exit_code == 2 and "text.onnx is not an ONNX file" in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("onnx", "m.onnx"), ("tensorrt", "m.engine"), ("round", "m.safetensors")],
+)
+def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path, command, name) -> None:
+    source = tmp_path / "none"
+    result = dsgnn_export(command, source, "-o", tmp_path / "absent" / name)
+    assert result.exit_code == 2 and f"absent to write {name} in" in result.output
+    result = dsgnn_export(command, source, "-o", tmp_path / "m.txt")
+    assert result.exit_code == 2 and "the output must end in ." in result.output
