@@ -31,7 +31,7 @@ FOOTNOTE = (
     "interleaved in one run, the baseline is the first PyTorch as upstream, otherwise the first "
     "row. Memory is the process's peak while running. p99* is of fewer than 100 runs and close to "
     "the largest. w16 is float32 on weights stored in sixteen bits. Accuracy counts all queries of "
-    "an image where none passes the threshold, as published: more false objects than without."
+    "an image where none is kept, as published: that makes more false objects."
 )
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1300px;margin:2em auto;padding:0 1em;

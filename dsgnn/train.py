@@ -106,14 +106,14 @@ def train(
             if save and validation is not None:
                 figures = _evaluate(state.kept, validation)
                 value = figures["sa_sor"]
-                best = value is not None and value > state.best
-                if value is None and rank == 0:
+                best = False
+                if value is not None:
+                    best, state.best = value > state.best, max(value, state.best)
+                elif rank == 0:
                     log.warning(
                         "no validation image has two objects to order: there is no SA-SOR, and no "
                         "best.safetensors is written"
                     )
-                elif best:
-                    state.best = value
                 if journal:
                     record = {"iteration": done, "images": done * per_step, "evaluation": figures}
                     journal.evaluation(record, best)

@@ -15,6 +15,7 @@ from dsgnn.benchmarks.environment import environment
 from dsgnn.benchmarks.report import compare, gpu_table, markdown, replace_between, report
 from dsgnn.benchmarks.subjects import BenchError, Spec
 from dsgnn.benchmarks.timing import Plan
+from dsgnn.config import CONFIGS
 from dsgnn.runtime.artifact import Sidecar, open_artifact, sha256_of, write_sidecar
 from dsgnn.runtime.ranker import BUNDLED
 
@@ -365,7 +366,8 @@ def test_a_precision_beyond_the_table_gets_a_row(tmp_path: Path) -> None:
 def test_work_is_counted_on_the_deploy_graph() -> None:
     work = gpu.count_work(Spec("deploy", "nano", True, size=(64, 64)))
     double = gpu.count_work(Spec("deploy", "nano", True, size=(64, 128)))
-    assert work["bytes_io"] == 64 * 64 * 3 + 4 * (6 + 6 + 6 * 16 * 16)
+    Q = CONFIGS["nano"].queries
+    assert work["bytes_io"] == 64 * 64 * 3 + 4 * (Q + Q + Q * 16 * 16)
     assert 1.8 < double["operations"] / work["operations"] < 2.2
     assert 1e6 < work["weights"] < 2e7
 

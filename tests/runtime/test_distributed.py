@@ -63,11 +63,13 @@ def rows_of(out: Path) -> list[dict]:
 
 
 def plain(ranker: Ranker, source: Path, out: Path) -> dict[str, dict]:
-    """What dsgnn-run without --ray says of each image, by its name."""
+    """What dsgnn-run without --ray says of each image, by its name, but for what it resumes by."""
     out.mkdir()
     for _ in rank_sources(ranker, find_sources([str(source)], out).sources, out, ("json",)):
         pass
     images = json.loads((out / "results.json").read_text())["images"]
+    for image in images:
+        image.pop("made", None)
     return {image.pop("file"): image for image in images}
 
 
