@@ -21,8 +21,7 @@ class Recipe:
     iterations: optimiser steps. batch: images per process and pass. accumulate: passes per step.
     learning_rate: AdamW's; backbone_scale: factor on it for the backbone. clip: limit of the
     gradient norm. milestones: where the learning rate drops to a tenth; with none it rises during
-    `warmup` and follows a cosine to zero, and again from `restart` on, from half the height.
-    points: sampled by the mask losses. ema: decay of the averaged weights that are evaluated and
+    `warmup` and follows a cosine to zero. points: sampled by the mask losses. ema: decay of the averaged weights that are evaluated and
     kept, 0 = none. sizes: (until, sides): until then images are px × px, each iteration the next
     of these sides; with none they have the configuration's size.
     """
@@ -36,7 +35,6 @@ class Recipe:
     clip: float = 0.01
     milestones: tuple[float, ...] = (15 / 36, 30 / 36)
     warmup: float = 0.0
-    restart: float = 1.0
     points: int = POINTS
     ema: float = 0.0
     sizes: tuple[tuple[float, tuple[int, ...]], ...] = ()
@@ -53,14 +51,9 @@ class Recipe:
         done = iteration / self.iterations
         if self.milestones:
             return 0.1 ** sum(done >= m for m in self.milestones)
-        again = done >= self.restart
-        begin, end = (self.restart, 1.0) if again else (0.0, self.restart)
-        height = 0.5 if again else 1.0
-        if done < begin + self.warmup:
-            risen = ((iteration + 1) / self.iterations - begin) / self.warmup
-            return height * min(1.0, risen)  # a run shorter than the warm-up starts at its end
-        done = (done - begin - self.warmup) / (end - begin - self.warmup)
-        return height * 0.5 * (1 + math.cos(math.pi * done))
+        if done < self.warmup:
+            return min(1.0, (iteration + 1) / self.iterations / self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
 
     def size(self, iteration: int, default: int) -> int:
         """Side of the images of an iteration, in pixels."""
@@ -75,12 +68,9 @@ class Recipe:
 
 PUBLISHED = Recipe()
 NANO = Recipe(
-    iterations=6_900, batch=12, learning_rate=1e-3, backbone_scale=0.25, clip=5.0, milestones=(),
-    warmup=0.025, restart=0.6377, points=2048, ema=0.999,
-    sizes=(
-        (0.351, (160,)), (0.574, (224,)), (0.6377, (256,)),
-        (0.85, (192, 256, 320)), (1.0, (256, 320)),
-    ),
+    iterations=4_800, batch=12, learning_rate=1e-3, backbone_scale=0.25, clip=5.0, milestones=(),
+    warmup=0.03, points=2048, ema=0.999,
+    sizes=((0.4, (160,)), (0.6, (224,)), (0.85, (192, 256, 320)), (1.0, (256, 320))),
 )  # fmt: skip
 
 
