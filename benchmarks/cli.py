@@ -115,7 +115,7 @@ def latency(
     from dsgnn.benchmarks.timing import Plan
 
     chosen = (*(forms or DEFAULT_FORMS), *(("cuda-graph",) if cuda_graph else ()))
-    plan = Plan(duration_s=duration, runs=runs, seed=seed)
+    plan = Plan.of(duration, runs, seed)
     with refusals():
         found = specs(models, synthetic, chosen, backends, seed=seed, **options)
         results = run(found, batches, plan, out, resume=resume, progress=True)

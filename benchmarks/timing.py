@@ -47,6 +47,11 @@ class Plan:
                 f"{self}"
             )
 
+    @classmethod
+    def of(cls, duration_s: float, runs: int, seed: int) -> Plan:
+        """With fewer runs than there would be rounds, a round for each: a run may take minutes."""
+        return cls(duration_s, runs, rounds=min(cls.rounds, max(2, runs)), seed=seed)
+
 
 @dataclass(frozen=True)
 class Turn:

@@ -90,6 +90,13 @@ def test_by_time_and_by_count() -> None:
     assert timed["slow"] == 20  # twenty runs of it, though they take a minute
 
 
+@pytest.mark.parametrize("runs, rounds", [(1, 2), (3, 3), (10, 10), (30, 10)])
+def test_few_runs_take_few_rounds(runs: int, rounds: int) -> None:
+    plan = Plan.of(0, runs, 0)
+    assert plan.rounds == rounds
+    assert len(turns_of(Machine(), plan, a=60)) == rounds
+
+
 def test_rounds_that_are_done_are_left_out_and_the_others_unchanged() -> None:
     plan = Plan(duration_s=0, runs=4, rounds=4, seed=3)
     whole = turns_of(Machine(), plan, a=0.1, b=0.2)
