@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dsgnn.backbone import PadThenShiftBlock
 from dsgnn.config import CONFIGS, Config
 from dsgnn.export.deploy import (
     BLOCKED,
@@ -28,14 +29,12 @@ from dsgnn.query_decoder import attention_mask, shape_masks
 
 SMALL = {"channels": (16, 32, 64, 96), "layers": (1, 1, 1, 1)}
 C = 64
+PARTS = {"width": C, "feedforward": 96, "encoder_layers": 2, "layers": 4}
 
 
 def small(name: str, **changes) -> Config:
     """A published configuration, in every part but with small widths."""
-    return replace(
-        CONFIGS[name], backbone="resnet18", backbone_options=SMALL, width=C, feedforward=96,
-        encoder_layers=2, layers=4, **changes,
-    )  # fmt: skip
+    return replace(CONFIGS[name], backbone="resnet18", backbone_options=SMALL, **PARTS, **changes)
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +154,26 @@ def test_pyramid_without_its_norms(batch: int) -> None:
         close(part / scale, level.flatten(2).transpose(1, 2) / scale)
     assert len(norms) == 8 and not any(isinstance(m, nn.BatchNorm2d) for m in deploy.modules())
     assert torch.equal(decoder.features(maps)[0], features)  # the network itself is as it was
+
+
+@torch.no_grad()
+def test_swin_without_subnormal_attention() -> None:
+    tiny = {"embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
+    model = build_model(replace(CONFIGS["swin-t-assr"], backbone_options=tiny, **PARTS)).eval()
+    shake(model.backbone)
+    graph = DeployGraph(model)
+    images = torch.randn(2, 3, 96, 160)
+    want = model.backbone(images)
+    for got, wanted in zip(graph.backbone(images), want, strict=True):
+        close(got, wanted)
+    ours, theirs = (
+        next(m for m in body.modules() if isinstance(m, PadThenShiftBlock) and any(m.shift_size))
+        for body in (graph.backbone, model.backbone)
+    )
+    grid = torch.zeros(1, 14, 21, 16)
+    least = [block.get_attn_mask(grid).exp().min().item() for block in (ours, theirs)]
+    assert least[0] == 0 < least[1] < torch.finfo(torch.float32).tiny
+    assert ours.mlp.fc1.weight is theirs.mlp.fc1.weight  # 0.8 GB of Swin-L: not twice
 
 
 def test_gather_samples_outside_as_zero() -> None:
