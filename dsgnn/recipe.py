@@ -21,9 +21,10 @@ class Recipe:
     iterations: optimiser steps. batch: images per process and pass. accumulate: passes per step.
     learning_rate: AdamW's; backbone_scale: factor on it for the backbone. clip: limit of the
     gradient norm. milestones: where the learning rate drops to a tenth; with none it rises during
-    `warmup` and follows a cosine to zero. points: sampled by the mask losses. ema: decay of the averaged weights that are evaluated and
-    kept, 0 = none. sizes: (until, sides): until then images are px × px, each iteration the next
-    of these sides; with none they have the configuration's size.
+    `warmup` and follows a cosine to zero. points: sampled by the mask losses. ema: decay of the
+    averaged weights that are evaluated and kept, 0 = none. sizes: (until, sides): until then images
+    are px × px, each iteration the next of these sides; with none they have the configuration's
+    size.
     """
 
     iterations: int = 36_000
@@ -68,7 +69,7 @@ class Recipe:
 
 PUBLISHED = Recipe()
 NANO = Recipe(
-    iterations=4_800, batch=12, learning_rate=1e-3, backbone_scale=0.25, clip=5.0, milestones=(),
+    iterations=3_400, batch=12, learning_rate=1e-3, backbone_scale=0.25, clip=5.0, milestones=(),
     warmup=0.03, points=2048, ema=0.999,
     sizes=((0.4, (160,)), (0.6, (224,)), (0.85, (192, 256, 320)), (1.0, (256, 320))),
 )  # fmt: skip

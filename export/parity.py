@@ -7,6 +7,7 @@ keeps: query by query in float32, below it each with the candidate's object of t
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ from dsgnn.runtime import samples
 from dsgnn.runtime.artifact import Description
 from dsgnn.runtime.images import ImageError, read_image
 from dsgnn.runtime.letterbox import Fixed, LongestSide, Rule, letterbox
+from dsgnn.runtime.sources import IMAGE_SUFFIXES
+
+log = logging.getLogger("dsgnn")
 
 Answers = dict[str, np.ndarray]
 """saliency (B, Q), score (B, Q), masks (B, Q, H/4, W/4) logits."""
@@ -105,19 +109,22 @@ def parity_photos(folder: Path | None = None) -> list[np.ndarray]:
 
 
 def folder_photos(folder: Path) -> list[np.ndarray]:
-    """Every readable image of a folder and its sub-folders, by name.
+    """Every image of a folder and its sub-folders, by name, (h, w, 3) uint8 RGB.
 
-    FileNotFoundError if there is none.
+    A file named like an image that is none is left out with a warning. FileNotFoundError if no
+    image is left.
     """
-    photos = []
+    photos, broken = [], []
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.suffix.lower() in IMAGE_SUFFIXES:
             try:
                 photos.append(read_image(path))
-            except (ImageError, OSError):
-                continue
+            except (ImageError, OSError) as error:
+                broken.append(f"{path.name} ({error})")
     if not photos:
         raise FileNotFoundError(f"{folder} holds no readable image")
+    if broken:
+        log.warning("%s: %d left out: %s", folder, len(broken), "; ".join(broken[:5]))
     return photos
 
 

@@ -231,11 +231,12 @@ def test_the_lines_of_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         CONFIGS["r50-assr"], backbone="resnet18", backbone_options=small, size=96, width=32,
         encoder_layers=1, layers=2, feedforward=32,
     )  # fmt: skip
-    for name in ("model", "r50-assr"):
+    for name in ("model", "r50-assr", "nano"):
         save_checkpoint(Path(f"{name}.safetensors"), build_model(config), "synthetic")
-    Path("photos").mkdir()  # for int8
-    for i in range(32):
-        shutil.copy(samples()[i % 3], f"photos/{i}.jpg")
+    for folder in ("photos", "calibration"):  # for int8
+        Path(folder).mkdir()
+        for i in range(32):
+            shutil.copy(samples()[i % 3], f"{folder}/{i}.jpg")
     for line in lines("dsgnn-export"):
         result = CliRunner().invoke(main, shlex.split(line)[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}"

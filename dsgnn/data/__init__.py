@@ -59,7 +59,7 @@ def _open_one(spec: str, split: str) -> Samples:
 def _open_coco(root: Path, split: str) -> Samples:
     """A split's own file; or a part of the only file: "all", or train and val by the file names."""
     from dsgnn.data.coco import CocoReader
-    from dsgnn.data.records import Subset, held_out
+    from dsgnn.data.records import Subset, for_validation
 
     names = [
         f"{folder}{stem}.json"
@@ -80,7 +80,7 @@ def _open_coco(root: Path, split: str) -> Samples:
         [
             index
             for index, photo in enumerate(reader.photos)
-            if split == "all" or held_out(photo.path.name) == (split == "val")
+            if split == "all" or for_validation(photo.path.name) == (split == "val")
         ],
     )
 

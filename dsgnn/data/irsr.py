@@ -26,7 +26,7 @@ from dsgnn.data.records import (
     check_split,
     field,
     file_name,
-    held_out,
+    for_validation,
     numbers,
     objects,
     stated_size,
@@ -58,7 +58,7 @@ class IrsrReader(RankedImages):
         self._indices = [
             index
             for index, entry in enumerate(self._entries)
-            if split == "test" or held_out(file_name(entry)) == (split == "val")
+            if split == "test" or for_validation(file_name(entry)) == (split == "val")
         ]
 
     def __len__(self) -> int:

@@ -154,7 +154,7 @@ class Subset:
         return self.data[self.indices[index]]
 
 
-def held_out(name: str) -> bool:
+def for_validation(name: str) -> bool:
     """Whether a training image belongs to the validation split of sets published without one.
 
     One in 20, by a hash of the file name (no folder), so that it depends on nothing else.

@@ -12,7 +12,7 @@ import numpy as np
 
 from dsgnn.runtime.backends import Backend, BackendError, TensorSpec
 
-IMITATED = " (this CPU has no bfloat16 products: they are imitated, which costs time)"
+IMITATED = " (this CPU has no bfloat16 products: they are imitated, many times slower than float32)"
 
 
 class OpenVino(Backend):

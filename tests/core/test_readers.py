@@ -16,7 +16,7 @@ from dsgnn.data.assr import AssrReader
 from dsgnn.data.check import check_data
 from dsgnn.data.irsr import IrsrReader, load_plain_pickle
 from dsgnn.data.polygons import polygons_to_mask, rle_to_mask, segmentation_to_mask
-from dsgnn.data.records import AnnotationError, Joined, held_out
+from dsgnn.data.records import AnnotationError, Joined, for_validation
 from dsgnn.data.sifr import SifrReader
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -301,8 +301,8 @@ def test_irsr(irsr):
 
 
 def test_held_out_images_are_fixed_by_their_names(irsr):
-    assert [i for i in range(1, 80) if held_out(f"{i:012d}.jpg")] == [43, 75]
-    share = np.mean([held_out(f"{i:012d}.jpg") for i in range(20000)])
+    assert [i for i in range(1, 80) if for_validation(f"{i:012d}.jpg")] == [43, 75]
+    share = np.mean([for_validation(f"{i:012d}.jpg") for i in range(20000)])
     assert abs(share - 0.05) < 0.005
     train, val = IrsrReader(irsr, "train"), IrsrReader(irsr, "val")
     assert [s.name for s in val] == ["000000000043"]

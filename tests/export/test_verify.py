@@ -12,8 +12,11 @@ from dsgnn.checkpoint import save_checkpoint
 from dsgnn.config import CONFIGS
 from dsgnn.export.cli import main
 from dsgnn.export.onnx import Source, describe
+from dsgnn.export.parity import folder_photos
 from dsgnn.model import build_model
+from dsgnn.runtime import samples
 from dsgnn.runtime.artifact import METADATA_KEY, read_sidecar, sha256_of, sidecar_path
+from dsgnn.runtime.images import read_image
 
 from .test_deploy import shake, small
 
@@ -154,3 +157,17 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path, command
     assert result.exit_code == 2 and f"absent to write {name} in" in result.output
     result = dsgnn_export(command, source, "-o", tmp_path / "m.txt")
     assert result.exit_code == 2 and "the output must end in ." in result.output
+
+
+def test_photos_of_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good, broken = samples()[0], tmp_path / "deep" / "broken.png"
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "notes.txt").write_text("no image, and not named like one")
+    broken.write_bytes(good.read_bytes()[:100])
+    with pytest.raises(FileNotFoundError, match="holds no readable image"):
+        folder_photos(tmp_path)
+    (tmp_path / "deep" / "a.jpg").write_bytes(good.read_bytes())
+    (photo,) = folder_photos(tmp_path)
+    np.testing.assert_array_equal(photo, read_image(good))
+    (record,) = caplog.records
+    assert "1 left out: " in record.getMessage() and "broken.png" in record.getMessage()
