@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from dsgnn.runtime.backends import BACKENDS
+
 HELP = {"help_option_names": ["-h", "--help"]}
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -25,9 +27,9 @@ def refusals() -> Iterator[None]:
         raise click.UsageError(
             f"{error.name} is not installed: pip install 'dsgnn[bench]'"
         ) from None
-    except ValueError as error:
+    except (BackendError, ValueError) as error:
         raise click.UsageError(str(error)) from None
-    except (BackendError, OSError) as error:
+    except OSError as error:
         raise click.ClickException(str(error)) from None
 
 
@@ -67,7 +69,7 @@ def main() -> None:
 @click.option("--form", "forms", multiple=True,
               type=click.Choice(["upstream", "deploy", "compiled", "straightforward"]),
               help="Of checkpoints and --synthetic; repeat it.  [default: all]")  # fmt: skip
-@click.option("--backend", "backends", multiple=True, metavar="NAME",
+@click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
               help="Of artifacts; repeat it to compare.  [default: by what is "
               "installed]")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
@@ -134,7 +136,7 @@ def latency(
               "answer and in accuracy.")  # fmt: skip
 @click.option("--against-synthetic", metavar="CONFIG",
               help="The same for artifacts with random weights.")  # fmt: skip
-@click.option("--backend", "backends", multiple=True, metavar="NAME",
+@click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
               help="Of artifacts; repeat it.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True,

@@ -175,7 +175,7 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
 
     Artifacts and predictions need no PyTorch.
 
-    Exit status: 0 done, 1 the data or a file is broken, 2 wrong use.
+    Exit status: 0 done, 1 the data is broken, 2 wrong use, or the model cannot be run.
     """
     from dsgnn.data.records import AnnotationError
     from dsgnn.evaluate import evaluate as measure
@@ -185,9 +185,9 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
     try:
         with needs("train"):
             figures = measure(model, data, **options)
-    except (BackendError, AnnotationError, OSError) as error:
+    except (AnnotationError, OSError) as error:
         raise click.ClickException(str(error)) from None
-    except ValueError as error:
+    except (BackendError, ValueError) as error:
         raise click.UsageError(str(error)) from None
     click.echo(table(figures))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dsgnn.cli import needs
+from dsgnn.runtime.backends import BACKENDS
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -167,7 +168,8 @@ def tensorrt(
               help="The checkpoint it came from, or an ONNX file of the same network.")  # fmt: skip
 @click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="More photos for the parity check.")  # fmt: skip
-@click.option("--backend", default="auto", show_default=True, help="What runs the artifact.")
+@click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto",
+              show_default=True, help="What runs the artifact.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def verify(artifact: Path, against: Path, images: Path | None, backend: str, device: str) -> None:
     """Compare ARTIFACT with what it was made from, on this machine; its sidecar keeps the outcome.

@@ -379,12 +379,14 @@ def test_the_commands_refuse_with_status_two(tmp_path: Path) -> None:
         return re.sub(r"\s+", " ", done.output)
 
     assert "give a MODEL file or --synthetic" in said("latency")
-    assert "--backend is for exported" in said("latency", "--synthetic", "nano", "--backend", "x")
-    assert "leave --cuda-graph out" in said("latency", "--synthetic", "nano", "--cuda-graph")
+    nano = ("latency", "--synthetic", "nano")
+    assert "--backend is for exported" in said(*nano, "--backend", "openvino")
+    assert "'none-such' is not one of 'onnxruntime'" in said(*nano, "--backend", "none-such")
+    assert "leave --cuda-graph out" in said(*nano, "--cuda-graph")
     for wrong in ("0,1", "²"):
-        assert "batch sizes such as" in said("latency", "--synthetic", "nano", "--batch", wrong)
+        assert "batch sizes such as" in said(*nano, "--batch", wrong)
     for wrong in ("0x0", "²x³"):
-        assert f"32, got {wrong}" in said("latency", "--synthetic", "nano", "--size", wrong)
+        assert f"32, got {wrong}" in said(*nano, "--size", wrong)
     assert "either --against or" in said(
         "accuracy", "m.onnx", "--data", "x", "--against", __file__, "--against-synthetic", "nano"
     )
