@@ -134,7 +134,7 @@ def _build(
     workspace_mib: int | None,
     timing_cache: Path | None,
 ) -> tuple[bytes, dict[str, Any]]:
-    """The engine, and its network's number of layers and types and shapes of inputs and outputs."""
+    """The engine; number of layers, use of TF32, types and shapes of inputs and outputs."""
     builder = library.Builder(logger)
     # TensorRT 11 knows no other kind of network and may drop the flag
     typed = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -146,6 +146,7 @@ def _build(
                          for e in errors)  # fmt: skip
         raise BuildError(f"the parser refused {artifact.path.name}:\n{said}")
     config = builder.create_builder_config()
+    config.clear_flag(library.BuilderFlag.TF32)  # ten bits of mantissa do not pass the gate
     if workspace_mib is not None:
         config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, workspace_mib << 20)
     if sms:
@@ -176,7 +177,8 @@ def _build(
         write_whole(timing_cache, bytes(config.get_timing_cache().serialize()))
     tensors = [image, *(network.get_output(i) for i in range(network.num_outputs))]
     shown = {tensor.name: f"{tensor.dtype.name} {tuple(tensor.shape)}" for tensor in tensors}
-    return bytes(data), {"layers": network.num_layers, "tensors": shown}
+    tf32 = config.get_flag(library.BuilderFlag.TF32)
+    return bytes(data), {"layers": network.num_layers, "tf32": tf32, "tensors": shown}
 
 
 def _gate(
@@ -185,17 +187,19 @@ def _gate(
     sidecar: Sidecar,
     photos: Sequence[np.ndarray],
 ) -> tuple[Sidecar, list[Parity]]:
-    """Compare with the ONNX file where the engine runs. ParityError if it gives other answers."""
+    """Compare with the ONNX file where engine and file run (ONNX Runtime has no bfloat16
+    convolution on the CPU). ParityError if the engine gives other answers."""
     description = sidecar.description
     assert description is not None
     try:
         engine = open_backend(part)
+        reference = open_backend(source, "onnxruntime", "cpu")
     except BackendError as error:
         return replace(sidecar, build={**sidecar.build, "not_run": str(error)}), []
-    reference = backend_infer(open_backend(source, "onnxruntime", "cpu"))
     results = compare(
-        reference, backend_infer(engine), photos, description, batch_sizes(sidecar.build)
-    )
+        backend_infer(reference), backend_infer(engine), photos, description,
+        batch_sizes(sidecar.build),
+    )  # fmt: skip
     verified = all(result.passed for result in results)
     if not verified and not (description.weights == "synthetic" and
                              description.precision != "fp32"):  # fmt: skip

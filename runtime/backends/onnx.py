@@ -63,7 +63,8 @@ class OnnxRuntime(Backend):
         if use_cuda and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA libraries that came as Python packages
         providers: list[Any] = [(TENSORRT, _tensorrt_options(path, index))] if tensorrt else []
-        providers += [(CUDA, {"device_id": index})] if use_cuda else []
+        # TF32, its default for float32, has ten bits of mantissa: too few for the parity gate
+        providers += [(CUDA, {"device_id": index, "use_tf32": 0})] if use_cuda else []
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # int8 products that do not saturate on x86 without VNNI; of no effect elsewhere
@@ -105,7 +106,8 @@ def _short(provider: str) -> str:
 
 def _tensorrt_options(path: Path, index: int) -> dict[str, Any]:
     """Engines are kept in the user's cache, for they take minutes to build; ONNX Runtime builds
-    them anew for another file, GPU or TensorRT. The precision is the graph's."""
+    them anew for another file, GPU or TensorRT. The precision is the graph's, but the provider
+    has no option against TF32: float32 is that unless NVIDIA_TF32_OVERRIDE=0 is set."""
     precision = read_description(path).precision
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = Path(home, "dsgnn", "tensorrt", sha256_of(path)[:16])

@@ -21,7 +21,6 @@ from dsgnn.runtime.backends import CUDA_GRAPH, Backend, BackendError, TensorSpec
 from dsgnn.runtime.backends.onnx import parse_device
 
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # name → module
-Shape = tuple[int, ...]
 
 
 def library_of(flavour: str) -> Any:
@@ -74,8 +73,9 @@ class TensorRt(Backend):
         self, path: Path, flavour: str | None, device: str, cuda_graphs: bool = False
     ) -> None:
         """flavour: "tensorrt", "tensorrt-rtx", or None = what the sidecar says. device: "auto",
-        "cuda" or "cuda:N". cuda_graphs: record the second inference of each shape and replay it
-        from then on (the inputs' and outputs' device buffers stay where they are).
+        "cuda" or "cuda:N". cuda_graphs: replay each shape of input as one graph from its third
+        inference on; TensorRT-RTX, which compiles kernels while it runs, chooses when itself.
+        Every shape then has a context and buffers of its own.
 
         Raises BackendError if the engine was built for another library, version or GPU, or
         something is missing; ArtifactError without a sidecar.
@@ -107,6 +107,7 @@ class TensorRt(Backend):
         }
         self.inputs = tuple(spec for name, spec in specs if is_input[name])
         self.outputs = tuple(spec for name, spec in specs if not is_input[name])
+        self._own_graphs = getattr(library, "CudaGraphStrategy", None)  # TensorRT-RTX captures
         self._batch = build["profile"]["batch"]
         self.max_batch = self._batch[2]
         self._local = threading.local()
@@ -126,31 +127,43 @@ class TensorRt(Backend):
                     f"input {name}: the engine takes batches of {self._batch[0]} to "
                     f"{self._batch[2]}, got {len(value)}"
                 )
-        if not hasattr(self._local, "lane"):
+        if not hasattr(self._local, "lanes"):
             self._call(self._cuda.cudaSetDevice(self._index))  # the current device is a thread's
-            self._local.lane = _Lane(self)
-        return self._local.lane.infer(feeds)
+            self._local.lanes = {}
+        # a graph holds the state of its context, so it cannot share one with other shapes
+        shapes = tuple(feeds[spec.name].shape for spec in self.inputs) if self._graphs else ()
+        if shapes not in self._local.lanes:
+            self._local.lanes[shapes] = _Lane(self)
+        return self._local.lanes[shapes].infer(feeds)
+
+    def _context(self) -> Any:
+        if self._graphs and self._own_graphs:
+            config = self._engine.create_runtime_config()
+            config.cuda_graph_strategy = self._own_graphs.WHOLE_GRAPH_CAPTURE
+            return self._engine.create_execution_context(config)
+        return self._engine.create_execution_context()
 
 
 class _Lane:
-    """What one thread needs to run the engine: a context, a stream, device buffers, graphs."""
+    """What one thread needs to run the engine: a context, a stream, device buffers, and a graph,
+    for which the shapes must stay the same."""
 
     def __init__(self, owner: TensorRt) -> None:
         self.owner, self.cuda, self.call = owner, owner._cuda, owner._call
-        self.context = owner._engine.create_execution_context()
+        self.context = owner._context()
         if self.context is None:
             raise BackendError("no execution context: is there enough GPU memory?")
         self.stream = self.call(self.cuda.cudaStreamCreate())
         self.buffers: dict[str, tuple[int, int]] = {}  # name → (address, bytes)
-        self.seen: set[tuple[Shape, ...]] = set()
-        self.graphs: dict[tuple[Shape, ...], Any] = {}
+        self.captures = owner._graphs and not owner._own_graphs
+        self.ran, self.graph = False, None
 
     def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         values = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
-        shapes = tuple(values[spec.name].shape for spec in self.owner.inputs)
         kinds = self.cuda.cudaMemcpyKind
         for name, value in values.items():
-            if not self.context.set_input_shape(name, value.shape):
+            settled = self.captures and self.ran  # no capture right after a change of shape
+            if not settled and not self.context.set_input_shape(name, value.shape):
                 raise BackendError(f"input {name}: the engine refuses shape {value.shape}")
             self._buffer(name, value.nbytes)
         results = {}
@@ -163,7 +176,7 @@ class _Lane:
                 self.buffers[name][0], value.ctypes.data, value.nbytes,
                 kinds.cudaMemcpyHostToDevice, self.stream,
             ))  # fmt: skip
-        self._execute(shapes)
+        self._execute()
         for name, value in results.items():
             self.call(self.cuda.cudaMemcpyAsync(
                 value.ctypes.data, self.buffers[name][0], value.nbytes,
@@ -173,11 +186,10 @@ class _Lane:
         return results
 
     def _buffer(self, name: str, size: int) -> None:
-        """Device memory of at least `size` bytes for a tensor; graphs hold its address."""
+        """Device memory of at least `size` bytes for a tensor."""
         address, capacity = self.buffers.get(name, (0, 0))
         if size <= capacity:
             return
-        self._drop_graphs()
         if address:
             self.call(self.cuda.cudaFree(address))
             del self.buffers[name]
@@ -186,32 +198,25 @@ class _Lane:
         if not self.context.set_tensor_address(name, address):
             raise BackendError(f"the engine has no tensor {name}")
 
-    def _execute(self, shapes: tuple[Shape, ...]) -> None:
-        if shapes in self.graphs:
-            self.call(self.cuda.cudaGraphLaunch(self.graphs[shapes], self.stream))
-        elif self.owner._graphs and shapes in self.seen:  # the first run of a shape sets things up
+    def _execute(self) -> None:
+        if not (self.captures and self.ran):  # the first run sets things up
+            self._enqueue()
+            self.ran = True
+            return
+        if self.graph is None:
             mode = self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
             self.call(self.cuda.cudaStreamBeginCapture(self.stream, mode))
             try:
                 self._enqueue()
             finally:
                 graph = self.call(self.cuda.cudaStreamEndCapture(self.stream))
-            self.graphs[shapes] = self.call(self.cuda.cudaGraphInstantiate(graph, 0))
+            self.graph = self.call(self.cuda.cudaGraphInstantiate(graph, 0))
             self.call(self.cuda.cudaGraphDestroy(graph))
-            self.call(self.cuda.cudaGraphLaunch(self.graphs[shapes], self.stream))
-        else:
-            self._enqueue()
-            self.seen.add(shapes)
+        self.call(self.cuda.cudaGraphLaunch(self.graph, self.stream))
 
     def _enqueue(self) -> None:
         if not self.context.execute_async_v3(int(self.stream)):
             raise BackendError("the engine did not run; its message is above")
-
-    def _drop_graphs(self) -> None:
-        for graph in self.graphs.values():
-            self.call(self.cuda.cudaGraphExecDestroy(graph))
-        self.graphs.clear()
-        self.seen.clear()
 
     def __del__(self) -> None:
         """Give everything back when its thread ends; nothing can be raised here."""
@@ -219,8 +224,8 @@ class _Lane:
         if not hasattr(self, "stream"):
             return
         cuda.cudaStreamSynchronize(self.stream)
-        for graph in self.graphs.values():
-            cuda.cudaGraphExecDestroy(graph)
+        if self.graph is not None:
+            cuda.cudaGraphExecDestroy(self.graph)
         for address, _ in self.buffers.values():
             cuda.cudaFree(address)
         cuda.cudaStreamDestroy(self.stream)

@@ -101,6 +101,7 @@ def test_nano(
     assert build["source"] == {"file": "nano.onnx", "sha256": sha256_of(source),
                                "status": "unverified"}  # fmt: skip
     assert build["layers"] > 500 and build["seconds"] > 0 and build["workspace_mib"] == 512
+    assert build["tf32"] is False
     sizes = [int(size) for size in batch.split(",")]
     assert build["precision"] == precision and build["profile"] == {"batch": sizes}
     B = sizes[0] if sizes[0] == sizes[2] else -1
@@ -271,6 +272,22 @@ def test_an_engine_with_other_answers_is_not_written(fake_build, tmp_path: Path)
         build_engine(source, tmp_path / "m.engine", parity_photos(), sms=(89,), batch=(2, 4, 8))
     assert (tmp_path / "m.engine").read_text() == "what was here before"
     assert {p.name for p in tmp_path.iterdir()} == {"colours.onnx", "m.engine", "m.engine.log"}
+
+
+def test_an_engine_of_a_file_that_the_cpu_cannot_run_is_kept(
+    fake_build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = fake_build(0.0)
+
+    def refuse(path: Path, *arguments: object) -> object:
+        if path.suffix == ".onnx":
+            raise BackendError("onnxruntime cannot load it: no bfloat16 Conv")
+        return SimpleNamespace()
+
+    monkeypatch.setattr(exporter, "open_backend", refuse)
+    sidecar, results = build_engine(source, tmp_path / "m.engine", parity_photos(), sms=(89,))
+    assert not sidecar.verified and not results and (tmp_path / "m.engine").exists()
+    assert sidecar.build["not_run"] == "onnxruntime cannot load it: no bfloat16 Conv"
 
 
 def test_an_engine_alone_is_refused(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_cuda_session(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = open_backend(model, "onnxruntime", "cuda:2")
     assert backend.device == "cuda:2" and backend.picked == "onnxruntime on cuda:2"
     assert seen["providers"] == [
-        ("CUDAExecutionProvider", {"device_id": 2}),
+        ("CUDAExecutionProvider", {"device_id": 2, "use_tf32": 0}),
         "CPUExecutionProvider",
     ]
     assert seen["disabled_optimizers"] == ["SkipLayerNormFusion"] and seen["fallback"] is False
@@ -209,7 +209,8 @@ def test_tensorrt_provider(
     backend = open_backend(model, "onnxruntime-tensorrt", "cuda:1")
     assert backend.picked == "onnxruntime-tensorrt on cuda:1"
     (first, options), *others = seen["providers"]
-    assert first == TENSORRT and others == [(CUDA, {"device_id": 1}), "CPUExecutionProvider"]
+    assert first == TENSORRT and others == [(CUDA, {"device_id": 1, "use_tf32": 0}),
+                                           "CPUExecutionProvider"]  # fmt: skip
     cache = Path(options.pop("trt_engine_cache_path"))
     assert cache.is_dir() and cache.parent == tmp_path / "dsgnn" / "tensorrt"
     typed = {"trt_fp16_enable": True} if precision == "fp16" else {}

@@ -1,6 +1,7 @@
 """The TensorRT backend's calls, on stand-ins of both libraries: none here has met a GPU."""
 
 import ctypes
+import gc
 import json
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ class Cuda:
         self.memory: dict[int, np.ndarray] = {}
         self.calls: list[str] = []
         self.recording: list | None = None
+        self.strategies: list[str] = []
         self.devices, self.sm, self.streams, self.mallocs = 1, (8, 9), 0, 0
 
     def cudaGetDeviceCount(self):
@@ -102,11 +104,15 @@ class Cuda:
 
 
 class Context:
-    def __init__(self, cuda: Cuda) -> None:
-        self.cuda, self.shape, self.at = cuda, (), {}
+    """Refuses what NVIDIA forbids: capture before a run at the shape, replay after another one."""
+
+    def __init__(self, cuda: Cuda, config: SimpleNamespace | None) -> None:
+        self.cuda, self.shape, self.at, self.ran, self.changes = cuda, (), {}, False, 0
+        if config is not None:
+            cuda.strategies.append(config.cuda_graph_strategy)
 
     def set_input_shape(self, name, shape):
-        self.shape = shape
+        self.shape, self.ran, self.changes = shape, False, self.changes + 1
         return True
 
     def get_tensor_shape(self, name):
@@ -123,8 +129,16 @@ class Context:
         if self.cuda.recording is None:
             self.cuda.calls.append("run")
             work()
+            self.ran = True
         else:
-            self.cuda.recording.append(work)
+            assert self.ran
+            captured = self.changes
+
+            def replayed():
+                assert self.changes == captured
+                work()
+
+            self.cuda.recording.append(replayed)
         return True
 
     def _work(self, B: int):
@@ -160,8 +174,11 @@ class Engine:
     def get_tensor_shape(self, name):
         return {"image": (-1, H, W, 3), "masks": (-1, Q, H // 4, W // 4)}.get(name, (-1, Q))
 
-    def create_execution_context(self):
-        return Context(self.cuda)
+    def create_runtime_config(self):
+        return SimpleNamespace(cuda_graph_strategy="off")
+
+    def create_execution_context(self, config=None):
+        return Context(self.cuda, config)
 
 
 @pytest.fixture
@@ -177,15 +194,18 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
         return None
 
     logger.WARNING = 1
-    library = SimpleNamespace(
-        __version__="1.7.1",
-        Logger=logger,
-        Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=deserialise),
-        TensorIOMode=SimpleNamespace(INPUT="in"),
-        nptype=lambda dtype: dtype,
-    )
-    cuda.library, cuda.loaded = library, loaded
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
+    library = {
+        "__version__": "1.7.1",
+        "Logger": logger,
+        "Runtime": lambda log: SimpleNamespace(deserialize_cuda_engine=deserialise),
+        "TensorIOMode": SimpleNamespace(INPUT="in"),
+        "nptype": lambda dtype: dtype,
+    }
+    cuda.loaded = loaded
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(**library))
+    strategies = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph")
+    rtx = SimpleNamespace(**library, CudaGraphStrategy=strategies)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
     monkeypatch.setattr(backend_module, "_cuda", lambda: cuda)
     return cuda
 
@@ -255,21 +275,30 @@ def test_each_thread_has_its_own_lane_and_gives_it_back(cuda: Cuda, tmp_path: Pa
 
 
 def test_graphs_per_shape_after_a_warm_up(cuda: Cuda, tmp_path: Path) -> None:
+    backend = open_backend(engine(tmp_path, flavour="tensorrt"), "tensorrt-cuda-graph")
+    assert backend.picked == "tensorrt-cuda-graph on cuda:0"
+    for batch, said in ((2, ["run", "graph", "graph"]), (1, ["run", "graph", "graph"]),
+                        (2, ["graph"] * 3), (4, ["run", "graph", "graph"]),
+                        (1, ["graph"] * 3)):  # fmt: skip
+        cuda.calls.clear()
+        for value in (1, 2, 3):
+            check(backend.infer(images(batch, value + batch)), batch, value + batch)
+        assert [call for call in cuda.calls if call != "wait"] == said
+    assert (cuda.streams, len(cuda.memory)) == (3, 12) and not cuda.strategies
+    cuda.calls.clear()
+    del backend
+    gc.collect()
+    assert cuda.calls.count("forget graph") == 3
+    assert (cuda.streams, len(cuda.memory)) == (0, 0)
+
+
+def test_tensorrt_rtx_captures_by_itself(cuda: Cuda, tmp_path: Path) -> None:
     backend = open_backend(engine(tmp_path), "tensorrt-rtx-cuda-graph")
     assert backend.picked == "tensorrt-rtx-cuda-graph on cuda:0"
-    for value in (1, 2, 3):
-        check(backend.infer(images(2, value)), 2, value)
-    assert [call for call in cuda.calls if call != "wait"] == ["run", "graph", "graph"]
-    cuda.calls.clear()
-    for value in (4, 5):  # smaller: the buffers stay, so does the first graph
-        check(backend.infer(images(1, value)), 1, value)
-    check(backend.infer(images(2, 6)), 2, 6)
-    assert [call for call in cuda.calls if call != "wait"] == ["run", "graph", "graph"]
-    cuda.calls.clear()
-    check(backend.infer(images(4, 7)), 4, 7)  # larger: addresses change, graphs are void
-    check(backend.infer(images(2, 8)), 2, 8)
-    said = [call for call in cuda.calls if call != "wait"]
-    assert said == ["forget graph", "forget graph", "run", "run"]
+    for batch, value in ((2, 1), (2, 2), (1, 3), (2, 4)):
+        check(backend.infer(images(batch, value)), batch, value)
+    assert [call for call in cuda.calls if call != "wait"] == ["run"] * 4
+    assert cuda.strategies == ["whole graph"] * 2  # a context for each shape
 
 
 @pytest.mark.parametrize(("suffix", "launched"), [("", []), ("-cuda-graph", ["graph", "graph"])])
@@ -281,13 +310,13 @@ def test_graphs_by_the_command_line(
     for name in "abc":
         cv2.imwrite(str(folder / f"{name}.png"), np.full((H, W, 3), 60, np.uint8))
     arguments = [str(folder), "--out", str(tmp_path / "out"), "--save", "json",
-                 "--backend", f"tensorrt-rtx{suffix}", "--model"]  # fmt: skip
-    done = CliRunner().invoke(main, [*arguments, str(engine(tmp_path))])
+                 "--backend", f"tensorrt{suffix}", "--model"]  # fmt: skip
+    done = CliRunner().invoke(main, [*arguments, str(engine(tmp_path, flavour="tensorrt"))])
     assert done.exit_code == 0, done.output
-    assert f"unverified; tensorrt-rtx{suffix} on cuda:0" in done.output
+    assert f"unverified; tensorrt{suffix} on cuda:0" in done.output
     assert [call for call in cuda.calls if call == "graph"] == launched
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["model"]["backend"] == f"tensorrt-rtx{suffix}"
+    assert results["model"]["backend"] == f"tensorrt{suffix}"
 
 
 def test_graphs_are_refused_for_an_onnx_file(model: Path, tmp_path: Path) -> None:
