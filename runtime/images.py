@@ -1,13 +1,16 @@
 """Read what people have into one form: (h, w, 3) uint8 RGB.
 
-A path, encoded bytes or an array. Rotated by EXIF (JPEG, PNG, WebP) or the TIFF tag; grey and CMYK
-become RGB; 16 bits become 8; transparency is laid on white, as a page shows it; the first picture
-of an animation or a multi-page file is taken.
+A path, encoded bytes or an array. Turned by EXIF (JPEG, PNG, WebP), the TIFF tag or AVIF's own
+boxes; grey and CMYK become RGB; more bits become 8; transparency is laid on white, as a page shows
+it (but for AVIF and JPEG 2000 of more than 8 bits, whose alpha is dropped); the first picture of an
+animation or a multi-page file is taken.
 """
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -28,6 +31,12 @@ SIGNATURES = {  # first bytes → name, for telling a damaged photo from somethi
 }
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or PNM"
+# PNG, TIFF and PNM: what their 16 bits hold is known. Others' hold 10 or 12, as OpenCV alone knows.
+KNOWN_DEPTH = (b"\x89PNG", b"II", b"MM", b"P")
+_GAP = rb"(?:\s|#[^\n]*\n)+"
+MAXVAL = re.compile(
+    rb"(?:P[2356]" + 2 * (_GAP + rb"\d+") + rb"|P7\s(?s:.*?)\sMAXVAL)" + _GAP + rb"(\d+)"
+)
 
 
 class ImageError(ValueError):
@@ -58,26 +67,40 @@ def decode(data: bytes) -> np.ndarray:
     """Decode an image file's bytes: (h, w, 3) uint8 RGB. Raises ImageError."""
     if not data:
         raise ImageError("the file is empty (0 bytes)")
-    try:
-        pixels, kinds, blocks = cv2.imdecodeWithMetadata(
-            np.frombuffer(data, np.uint8), flags=cv2.IMREAD_UNCHANGED
-        )
-    except cv2.error as error:  # for example more pixels than OpenCV's limit
-        raise ImageError(f"OpenCV refuses the image: {error.err or error}") from error
-    if pixels is None:
-        raise ImageError(_why_unreadable(data))
+    pixels, exif = _opened(data, cv2.IMREAD_UNCHANGED)
+    if pixels.dtype == np.uint16 and not data.startswith(KNOWN_DEPTH):
+        pixels, exif = _opened(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(
             f"expected 8 or 16 bits per channel, got {pixels.dtype} pixels: "
             "tone-map the image and save it as 8 bit"
         )
-    if pixels.dtype == np.uint16:
-        pixels = cv2.convertScaleAbs(pixels, alpha=255 / 65535)
-    exif = {int(kind): block for kind, block in zip(kinds, blocks, strict=True)}.get(
-        cv2.IMAGE_METADATA_EXIF
-    )
-    orientation = 1 if exif is None else exif_orientation(np.asarray(exif).tobytes())
-    return np.ascontiguousarray(_oriented(_to_rgb(pixels), orientation))
+    if (white := _white(data, pixels.dtype)) != 255:
+        pixels = cv2.convertScaleAbs(pixels, alpha=255 / white)
+    rgb = _to_rgb(pixels)
+    if data[4:8] == b"ftyp":  # AVIF, where EXIF's orientation counts for nothing
+        return np.ascontiguousarray(_turned(rgb, data))
+    return np.ascontiguousarray(_oriented(rgb, exif_orientation(exif)))
+
+
+def _opened(data: bytes, flags: int) -> tuple[np.ndarray, bytes]:
+    """OpenCV's pixels and the EXIF block, empty if there is none."""
+    try:
+        pixels, kinds, blocks = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), flags=flags)
+    except cv2.error as error:  # for example more pixels than OpenCV's limit
+        raise ImageError(f"OpenCV refuses the image: {error.err or error}") from error
+    if pixels is None:
+        raise ImageError(_why_unreadable(data))
+    found = {int(kind): block for kind, block in zip(kinds, blocks, strict=True)}
+    return pixels, np.asarray(found.get(cv2.IMAGE_METADATA_EXIF, ()), np.uint8).tobytes()
+
+
+def _white(data: bytes, dtype: np.dtype) -> int:
+    """The value of white in OpenCV's pixels: the type's largest, but for PNM the header's, which
+    OpenCV heeds only in plain text of 8 bits."""
+    header = MAXVAL.match(data)
+    scaled = dtype == np.uint8 and data.startswith((b"P2", b"P3"))
+    return int(header[1]) if header and not scaled else int(np.iinfo(dtype).max)
 
 
 def exif_orientation(block: bytes) -> int:
@@ -106,6 +129,57 @@ def _oriented(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1]
     return image
+
+
+def _turned(image: np.ndarray, data: bytes) -> np.ndarray:
+    """Do what `irot` and `imir` of an AVIF's primary item ask for (ISO/IEC 23008-12, 6.5.10 and
+    6.5.12), in their order; OpenCV leaves both."""
+    try:
+        for kind, start in _properties(data):
+            if kind == b"irot":
+                image = np.rot90(image, data[start] & 3)
+            elif kind == b"imir":
+                image = image[:, ::-1] if data[start] & 1 else image[::-1]
+    except (KeyError, IndexError, struct.error):  # no such box, or it lies beyond the end
+        pass
+    return image
+
+
+def _properties(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """The properties of the primary item of an ISO image file: kind, where the content starts."""
+    start, end = dict(_boxes(data, 0, len(data)))[b"meta"]
+    meta = dict(_boxes(data, start + 4, end))
+    at = meta[b"pitm"][0]
+    (primary,) = struct.unpack_from(">I" if data[at] else ">H", data, at + 4)
+    inside = list(_boxes(data, *meta[b"iprp"]))
+    properties = list(_boxes(data, *dict(inside)[b"ipco"]))
+    for at in (start for kind, (start, _) in inside if kind == b"ipma"):
+        item_id = ">I" if data[at] else ">H"
+        wide, mask = (1, 0x7FFF) if data[at + 3] & 1 else (0, 0x7F)  # without the essential bit
+        (items,) = struct.unpack_from(">I", data, at + 4)
+        at += 8
+        for _ in range(items):
+            (item,) = struct.unpack_from(item_id, data, at)
+            at += struct.calcsize(item_id)
+            numbers = struct.unpack_from(f">{data[at]}{'H' if wide else 'B'}", data, at + 1)
+            at += 1 + len(numbers) * (1 + wide)
+            for number in numbers if item == primary else ():
+                if number & mask:  # 0: none
+                    kind, (start, _) = properties[(number & mask) - 1]
+                    yield kind, start
+
+
+def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
+    """The boxes of data[start:end]: kind, start and end of the content (ISO/IEC 14496-12, 4.2)."""
+    while start + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", data, start)
+        head = 8
+        if size == 1:
+            head, (size,) = 16, struct.unpack_from(">Q", data, start + 8)
+        if 0 < size < head:
+            return
+        yield kind, (start + head, min(end, start + size) if size else end)
+        start += size or end
 
 
 def _to_rgb(pixels: np.ndarray) -> np.ndarray:

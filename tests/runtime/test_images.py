@@ -3,6 +3,7 @@
 import base64
 import struct
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,15 @@ CMYK = zlib.decompress(
         "Uqpq6hqaWiamZuYWllbOLq5u7h6eXsEhoWHhEZFRySmpaekZmVnFJaVl5RWVVc0trW3tHZ1dkyZPmTpt+oyZsxYt"
         "XrJ02fIVK1dt2rxl67btO3buOnT4yNFjx0+cPHXp8pWr167fuHnr4aPHT54+e/7i5auPnz5/+frt+4+fv/7fYuBj"
         "cWbwZYhk8GZgsGd4uXrmurRdWZ+ttC9rrP9/EwB+soTi"
+    )
+)
+# 24 × 16 AVIF by Pillow, the colours below in its quarters, `irot` 3 and `imir` 0.
+AVIF = zlib.decompress(
+    base64.b64decode(
+        "eNpjYGBQSCupLEgsy0xjAAIQnZuZZpibmZjm62joCBT6n5taksgAAYoZKTlFUDZDQWZyCQMa4CvILMkFsxiBWC4z"
+        "Jz8ZxHEB8RkhoozqQNoEiDUyM/PS4GqlgJxUJigvsczA0Dk/Jx9sV11mQVEBkI7NLEjOB9IimcUFqVD7JIBYAIQL"
+        "MisyQQLMHBwcQIonsczQuVEBrEY4OT+nKC85pwJoMi8DWwNQiDOzKL+EGczIzQRbIplZkAvzJdCpbIxMzSytbUCO"
+        "TW5KYokQAxeHhcD7twsUF1wyUnN9MOOgAQPPAqCsw70Fx6337fflf8N5J0LpZ0eNtlnKEclVvdPkVgAASq5Gbg=="
     )
 )
 TOP_LEFT, TOP_RIGHT, BOTTOM_LEFT, BOTTOM_RIGHT = (
@@ -107,6 +117,37 @@ def test_exif_rotation_of_a_transparent_png(quarters: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
+    ("turns", "mirror", "orientation"),
+    [
+        *((None, None, 1), (1, None, 8), (2, None, 3), (3, None, 6)),  # as libavif writes EXIF's
+        *((None, 1, 2), (None, 0, 4), (1, 0, 5), (3, 0, 7)),
+        *((2, 1, 4), (2, 0, 2), (3, 1, 5), (1, 1, 7)),  # and what it does not write
+    ],
+)
+def test_avif_rotation(turns: int | None, mirror: int | None, orientation: int) -> None:
+    """Of the boxes in the file those count that are listed as the picture's."""
+    data = bytearray(AVIF)
+    listed = data.index(b"\x85\x86")  # the last two properties
+    for kind, value, at in ((b"irot", turns, listed), (b"imir", mirror, listed + 1)):
+        if value is None:
+            data[at] = 0
+        else:
+            data[data.index(kind) + 4] = value
+    image = decode(bytes(data))
+    assert image.shape == ((24, 16, 3) if orientation >= 5 else (16, 24, 3))
+    np.testing.assert_allclose(corners(image), SEEN[orientation], atol=12)
+
+
+def test_avif_with_exif_is_turned_once(quarters: np.ndarray) -> None:
+    """EXIF's orientation counts for nothing there: libavif writes it as boxes too."""
+    options = [cv2.IMWRITE_AVIF_QUALITY, 100]
+    kinds, blocks = [cv2.IMAGE_METADATA_EXIF], [np.frombuffer(exif(6), np.uint8)]
+    done, data = cv2.imencodeWithMetadata(".avif", quarters[..., ::-1], kinds, blocks, options)
+    assert done and exif(6) in data.tobytes() and b"irot" in data.tobytes()
+    np.testing.assert_allclose(corners(decode(data.tobytes())), SEEN[6], atol=12)
+
+
+@pytest.mark.parametrize(
     ("block", "orientation"),
     [
         (exif(8), 8),
@@ -152,6 +193,50 @@ def test_16_bits(channels: int) -> None:
     image = decode(encode(pixels[..., 0] if channels == 1 else pixels, ".png"))
     assert image.dtype == np.uint8
     assert image.tolist() == [[[level] * 3 for level in (0, 100, 255, 0)]]
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_avif_of_more_bits(quarters: np.ndarray, bits: int) -> None:
+    """OpenCV gives 10 and 12 bits as they are, in 16."""
+    pixels = np.rint(quarters * ((2**bits - 1) / 255)).astype(np.uint8 if bits == 8 else np.uint16)
+    options = (cv2.IMWRITE_AVIF_DEPTH, bits, cv2.IMWRITE_AVIF_QUALITY, 100)
+    image = decode(encode(pixels, ".avif", *options))
+    assert image.dtype == np.uint8
+    np.testing.assert_allclose(corners(image), UPRIGHT, atol=3)
+
+
+@pytest.mark.parametrize(("form", "bits"), [("gray12le", 12), ("gbrp10le", 10), ("gray16le", 16)])
+def test_jpeg_2000_of_more_bits(form: str, bits: int) -> None:
+    av = pytest.importorskip("av")
+    encoder = av.CodecContext.create("jpeg2000", "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 48, 32, form, Fraction(1)
+    frame = av.VideoFrame(48, 32, form)
+    for plane in frame.planes:
+        level = round((2**bits - 1) * 200 / 255)
+        plane.update(np.full(plane.buffer_size // 2, level, np.uint16).tobytes())
+    data = b"".join(bytes(packet) for packet in encoder.encode(frame) + encoder.encode(None))
+    np.testing.assert_allclose(decode(data), np.full((32, 48, 3), 200), atol=2)
+
+
+@pytest.mark.parametrize("white", [1, 100, 255, 1023, 4095, 65535])
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6"])
+def test_pnm_says_what_white_is(kind: str, white: int) -> None:
+    levels = np.repeat(
+        np.rint(np.array([0, 0.4, 1]) * white).astype(int), 1 + 2 * (kind in ("P3", "P6"))
+    )
+    if kind in ("P2", "P3"):
+        body = " ".join(map(str, levels)).encode() + b"\n"
+    else:
+        body = np.array(levels, ">u2" if white > 255 else ">u1").tobytes()
+    image = decode(f"{kind}\n# 9 9\n3 #9\n1 {white}\n".encode() + body)
+    expected = [[np.rint(share * white) * 255 / white] * 3 for share in (0, 0.4, 1)]
+    np.testing.assert_allclose(image, [expected], atol=1)
+
+
+def test_pam_says_what_white_is() -> None:
+    head = b"P7\nWIDTH 2\nHEIGHT 1\nDEPTH 1\nMAXVAL 1023\nTUPLTYPE GRAYSCALE\nENDHDR\n"
+    image = decode(head + np.array([1023, 511], ">u2").tobytes())
+    assert image.tolist() == [[[255] * 3, [127] * 3]]
 
 
 def test_cmyk() -> None:
