@@ -2,7 +2,7 @@
 # make run        rank the sample photos into out/ (no PyTorch needed)
 # make test       lint, format, types, tests
 # make test-slow  what is too heavy for every day
-# PYTHON=python3.12 make …  with another interpreter (3.10 or newer)
+# PYTHON=python3.12 make …  with another interpreter (3.11 or newer)
 
 PYTHON ?= python3
 # The users' environment stays as small as theirs; the tests have another.

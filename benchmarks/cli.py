@@ -68,7 +68,8 @@ def main() -> None:
               help="A configuration with random weights, in the forms below.")  # fmt: skip
 @click.option("--form", "forms", multiple=True,
               type=click.Choice(["upstream", "deploy", "compiled", "straightforward"]),
-              help="Of checkpoints and --synthetic; repeat it.  [default: all]")  # fmt: skip
+              help="Of checkpoints and --synthetic; repeat it.  [default: all; on a GPU all but "
+              "straightforward]")  # fmt: skip
 @click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
               help="Of artifacts; repeat it to compare.  [default: by what is "
               "installed]")  # fmt: skip
@@ -116,7 +117,8 @@ def latency(
     from dsgnn.benchmarks.subjects import DEFAULT_FORMS, specs
     from dsgnn.benchmarks.timing import Plan
 
-    chosen = (*(forms or DEFAULT_FORMS), *(("cuda-graph",) if cuda_graph else ()))
+    usual = DEFAULT_FORMS["cpu" if options["device"] == "cpu" else "cuda"]
+    chosen = (*(forms or usual), *(("cuda-graph",) if cuda_graph else ()))
     plan = Plan.of(duration, runs, seed)
     with refusals():
         found = specs(models, synthetic, chosen, backends, seed=seed, **options)

@@ -5,7 +5,8 @@ is recorded with its reason and the others go on; what the time does not suffice
 
 Floors: the deploy graph's matrix operations over the measured matrix rate, and the least bytes
 (weights once, photos in, answers out) over the measured bandwidth; the larger of the two. Float32
-is without TF32, as PyTorch computes by default.
+is without TF32 in every row but those of ONNX Runtime's TensorRT provider, which has no option for
+it (`NVIDIA_TF32_OVERRIDE=0` in the environment has).
 """
 
 from __future__ import annotations

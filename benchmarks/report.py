@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dsgnn.benchmarks import plots, scaling, timing
 from dsgnn.benchmarks.gpu import BATCHES, ROWS, engine
 from dsgnn.benchmarks.latency import baseline
@@ -20,18 +22,20 @@ from dsgnn.runtime.files import write_whole
 Results = Mapping[str, Any]
 Table = list[list[str]]  # the first row is the heading
 HEADING = [
-    "artifact", "precision", "batch", "compute p50 ms", "p99 ms", "time ÷ baseline (95%)",
+    "artifact", "precision", "batch", "inference p50 ms", "p99 ms", "time ÷ baseline (95%)",
     "photos/s", "memory MiB", "size MB", "SA-SOR", "Δ PyTorch", "parity", "notes",
 ]  # fmt: skip
 NO_GPU = "On a GPU nothing has been measured; `dsgnn-bench gpu` fills that table."
 MARKS = ("<!-- bench -->", "<!-- /bench -->")
 FEW = 100  # samples; below, p99 is close to the largest
 FOOTNOTE = (
-    "From a 640×480 JPEG to ranks; photos/s is end to end, one after the other. Models are "
-    "interleaved in one run, the baseline is the first PyTorch as upstream, otherwise the first "
-    "row. Memory is the process's peak while running. p99* is of fewer than 100 runs and close to "
-    "the largest. w16 is float32 on weights stored in sixteen bits. Accuracy counts all queries of "
-    "an image where none is kept, as published: that makes more false objects."
+    "From a 640×480 JPEG to ranks; photos/s is end to end, one after the other; inference is the "
+    "network alone, with the transfers of a GPU. Models are interleaved in one run, the baseline "
+    "is the first PyTorch as upstream, otherwise the first row; the intervals are of that run, and "
+    "`dsgnn-bench compare` tells how far another one lies. Memory is the process's peak while "
+    "running. p99* is of fewer than 100 runs and close to the largest. w16 is float32 on weights "
+    "stored in sixteen bits. Accuracy counts all queries of an image where none is kept, as "
+    "published: that makes more false objects."
 )
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1300px;margin:2em auto;padding:0 1em;
@@ -53,21 +57,26 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     """
     loaded = [load(path) for path in files]
     timed = [results for results in loaded if results["kind"] == "latency"]
-    measured = [row for r in loaded if r["kind"] == "accuracy" for row in r["rows"]]
+    accuracies = [results for results in loaded if results["kind"] == "accuracy"]
+    measured = [row for results in accuracies for row in results["rows"]]
     tables = [run_table(results, measured) for results in timed]
     on_gpu = [results for results in loaded if results["kind"] == "gpu"]
-    gpu = gpu_table(on_gpu)
     lines: list[str] = []
     for results, table in zip(timed, tables, strict=True):
         lines += [f"**{_title(results)}.** {_about(results)}", "", markdown(table), ""]
-    lines += [FOOTNOTE, "", *(f"- {line}" for line in _accuracy_lines(measured))]
+    lines.append(FOOTNOTE)
+    for results in accuracies:
+        lines += ["", f"**Accuracy.** {_where(results)}", ""]
+        lines += [f"- {line}" for line in _accuracy_lines(results)]
     scaled = [results for results in loaded if results["kind"] == "scaling"]
     for results in scaled:
         lines += ["", f"**Ray.** {_about_scaling(results)}", "", markdown(scaling.table(results))]
-    gpu_lines = ["", "On a GPU: p50 ms of compute, beside its floor.", "", markdown(gpu)]
+    gpu_lines: list[str] = []
+    for title, about, table in _on_gpu(on_gpu):
+        gpu_lines += ["", f"**{title}.** {about}", "", markdown(table)]
     text = "\n".join(lines + gpu_lines) + "\n"
     if html is not None:
-        write_whole(html, page(timed, tables, measured, scaled, gpu, loaded).encode())
+        write_whole(html, page(timed, tables, accuracies, scaled, on_gpu, loaded).encode())
         write_whole(html.with_suffix(".md"), text.encode())
     if readme is not None:
         replace_between(readme, text if on_gpu else "\n".join([*lines, "", NO_GPU]) + "\n")
@@ -80,7 +89,7 @@ def run_table(results: Results, measured: Sequence[Mapping[str, Any]]) -> Table:
     for row in results["rows"]:
         same = [r for r in results["rows"] if r["batch"] == row["batch"]]
         base = next(r for r in same if r["subject"]["name"] == baseline(same))
-        compute, subject = row["stages"]["compute"], row["subject"]
+        times, subject = timing.summarise(timing.inference(row["samples"])), row["subject"]
         found = accuracy_of(subject, measured)
         own, others = timing.medians(row["samples"]), timing.medians(base["samples"])
         ratio = "1" if row is base else str(timing.ratio(others, own, paired=True))
@@ -91,8 +100,8 @@ def run_table(results: Results, measured: Sequence[Mapping[str, Any]]) -> Table:
             subject["name"],
             precision_text(subject),
             str(row["batch"]),
-            brief(compute["p50"]),
-            brief(compute["p99"]) + ("*" if compute["n"] < FEW else ""),
+            brief(times["p50"]),
+            brief(times["p99"]) + ("*" if times["n"] < FEW else ""),
             ratio,
             brief(row["images_per_s"]),
             memory_text(row["memory"]),
@@ -157,36 +166,49 @@ def notes(row: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def gpu_table(runs: Sequence[Results]) -> Table:
+def gpu_table(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, Any]]) -> Table:
     """Every row the table should have; what was never measured says so, or why."""
-    names = list(dict.fromkeys(r["rows"][0]["subject"]["config"] for r in runs if r["rows"]))
-    table = [["engine", "precision", *(f"batch {batch}" for batch in BATCHES)]]
-    cells: dict[tuple[str, str, int], str] = {}
-    for results in runs:
-        for missing in results["missing"]:
-            cells[missing["name"], missing["precision"], missing["batch"]] = missing["why"]
-        for row in results["rows"]:
-            key = engine(row["subject"]), row["subject"]["precision"], row["batch"]
-            p50, floor = row["stages"]["compute"]["p50"], row["floor"]["ms"]
-            text = f"{brief(p50)} ÷ {brief(floor)}"
-            cells[key] = text if len(names) < 2 else f"{row['subject']['config']}: {text}"
+    table = [["engine", "precision", *(f"batch {batch}" for batch in BATCHES), "notes"]]
+    cells = {(one["name"], one["precision"], one["batch"]): one["why"] for one in missing}
+    said: dict[tuple[str, str], dict[str, None]] = {}
+    for row in rows:
+        who = engine(row["subject"]), row["subject"]["precision"]
+        p50, floor = np.median(timing.inference(row["samples"])), row["floor"]["ms"]
+        cells[*who, row["batch"]] = f"{brief(p50)} ÷ {brief(floor)}"
+        said.setdefault(who, {}).update(dict.fromkeys(notes(row)))
     for name, precisions in ROWS.items():
         measured = [of for who, of, _ in cells if who == name]
         for precision in dict.fromkeys((*precisions, *measured)):
             cells_of = [cells.get((name, precision, b), "never measured") for b in BATCHES]
-            table.append([name, precision, *cells_of])
+            table.append([name, precision, *cells_of,
+                          ", ".join(said.get((name, precision), {})) or "–"])  # fmt: skip
     return table
+
+
+def _on_gpu(runs: Sequence[Results]) -> list[tuple[str, str, Table]]:
+    """Title, circumstances and table of every GPU run; an empty one where there was none."""
+    if not runs:
+        return [("On a GPU", "Nothing has been measured.", gpu_table([], []))]
+    found = []
+    for results in runs:
+        name = ", ".join(gpu["name"] for gpu in results["environment"]["gpus"]) or "a GPU"
+        about = "Inference p50 ms, transfers included, ÷ its floor. "
+        about += _about(results) if results["rows"] else _where(results)
+        found.append((f"{_title(results)} on {name}".lstrip(), about,
+                      gpu_table(results["rows"], results["missing"])))  # fmt: skip
+    return found
 
 
 def page(
     timed: Sequence[Results],
     tables: Sequence[Table],
-    measured: Sequence[Mapping[str, Any]],
+    accuracies: Sequence[Results],
     scaled: Sequence[Results],
-    gpu: Table,
+    on_gpu: Sequence[Results],
     loaded: Sequence[Results],
 ) -> str:
     """One self-contained HTML page: no script, and no request to anywhere."""
+    measured = [row for results in accuracies for row in results["rows"]]
     body = ["<h1>dsgnn: latency and accuracy</h1>"]
     for results, table in zip(timed, tables, strict=True):
         body += [f"<h2>{escape(_title(results))}</h2>", f"<p>{escape(_about(results))}</p>"]
@@ -212,11 +234,14 @@ def page(
     if points:
         body += ["<h2>Accuracy against latency</h2>",
                  plots.scatter(points, "end to end p50 ms, batch 1", "SA-SOR")]  # fmt: skip
-    body += [f"<p>{escape(line)}</p>" for line in _accuracy_lines(measured)]
+    for results in accuracies:
+        body.append(f"<p>Accuracy: {escape(_where(results))}</p>")
+        body += [f"<p>{escape(line)}</p>" for line in _accuracy_lines(results)]
     for results in scaled:
         body += [f"<h2>Ray</h2><p>{escape(_about_scaling(results))}</p>",
                  _html(scaling.table(results))]  # fmt: skip
-    body += ["<h2>GPU</h2><p>p50 ms of compute ÷ its floor.</p>", _html(gpu)]
+    for title, about, table in _on_gpu(on_gpu):
+        body += [f"<h2>{escape(title)}</h2><p>{escape(about)}</p>", _html(table)]
     body.append("<h2>Environment</h2>")
     for results in loaded:
         facts = {k: results[k] for k in ("kind", "created", "seed", "environment")}
@@ -261,8 +286,8 @@ def compare(a: Results, b: Results | None = None, against: str | None = None) ->
 
 
 def _ratios(results: Results, against: str | None) -> dict[tuple[str, int], timing.Ratio]:
-    if results["kind"] == "accuracy":
-        raise BenchError("compare takes latency results, this is accuracy")
+    if results["kind"] not in ("latency", "gpu"):
+        raise BenchError(f"compare takes latency and gpu results, these are of {results['kind']}")
     found = {}
     for batch in sorted({row["batch"] for row in results["rows"]}):
         same = [row for row in results["rows"] if row["batch"] == batch]
@@ -328,10 +353,10 @@ def _stolen(results: Results) -> str:
     return "" if stolen is None else f" The host took {stolen:.1%} of the processor time."
 
 
-def _accuracy_lines(measured: Sequence[Mapping[str, Any]]) -> list[str]:
+def _accuracy_lines(results: Results) -> list[str]:
     """Each accuracy row in words: every figure with how many it is a mean over."""
     lines = []
-    for row in measured:
+    for row in results["rows"]:
         data = row["data"]
         figures = ", ".join(
             f"{name} {value:.3f}" + (f" ({row['used'][name]})" if name in row["used"] else "")

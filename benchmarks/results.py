@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -138,7 +138,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def save(path: Path, kind: str, environment: Mapping[str, Any], **content: Any) -> dict[str, Any]:
     """Write results whole, and only if they have their form. Returns them."""
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     results = {"schema": SCHEMA, "kind": kind, "created": now, "environment": environment}
     results |= content
     results = json.loads(json.dumps(results))  # tuples become lists, as for the reader

@@ -43,7 +43,10 @@ TORCH_FORMS = {
     "cuda-graph": "PyTorch CUDA graph",
 }
 STRAIGHTFORWARD, ARTIFACT = "straightforward", "artifact"
-DEFAULT_FORMS = ("upstream", "deploy", "compiled", STRAIGHTFORWARD)
+DEFAULT_FORMS = {
+    "cpu": ("upstream", "deploy", "compiled", STRAIGHTFORWARD),
+    "cuda": ("upstream", "deploy", "compiled"),
+}
 PRECISIONS = ("fp32", "fp16", "bf16")
 PHOTO = (640, 480)  # width, height: the data sets' own size
 
@@ -103,8 +106,12 @@ def specs(
         raise BenchError("nothing to measure: give a MODEL file or --synthetic CONFIG")
     if backends and not artifacts:
         raise BenchError("--backend is for exported artifacts, and none was given")
-    if "cuda-graph" in forms and not options.get("device", "cpu").startswith("cuda"):
+    on_gpu = options.get("device", "cpu").startswith("cuda")
+    if "cuda-graph" in forms and not on_gpu:
         raise BenchError("CUDA graphs need a GPU: add --device cuda, or leave --cuda-graph out")
+    if STRAIGHTFORWARD in forms and on_gpu:
+        raise BenchError("the straightforward export is timed on the CPU: name other forms with "
+                         "--form, or use --device cpu")  # fmt: skip
     found = [
         Spec(form, model, is_synthetic, **options)
         for model, is_synthetic in checkpoints
@@ -204,8 +211,6 @@ class StraightforwardSubject:
         from dsgnn.runtime.artifact import Description, sha256_of
         from dsgnn.runtime.backends.onnx import check_packages
 
-        if spec.device != "cpu":
-            raise BenchError("the straightforward export is timed on the CPU: --device cpu")
         check_packages()
         path = Path(spec.export)
         description = Description.from_json(facts_of(path).read_text())
@@ -240,7 +245,8 @@ class StraightforwardSubject:
 
 
 class TorchSubject:
-    """A checkpoint in this process. On a GPU transfers and compute are timed by CUDA events."""
+    """A checkpoint in this process, which it sets to one GPU and to float32 without TF32; there
+    transfers and compute are timed by CUDA events."""
 
     def __init__(self, spec: Spec):
         import torch
@@ -269,6 +275,9 @@ class TorchSubject:
         description = describe(source, size)
         self.rule, self.threshold = description.input, description.threshold
         self._form, self._on_gpu, self._device = spec.form, on_gpu, torch.device(spec.device)
+        if on_gpu:
+            torch.cuda.set_device(self._device.index or 0)  # events, streams and graphs are of it
+            torch.backends.cudnn.allow_tf32 = False  # as everywhere here, float32 is float32
         self._dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[spec.precision]
         if not on_gpu:
             torch.set_num_threads(spec.threads)

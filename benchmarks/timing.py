@@ -2,8 +2,8 @@
 
 Models are timed interleaved: in every round each has one turn, in an order shuffled anew, so that
 whatever slows the machine slows all of them and their ratios hold. A turn starts with one untimed
-run, which brings caches and thread pools back to the model. Rounds are also the blocks of the
-bootstrap: runs of one turn share their disturbances and are not independent.
+run, which brings caches and thread pools back to the model. Intervals are over the medians of
+rounds: runs of one turn share their disturbances and are not independent.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 STAGES = (
     "decode", "preprocess", "host_to_device", "compute", "device_to_host", "postprocess",
 )  # fmt: skip
+INFERENCE = ("host_to_device", "compute", "device_to_host")  # some forms time only their sum
 END_TO_END = "end_to_end"
 Sample = dict[str, float]
 """Milliseconds of one run, by stage and end to end; a stage that does not exist there is absent."""
@@ -25,7 +27,6 @@ Clock = Callable[[], float]
 
 DRIFT = 0.05  # of the median from the first third of the rounds to the last
 NOISE = 0.05  # between ratios of the same two models
-BOOTSTRAPS = 2000
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def interleave(
             yield Turn(number, name, samples)
 
 
-def summarise(values_ms: Sequence[float]) -> dict[str, float]:
+def summarise(values_ms: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Milliseconds → mean, std (of a sample), min, p50, p90, p95, p99, cv, n.
 
     Percentiles are interpolated linearly; p99 of fewer than 100 values lies beside the largest.
@@ -112,9 +113,15 @@ def summarise(values_ms: Sequence[float]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def medians(samples: Mapping[str, Any], stage: str = "compute") -> np.ndarray:
-    """Raw samples of a row, {"round": [...], stage: [...]} → the median of each round, (R,)."""
-    rounds, values = np.asarray(samples["round"]), np.asarray(samples[stage], float)
+def inference(samples: Mapping[str, Any]) -> np.ndarray:
+    """Raw samples of a row, {"round": [...], stage: [...]} → milliseconds of the network of each
+    run, transfers to and from its device included, (n,)."""
+    return np.sum([samples[stage] for stage in INFERENCE if stage in samples], axis=0)
+
+
+def medians(samples: Mapping[str, Any]) -> np.ndarray:
+    """Raw samples of a row → the median of `inference` in each round, (R,)."""
+    rounds, values = np.asarray(samples["round"]), inference(samples)
     return np.array([np.median(values[rounds == number]) for number in np.unique(rounds)])
 
 
@@ -136,21 +143,23 @@ class Ratio:
         return f"{self.value:.3f} ({self.low:.3f}…{self.high:.3f})"
 
 
-def ratio(a: np.ndarray, b: np.ndarray, paired: bool, seed: int = 0) -> Ratio:
-    """Medians by round → geometric mean of b / a; the interval by bootstrap over rounds.
+def ratio(a: np.ndarray, b: np.ndarray, paired: bool) -> Ratio:
+    """Medians by round, two or more → geometric mean of b / a; the interval is Student's over the
+    logarithms of rounds, Welch's where they are not paired.
 
-    paired: both were interleaved in one run, so that a round is drawn for both at once.
+    paired: both were interleaved in one run, so that their rounds belong together.
     """
     log_a, log_b = np.log(a), np.log(b)
     if paired and len(a) != len(b):
         raise ValueError(f"paired rounds must be equal in number, got {len(a)} and {len(b)}")
-    rng = np.random.default_rng(seed)
-    drawn_a = rng.integers(len(a), size=(BOOTSTRAPS, len(a)))
-    drawn_b = drawn_a if paired else rng.integers(len(b), size=(BOOTSTRAPS, len(b)))
-    resampled = log_b[drawn_b].mean(1) - log_a[drawn_a].mean(1)
-    low, high = np.percentile(resampled, (2.5, 97.5))
+    parts = [log_b - log_a] if paired else [log_a, log_b]
+    errors = np.array([part.var(ddof=1) / len(part) for part in parts])  # of the means
+    squares = sum(e**2 / (len(part) - 1) for e, part in zip(errors, parts, strict=True))
+    freedom = errors.sum() ** 2 / squares if squares else len(parts[0]) - 1
+    half = stdtrit(freedom, 0.975) * np.sqrt(errors.sum())
     value = log_b.mean() - log_a.mean()
-    return Ratio(float(np.exp(value)), float(np.exp(low)), float(np.exp(high)))
+    low, high = np.exp(value - half), np.exp(value + half)
+    return Ratio(float(np.exp(value)), float(low), float(high))
 
 
 def split_half(by_name: Mapping[str, np.ndarray], baseline: str) -> dict[str, Any]:
@@ -163,11 +172,9 @@ def split_half(by_name: Mapping[str, np.ndarray], baseline: str) -> dict[str, An
     worst, who = 0.0, baseline
     for name, values in by_name.items():
         base = by_name[baseline] if len(by_name) > 1 else np.ones_like(values)
-        halves = [
-            ratio(base[part], values[part], paired=True).value
-            for part in (slice(None, half), slice(half, None))
-        ]
-        apart = max(halves) / min(halves) - 1
+        logs = np.log(values / base)
+        halves = np.exp([logs[:half].mean(), logs[half:].mean()])
+        apart = float(halves.max() / halves.min() - 1)
         if apart > worst:
             worst, who = apart, name
     what = f"its time relative to {baseline}" if len(by_name) > 1 else "its time"

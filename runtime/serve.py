@@ -220,7 +220,7 @@ class _Service:
             data, file = await asyncio.wait_for(
                 take_photo(request, self._limits.max_bytes), limit_s
             )
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise Refused(408, f"expected the whole photo within {limit_s:g} s") from None
         ranking = asyncio.ensure_future(self._workers.rank(data, media, file))
         leaving = asyncio.ensure_future(_left(request))
@@ -273,7 +273,7 @@ class _Service:
 
         try:
             answered = await asyncio.wait_for(self._workers.ready(), READY_S)
-        except (WorkersLost, asyncio.TimeoutError):
+        except (TimeoutError, WorkersLost):
             answered = False
         if not answered:
             return refusal(503, "no worker is ready", self._retry_after())

@@ -13,7 +13,7 @@ from dsgnn.benchmarks import gpu, plots, results
 from dsgnn.benchmarks.cli import main
 from dsgnn.benchmarks.environment import environment
 from dsgnn.benchmarks.report import compare, gpu_table, markdown, replace_between, report
-from dsgnn.benchmarks.subjects import BenchError, Spec
+from dsgnn.benchmarks.subjects import DEFAULT_FORMS, BenchError, Spec, specs
 from dsgnn.benchmarks.timing import Plan
 from dsgnn.config import CONFIGS
 from dsgnn.runtime.artifact import Sidecar, open_artifact, sha256_of, write_sidecar
@@ -68,7 +68,9 @@ def test_latency_and_accuracy_of_one_file_stand_in_one_row(files: list[Path]) ->
     assert cells[8:] == ["1.0", "0.750", "-0.0005", "passed, mask IoU 0.9991 (here)", "–"]
     (upstream,) = re.findall(r"^\| up .*", text, re.M)
     assert "| 1 | " in upstream and "random weights" in upstream
-    assert "sa_sor 0.750 (8)" in text
+    assert re.search(
+        r"^\*\*Accuracy\.\*\* .*, revision .*\.\n\n- fast .*sa_sor 0.750 \(8\)", text, re.M
+    )
 
 
 def test_precisions_of_one_network_are_told_apart(tmp_path: Path) -> None:
@@ -265,9 +267,9 @@ def test_an_unknown_name_and_a_truth_value_for_a_number_are_refused(files: list[
 
 
 def test_gpu_rows_that_were_never_measured_say_so() -> None:
-    table = gpu_table([])
+    table = gpu_table([], [])
     assert len(table) == 1 + 3 * 10
-    assert {cell for row in table[1:] for cell in row[2:]} == {"never measured"}
+    assert {cell for row in table[1:] for cell in row[2:-1]} == {"never measured"}
     assert "TensorRT-RTX" in markdown(table)
 
 
@@ -294,13 +296,36 @@ def gpu_run(out: Path, clock: Clockwork, slow: str = "", fails: str = "", **opti
 def test_the_gpu_table_holds_floors_and_reasons(tmp_path: Path) -> None:
     found = gpu_run(tmp_path, Clockwork(), fails="cuda-graph")
     assert results.load(tmp_path / "gpu.json") == found
-    table = {(row[0], row[1]): row[2:] for row in gpu_table([found])[1:]}
+    rows = gpu_table(found["rows"], found["missing"])[1:]
+    table = {(row[0], row[1]): row[2:] for row in rows}
     # 1e11 operations at 50 TFLOP/s take 2 ms, 4e7 weights of 4 bytes at 1 TB/s take 0.16 ms
     assert re.fullmatch(r"8\.\d* ÷ 2", table["PyTorch deploy graph", "fp32"][0])
     assert table["PyTorch deploy graph", "fp32"][1] == "never measured"  # batch 2
     assert re.fullmatch(r"32\.\d* ÷ 8", table["PyTorch deploy graph", "fp32"][2])
     assert table["PyTorch CUDA graph", "bf16"][0] == "cuda-graph does not work here"
     assert table["TensorRT", "fp16"][0] == "never measured"
+
+
+def test_every_gpu_has_a_table_that_names_it_and_its_warnings(tmp_path: Path) -> None:
+    files = []
+    for name in ("NVIDIA L4", "NVIDIA H200"):
+        found = gpu_run(tmp_path / name, Clockwork(), fails="cuda-graph")
+        found["environment"]["gpus"] = [{"name": name}]
+        for row in found["rows"]:
+            row["subject"]["status"] = "unverified"
+        kept = {k: v for k, v in found.items() if k not in ("schema", "created")}
+        results.save(tmp_path / name / "gpu.json", **kept)
+        files.append(tmp_path / name / "gpu.json")
+    text = report(files, tmp_path / "r.html", None)
+    assert re.findall(r"^\*\*(.*)\.\*\* Inference p50", text, re.M) == [
+        "nano on NVIDIA L4", "nano on NVIDIA H200",
+    ]  # fmt: skip
+    assert (
+        len(re.findall(r"^\| PyTorch deploy graph \| fp16 .* \| UNVERIFIED \|$", text, re.M)) == 2
+    )
+    assert (
+        "never been" not in text and "nano on NVIDIA H200</h2>" in (tmp_path / "r.html").read_text()
+    )
 
 
 def test_the_gpu_table_stops_in_time(tmp_path: Path) -> None:
@@ -359,7 +384,8 @@ def test_a_precision_beyond_the_table_gets_a_row(tmp_path: Path) -> None:
     found = gpu_run(tmp_path, Clockwork())
     (first, *_) = found["rows"]
     first["subject"] |= {"form": "artifact", "backend": "onnxruntime", "precision": "w16"}
-    table = {(row[0], row[1]): row[2:] for row in gpu_table([found])[1:]}
+    rows = gpu_table(found["rows"], found["missing"])[1:]
+    table = {(row[0], row[1]): row[2:] for row in rows}
     assert len(table) == 31 and " ÷ " in table["ONNX Runtime CUDA", "w16"][0]
 
 
@@ -380,9 +406,12 @@ def test_the_commands_refuse_with_status_two(tmp_path: Path) -> None:
 
     assert "give a MODEL file or --synthetic" in said("latency")
     nano = ("latency", "--synthetic", "nano")
+    forms = specs([], ["nano"], DEFAULT_FORMS["cuda"], (), device="cuda")  # nothing to refuse
+    assert [spec.form for spec in forms] == ["upstream", "deploy", "compiled"]
     assert "--backend is for exported" in said(*nano, "--backend", "openvino")
     assert "'none-such' is not one of 'onnxruntime'" in said(*nano, "--backend", "none-such")
     assert "leave --cuda-graph out" in said(*nano, "--cuda-graph")
+    assert "timed on the CPU" in said(*nano, "--device", "cuda", "--form", "straightforward")
     for wrong in ("0,1", "²"):
         assert "batch sizes such as" in said(*nano, "--batch", wrong)
     for wrong in ("0x0", "²x³"):
@@ -400,4 +429,4 @@ def test_compare_and_report_from_the_command_line(files: list[Path], tmp_path: P
     done = CliRunner().invoke(main, ["compare", str(files[0]), "--baseline", "fast"])
     assert done.exit_code == 0 and re.search(r"up: (3\.9|4\.0)", done.output)
     done = CliRunner().invoke(main, ["compare", str(files[1])])
-    assert done.exit_code == 2 and "compare takes latency results" in done.output
+    assert done.exit_code == 2 and "these are of accuracy" in done.output

@@ -4,12 +4,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 from dsgnn.benchmarks.timing import (
     Plan,
     Sample,
     Turn,
     drift,
+    inference,
     interleave,
     medians,
     ratio,
@@ -125,6 +127,14 @@ def test_medians_are_by_round() -> None:
     assert medians(samples).tolist() == [2, 5]
 
 
+def test_inference_includes_the_transfers_that_some_forms_time_apart() -> None:
+    whole = {"round": [0, 0], "compute": [3.0, 4.0], "decode": [9.0, 9.0]}
+    parts = {"round": [0, 0], "host_to_device": [1.0, 1.0], "compute": [1.5, 2.0],
+             "device_to_host": [0.5, 1.0], "end_to_end": [9.0, 9.0]}  # fmt: skip
+    assert inference(whole).tolist() == inference(parts).tolist() == [3, 4]
+    assert medians(parts).tolist() == [3.5]
+
+
 def test_drift_compares_the_last_third_with_the_first() -> None:
     assert drift(np.array([10.0] * 9)) == 0
     assert drift(np.array([10.0, 10, 10, 50, 50, 50, 12, 12, 12])) == pytest.approx(0.2)
@@ -138,13 +148,22 @@ def test_the_interval_of_a_steady_ratio_is_narrow() -> None:
     assert alone.value == pytest.approx(0.5) and alone.low < 0.48 and alone.high > 0.52
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("rounds", [2, 4, 10])
+def test_intervals_hold_the_truth_as_often_as_they_say(rounds: int, paired: bool) -> None:
     rng, held = np.random.default_rng(0), 0
-    for _ in range(200):
-        a, b = np.exp(rng.normal(0, 0.1, 20)), 0.8 * np.exp(rng.normal(0, 0.1, 20))
-        found = ratio(a, b, paired=False)
+    for _ in range(2000):
+        a, b = np.exp(rng.normal(0, 0.1, (2, rounds)))
+        found = ratio(a, 0.8 * b, paired)
         held += found.low <= 0.8 <= found.high
-    assert 0.88 <= held / 200 <= 0.99
+    assert 0.935 <= held / 2000 <= 0.99
+
+
+def test_unpaired_intervals_are_welchs() -> None:
+    a, b = np.array([10.0, 12, 11, 15]), np.array([7.0, 9, 8])
+    theirs = ttest_ind(np.log(b), np.log(a), equal_var=False).confidence_interval()
+    found = ratio(a, b, paired=False)
+    assert (found.low, found.high) == pytest.approx((np.exp(theirs.low), np.exp(theirs.high)))
 
 
 def test_paired_rounds_must_be_equal_in_number() -> None:
