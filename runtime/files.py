@@ -38,6 +38,30 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def ffmpeg_name(path: Path) -> str:
+    """A path as FFmpeg takes it: absolute, or it takes what stands before a colon for a protocol.
+
+    Raises ValueError for a name that is not Unicode.
+    """
+    name = str(path.absolute())
+    check_unicode(name)
+    return name
+
+
+def check_unicode(name: str) -> None:
+    """Raise ValueError for a name whose bytes are not UTF-8: Python reads such files, OpenCV
+    crashes on them as videos."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the name is not Unicode: rename the file, or its folder") from None
+
+
+def printable(name: str) -> str:
+    """A name with the bytes escaped that are not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 class FolderBusyError(RuntimeError):
     """Another run is writing into the folder."""
 

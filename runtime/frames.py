@@ -17,6 +17,7 @@ from typing import BinaryIO, Protocol
 import cv2
 import numpy as np
 
+from dsgnn.runtime.files import check_unicode
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.sources import NUMBERED, Source, standard_input
 
@@ -186,11 +187,13 @@ class _Capture:
 def _capture(source: Source) -> cv2.VideoCapture:
     if source.feed == "camera":
         return cv2.VideoCapture(int(source.address))
+    name = str(source.path or source.address)
+    check_unicode(name)
     if source.feed == "url":
         limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
         options = [value for limit in limits for value in (limit, TIMEOUT_MS)]
-        return cv2.VideoCapture(source.address, cv2.CAP_FFMPEG, options)
-    return cv2.VideoCapture(str(source.path))
+        return cv2.VideoCapture(name, cv2.CAP_FFMPEG, options)
+    return cv2.VideoCapture(name)
 
 
 class _Numbered:

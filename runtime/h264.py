@@ -11,6 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dsgnn.runtime.files import ffmpeg_name
+
 MISSING = (
     "PyAV is not installed, so videos are written as MPEG-4 Part 2, which browsers do not play: "
     "pip install 'dsgnn[video]' for H.264"
@@ -41,7 +43,8 @@ def h264_writer(
 
     width, height = size
     try:
-        with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        options = {"movflags": "faststart"}
+        with av.open(ffmpeg_name(path), "w", format="mp4", options=options) as container:
             exact = Fraction(rate).limit_denominator(SLOWEST) or Fraction(1, SLOWEST)
             stream = container.add_stream("libx264", rate=exact, options=OPTIONS)
             stream.width, stream.height = width + width % 2, height + height % 2

@@ -18,7 +18,7 @@ import click
 import cv2
 
 from dsgnn.runtime.backends import BackendError
-from dsgnn.runtime.files import claimed
+from dsgnn.runtime.files import claimed, printable
 from dsgnn.runtime.frames import Frames, Selection
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.ranker import Ranker
@@ -86,7 +86,7 @@ class Summary:
         if self.skipped:
             text += f"\n{counted(self.skipped, 'input')} skipped: done by an earlier run"
         if self.failures:
-            names = ", ".join(outcome.source.shown for outcome in self.failures)
+            names = ", ".join(printable(outcome.source.shown) for outcome in self.failures)
             text += f"\n{counted(len(self.failures), 'input')} failed: {names}"
         return text
 

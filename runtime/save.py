@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from dsgnn.runtime import h264
-from dsgnn.runtime.files import whole_file, write_whole
+from dsgnn.runtime.files import ffmpeg_name, whole_file, write_whole
 from dsgnn.runtime.ranking import RankedObject, Ranking
 from dsgnn.runtime.sources import Source
 
@@ -187,7 +187,8 @@ def video_file(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Frame
 def _mpeg4_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Frame]:
     """As `h264_writer`, but an odd side loses a pixel. OpenCV would only log what it could not
     write: here it is an OSError."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+    name = ffmpeg_name(path)
+    writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
     frames = 0
 
     def write(picture: np.ndarray) -> None:
@@ -201,7 +202,7 @@ def _mpeg4_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Fr
         yield write
     finally:
         writer.release()
-    written = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)
+    written = cv2.VideoCapture(name).get(cv2.CAP_PROP_FRAME_COUNT)
     if written != frames:
         raise OSError(f"only {written:.0f} of {frames} frames were written: is the disk full?")
 

@@ -89,6 +89,44 @@ def test_no_video_at_all(go, data: bytes, reason: str) -> None:
     assert f"clip.mp4: {reason}\n" in result.output
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="disks elsewhere have Unicode names alone")
+def test_a_video_whose_name_is_not_unicode(model: Path, clip, photos) -> None:
+    """OpenCV crashes on it, and on such an output, so the command runs in a process of its own."""
+    clip("clip.avi", frames=3)
+    os.rename("clip.avi", b"caf\xe9.avi")
+    clip("clip.avi", frames=3)
+
+    def go(out: str | bytes) -> subprocess.CompletedProcess:
+        options = ("--out", out, "--model", model)
+        command = [COMMAND, b"caf\xe9.avi", "clip.avi", "photos", *options]
+        strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as in most locales
+        return subprocess.run(command, capture_output=True, encoding="utf-8", env=strict)
+
+    done = go("out")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert ".avi: the name is not Unicode: rename the file, or its folder" in done.stderr
+    assert "6 images ranked" in done.stdout and done.stdout.endswith("failed: caf\\xe9.avi\n")
+    assert "is not Unicode" in results()["images"][0]["error"]
+    done = go(b"\xe9")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "clip.avi: the name is not Unicode" in done.stderr and "3 images" in done.stdout
+
+
+@pytest.mark.parametrize("library", ["cv2", "av"])
+def test_a_colon_in_the_output_folder(
+    go, clip, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFmpeg takes what stands before it for a protocol."""
+    pytest.importorskip(library)
+    monkeypatch.setattr("dsgnn.runtime.h264.is_installed", lambda: library == "av")
+    clip("clip.avi", frames=3)
+    os.rename("clip.avi", "clip:1.avi")
+    result = go("clip:1.avi", "--out", "2026-11-23T06:40")
+    assert result.exit_code == 0 and ranked(result) == 3
+    video = cv2.VideoCapture(str(Path("2026-11-23T06:40/clip:1.overlay.mp4").resolve()))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+
+
 def test_streams_of_no_length(go) -> None:
     """A pipe that closes at once, and a camera that takes the call and says nothing."""
     result = go("-", "--raw", f"{W}x{H}")
