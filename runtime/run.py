@@ -197,7 +197,8 @@ def rank_sources(
     earlier run with the same model has done of the same file, if it saved all of `kinds`, and of a
     video if the same frames were ranked (needs `json`, and no `sheet`). A source that fails is
     listed in results.json with its error. Ctrl-C leaves results.json, the sheet and the running
-    video's files as far as they came. Raises OSError if results.json or the sheet cannot be
+    video's files as far as they came; with skip_existing results.json keeps what an earlier run has
+    done of the rest. Raises OSError if results.json or the sheet cannot be
     written, ValueError for skip_existing with the wrong kinds.
     """
     check_skip(skip_existing, kinds)
@@ -208,25 +209,46 @@ def rank_sources(
         if "json" in kinds:
             record = stack.enter_context(results_file(out / "results.json", ranker.describe()))
         sheets = stack.enter_context(Sheets(out, inputs)) if "sheet" in kinds else None
-        for source in sources:
-            target = Target(out, source, kinds, palette, inputs)
-            try:
-                if source.problem:
-                    raise ValueError(source.problem)
-                if earlier and (entry := earlier.done(target)) is not None:
-                    if not source.is_video:
-                        record(entry)
-                    yield Outcome(source, skipped=True)
-                elif source.is_video:
-                    for objects, timings_ms in rank_video(ranker, target, video):
-                        yield Outcome(source, objects, timings_ms)
-                else:
-                    yield _rank_image(ranker, target, record, sheets)
-            except FAILURES as error:
-                outcome = Outcome(source, error=reason(error))
-                nothing: dict[str, Any] = {"width": None, "height": None, "objects": []}
-                record({"file": source.shown, **nothing, "error": outcome.error})
-                yield outcome
+        left = iter(sources)
+        try:
+            for source in left:
+                target = Target(out, source, kinds, palette, inputs)
+                try:
+                    if source.problem:
+                        raise ValueError(source.problem)
+                    if earlier and (entry := earlier.done(target)) is not None:
+                        if not source.is_video:
+                            record(entry)
+                        yield Outcome(source, skipped=True)
+                    elif source.is_video:
+                        with closing(rank_video(ranker, target, video)) as ranked:
+                            for objects, timings_ms in ranked:
+                                yield Outcome(source, objects, timings_ms)
+                    else:
+                        yield _rank_image(ranker, target, record, sheets)
+                except FAILURES as error:
+                    outcome = Outcome(source, error=reason(error))
+                    nothing: dict[str, Any] = {"width": None, "height": None, "objects": []}
+                    record({"file": source.shown, **nothing, "error": outcome.error})
+                    stop = _stop_before(error)
+                    if not isinstance(stop, GeneratorExit):
+                        yield outcome
+                    if stop is not None:
+                        raise stop from error
+        except (KeyboardInterrupt, GeneratorExit):
+            for source in left if earlier else ():
+                entry = earlier.done(Target(out, source, kinds, palette, inputs))
+                if entry is not None and not source.is_video:
+                    record(entry)
+            raise
+
+
+def _stop_before(error: BaseException | None) -> BaseException | None:
+    """The Ctrl-C, or the closing of a generator, on which the error came: what was under way could
+    not be finished."""
+    while error is not None and not isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        error = error.__context__
+    return error
 
 
 def _rank_image(ranker: Ranker, target: Target, record: Record, sheets: Sheets | None) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -85,7 +85,7 @@ def choose_threads(asked: int | None, sources: Iterable[Source]) -> int | None:
 
 def rank_video(
     ranker: Ranker, target: Target, options: VideoOptions
-) -> Iterator[tuple[int, dict[str, float]]]:
+) -> Generator[tuple[int, dict[str, float]], None, None]:
     """Rank a video into the target's files; yields (objects, milliseconds per stage) per frame.
 
     A source that breaks off, Ctrl-C, and closing this generator leave whole files of the frames

@@ -343,6 +343,49 @@ def test_interrupted_photos_leave_what_was_done(place, ranker, photo: np.ndarray
     assert files() == ["0.overlay.jpg", "1.overlay.jpg", "results.json"]
 
 
+def test_an_interrupted_resumed_run_keeps_the_earlier_results(
+    place, ranker, photo: np.ndarray
+) -> None:
+    for index in range(5):
+        write(f"photos/{index}.png", photo)
+    make_folder(Path("out"))
+    sources = find_sources(["photos"], Path("out")).sources
+    run(ranker, sources, Path("out"))
+    before = results()["images"]
+    for index in (1, 2, 4):
+        Path(f"out/{index}.overlay.jpg").unlink()
+    stopping = Stopping(ranker, 1, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopping, sources, Path("out"), skip_existing=True)
+    assert results()["images"] == [before[0], before[1], before[3]]
+    again = run(ranker, sources, Path("out"), skip_existing=True)
+    assert (again.images, again.skipped) == (2, 3) and results()["images"] == before
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_stop_that_meets_a_write_error_is_still_a_stop(
+    place, ranker, photo: np.ndarray, scene, closed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The writer's error replaces the Ctrl-C, or the generator's end, on the way out."""
+    clip("clip.mp4", scene, frames=3)
+    write("photo.png", photo)
+    make_folder(Path("out"))
+    Path("out/clip.masks").write_text("in the way of the first frame's mask")
+    sources = find_sources(["clip.mp4", "photo.png"], Path("out")).sources
+    kinds = ("masks", "json")
+    if closed:
+        outcomes = rank_sources(ranker, sources, Path("out"), kinds)
+        assert next(outcomes).objects == 1
+        outcomes.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(Stopping(ranker, 1, KeyboardInterrupt), sources, Path("out"), kinds)
+        assert "clip.mp4: File exists" in capsys.readouterr().err
+    (failed,) = results()["images"]
+    assert failed["file"] == "clip.mp4" and failed["error"] == "File exists"
+    assert files() == ["clip.masks", "results.json"]
+
+
 def test_a_bug_leaves_the_earlier_results(place, ranker, photo: np.ndarray) -> None:
     write("photo.png", photo)
     make_folder(Path("out"))
