@@ -23,6 +23,7 @@ KINDS = ("overlay", "map", "masks", "crops", "json", "sheet")
 VIDEO_KINDS = ("overlay", "map", "masks", "json")
 RESULTS_SCHEMA = "dsgnn.results/1"
 JPEG_QUALITY = 92
+JPEG_SIDE_PX = 65_500  # libjpeg's limit
 
 Record = Callable[[Mapping[str, Any]], None]
 Frame = Callable[[np.ndarray], None]
@@ -226,9 +227,21 @@ def to_bgr(image: np.ndarray) -> np.ndarray:
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:
-    """Grey, BGR or BGRA in the format of the suffix, whole or not at all."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
-    done, data = cv2.imencode(path.suffix, pixels, options)
+    """Grey, BGR or BGRA in the format of the suffix, whole or not at all. Raises ValueError as
+    `encode_picture` and OSError."""
+    write_whole(path, encode_picture(path.suffix, pixels))
+
+
+def encode_picture(suffix: str, pixels: np.ndarray) -> bytes:
+    """Grey, BGR or BGRA in the format of the suffix. Raises ValueError for what it cannot hold."""
+    high, wide = pixels.shape[:2]
+    if suffix == ".jpg" and max(high, wide) > JPEG_SIDE_PX:
+        raise ValueError(
+            f"a JPEG, as the overlay is, has at most {JPEG_SIDE_PX:,} pixels a side, not "
+            f"{wide}×{high}: ask for the map and json alone"
+        )
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == ".jpg" else []
+    done, data = cv2.imencode(suffix, pixels, options)
     if not done:
-        raise ValueError(f"OpenCV cannot encode {path.name} of shape {pixels.shape}")
-    write_whole(path, data.tobytes())
+        raise ValueError(f"OpenCV cannot encode a {suffix} of shape {pixels.shape}")
+    return data.tobytes()

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import cv2
 import numpy as np
 
 from dsgnn.runtime.images import SIGNATURES, ImageError, read_image
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.run import silence_opencv
-from dsgnn.runtime.save import JPEG_QUALITY, RESULTS_SCHEMA, to_bgr
+from dsgnn.runtime.save import RESULTS_SCHEMA, encode_picture, to_bgr
 
 MEDIA = {"application/json": "json", "image/jpeg": "overlay", "image/png": "map"}  # and what it is
 BATCH = 4  # photos of one inference where the model has no profile: more gains little on CPUs
@@ -86,7 +85,10 @@ class Worker:
             decoded = perf_counter()
             ranking, batch = await self._together(photo)
             ranked = perf_counter()
-            body = await asyncio.to_thread(self._encode, ranking, photo, media, file)
+            try:
+                body = await asyncio.to_thread(self._encode, ranking, photo, media, file)
+            except ValueError as error:
+                return Refused(422, f"the answer cannot be encoded: {error}")
             own = {
                 "decode": 1e3 * (decoded - start),
                 "encode": 1e3 * (perf_counter() - ranked),
@@ -114,9 +116,8 @@ class Worker:
             }
             return json.dumps(results).encode()
         if media == "image/jpeg":
-            options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-            return cv2.imencode(".jpg", to_bgr(ranking.draw(photo)), options)[1].tobytes()
-        return cv2.imencode(".png", ranking.rank_map())[1].tobytes()
+            return encode_picture(".jpg", to_bgr(ranking.draw(photo)))
+        return encode_picture(".png", ranking.rank_map())
 
 
 class Together:

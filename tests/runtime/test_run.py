@@ -293,6 +293,17 @@ def test_a_failing_write_leaves_nothing(
     assert results()["images"][0]["error"] == "No space left on device"
 
 
+def test_a_panorama_that_no_jpeg_holds(go, scene) -> None:
+    write("wide.png", scene(8, 65_501))
+    (outcome,) = go("wide.png", kinds=("overlay", "map", "json"))
+    assert outcome.error == (
+        "a JPEG, as the overlay is, has at most 65,500 pixels a side, not 65501×8: ask for the map "
+        "and json alone"
+    )
+    (outcome,) = go("wide.png", kinds=("map", "json"))
+    assert not outcome.error and read("out/wide.map.png").shape == (8, 65_501)
+
+
 def test_whole_files(place: Path) -> None:
     path = Path("file.txt")
     write_whole(path, b"one")

@@ -149,6 +149,9 @@ def test_the_answers_are_the_direct_calls(
     assert body == cv2.imencode(".jpg", direct.draw(photo)[..., ::-1], [1, 92])[1].tobytes()
 
 
+WIDE = cv2.imencode(".png", np.zeros((8, 65_501), np.uint8))[1].tobytes()
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "status", "message"),
     [
@@ -158,6 +161,7 @@ def test_the_answers_are_the_direct_calls(
         (b"\x89PNG\r\n\x1a\n cut", {}, 422, "the PNG data is damaged or cut short (12 bytes)"),
         (bytes(100_001), {}, 413, "at most 100,000 bytes (--max-bytes), got 100,001"),
         (iter([bytes(99_999)] * 2), {}, 413, "bytes (--max-bytes), got 1"),
+        (WIDE, {"Accept": "image/jpeg"}, 422, "at most 65,500 pixels a side, not 65501×8: ask for"),
         (b"x", {"Accept": "text/html"}, 406, "image/jpeg or image/png, got text/html"),
         (b"x", {"Content_Type": "multipart/form-data"}, 400, "boundary"),
         (
