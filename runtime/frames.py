@@ -5,12 +5,10 @@ Frame times are frame numbers over the frame rate.
 
 from __future__ import annotations
 
-import glob
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import BinaryIO, Protocol
 
@@ -19,7 +17,7 @@ import numpy as np
 
 from dsgnn.runtime.files import check_unicode
 from dsgnn.runtime.images import read_image
-from dsgnn.runtime.sources import NUMBERED, Source, standard_input
+from dsgnn.runtime.sources import Source, numbered, standard_input
 
 DEFAULT_RATE = 25.0  # where the source tells none
 TIMEOUT_MS = 10_000  # of opening a stream, and of waiting for a frame
@@ -197,24 +195,10 @@ def _capture(source: Source) -> cv2.VideoCapture:
 
 
 class _Numbered:
-    """Numbered images: shot%04d.png. All there are, by number; gaps are closed. Raises ValueError
-    if there are none, or two of one number (shot1.png and shot0001.png)."""
+    """Numbered images: shot%04d.png. All there are, by number; gaps are closed."""
 
     def __init__(self, pattern: str, rate: float) -> None:
-        path = Path(pattern)
-        before, _, after = NUMBERED.sub("\0", path.name, count=1).partition("\0")
-        shape = re.compile(rf"{re.escape(before)}(\d+){re.escape(after)}")
-        numbers: dict[int, str] = {}
-        for found in sorted(glob.glob(f"{glob.escape(str(path.parent))}/*")):
-            name = Path(found).name
-            if match := shape.fullmatch(name):
-                number = int(match[1])
-                if number in numbers:
-                    raise ValueError(f"{numbers[number]} and {name} are both number {number}")
-                numbers[number] = name
-        if not numbers:
-            raise ValueError("no file has a name of this pattern")
-        self._paths = [path.parent / numbers[number] for number in sorted(numbers)]
+        self._paths = numbered(pattern)
         self.rate, self.declared = rate, len(self._paths)
         self._next = 0
 

@@ -17,7 +17,7 @@ import numpy as np
 from dsgnn.runtime import h264
 from dsgnn.runtime.files import ffmpeg_name, whole_file, write_whole
 from dsgnn.runtime.ranking import RankedObject, Ranking
-from dsgnn.runtime.sources import Source
+from dsgnn.runtime.sources import Source, numbered
 
 KINDS = ("overlay", "map", "masks", "crops", "json", "sheet")
 VIDEO_KINDS = ("overlay", "map", "masks", "json")
@@ -84,14 +84,18 @@ class Target:
     def made(self) -> dict[str, Any]:
         """For records: what the outputs are made of, to be taken before it is read, and which.
 
-        of: size and time of change of the file, or of the folder of numbered images; None for what
-        is no file. Raises OSError if it is not there.
+        of: size and time of change of the file, of numbered images their sum and the latest; None
+        for what is no file. Raises OSError if it is not there, ValueError as `numbered`.
         """
-        numbered = Path(self.source.address).parent if self.source.feed == "sequence" else None
-        facts = place.stat() if (place := self.source.path or numbered) else None
+        files = [self.source.path] if self.source.path else []
+        if self.source.feed == "sequence":
+            files = numbered(self.source.address)
+        facts = [path.stat() for path in files]
+        size = sum(fact.st_size for fact in facts)
+        latest = max((fact.st_mtime_ns for fact in facts), default=0)
         kinds = [kind for kind in KINDS if kind in self.kinds]
         return {
-            "of": {"bytes": facts.st_size, "modified_ns": facts.st_mtime_ns} if facts else None,
+            "of": {"bytes": size, "modified_ns": latest} if facts else None,
             "saved": [f"map of {self.palette}" if kind == "map" else kind for kind in kinds],
         }
 

@@ -122,6 +122,25 @@ def standard_input() -> BinaryIO:
     return sys.stdin.buffer
 
 
+def numbered(pattern: str) -> list[Path]:
+    """The files of a pattern such as shot%04d.png, by number. Raises ValueError if there are none,
+    or two of one number (shot1.png and shot0001.png)."""
+    path = Path(pattern)
+    before, _, after = NUMBERED.sub("\0", path.name, count=1).partition("\0")
+    shape = re.compile(rf"{re.escape(before)}(\d+){re.escape(after)}")
+    numbers: dict[int, Path] = {}
+    for found in map(Path, sorted(glob.glob(f"{glob.escape(str(path.parent))}/*"))):
+        if match := shape.fullmatch(found.name):
+            number = int(match[1])
+            if number in numbers:
+                names = f"{numbers[number].name} and {found.name}"
+                raise ValueError(f"{names} are both number {number}")
+            numbers[number] = path.parent / found.name
+    if not numbers:
+        raise ValueError("no file has a name of this pattern")
+    return [numbers[number] for number in sorted(numbers)]
+
+
 def video_source(argument: str | Path | int) -> Source:
     """One video by its path, camera number, URL or pattern. Raises FileNotFoundError."""
     feed = _feed(str(argument))

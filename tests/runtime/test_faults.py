@@ -397,6 +397,21 @@ def test_another_file_of_the_name_is_not_done(
             assert ranked(go(*names, *out)) == 0
 
 
+def test_other_numbered_images_are_not_done(go, photo: np.ndarray) -> None:
+    """Written over, as a renderer does: nothing about their folder changes."""
+    Path("out").mkdir()
+    for number in range(3):
+        cv2.imwrite(f"shot{number}.png", photo)
+    folder = Path().stat().st_mtime_ns
+    assert ranked(go("shot%d.png", "--skip-existing")) == 3
+    assert ranked(go("shot%d.png", "--skip-existing")) == 0
+    for change in (photo[::-1], photo):  # the second: of the size it had
+        cv2.imwrite("shot1.png", change)
+        assert Path().stat().st_mtime_ns == folder
+        assert ranked(go("shot%d.png", "--skip-existing")) == 3
+        assert ranked(go("shot%d.png", "--skip-existing")) == 0
+
+
 def test_standard_input_is_never_done(model: Path, photo: np.ndarray) -> None:
     data = cv2.imencode(".png", photo)[1].tobytes()
     arguments = ("-", "--out", "out", "--model", str(model), "--skip-existing")
