@@ -117,6 +117,21 @@ class Matches:
         return torch.where(self.object >= 0, found, 0.0)
 
 
+def sample_objects(maps: Tensor, matches: Matches, points: Tensor) -> Tensor:
+    """`sample_points(maps[b, g], points)` of the matched objects' maps, each of which is read in
+    place: a copy for every output that matched the object would be ten times as large as they are.
+
+    maps: (B, G, C, H, W); points: (N, P, 2) → (N, C, P).
+    """
+    B, G = maps.shape[:2]
+    O, P = len(matches.object), points.shape[1]  # noqa: E741
+    row = matches.b * G + matches.g  # an output matches an object once at most
+    where = points.new_zeros(B * G, O, P, 2)
+    where[row, matches.o] = points
+    values = sample_points(maps.flatten(0, 1), where.flatten(1, 2))  # (B·G, C, O·P)
+    return values.unflatten(2, (O, P))[row, :, matches.o]
+
+
 def class_loss(logits: Tensor, matched: Tensor, class_weights: Tensor) -> Tensor:
     """Weighted cross-entropy, [object, none], by output. logits: (O, B, Q, 2) → (O,)."""
     labels = (matched < 0).long()  # 0 = object
@@ -309,14 +324,13 @@ class Criterion:
         terms["shape_rank"] = rank("shape", out.rank_s.float())
         m = matches["shape"]
         chosen = masks[m.o, m.b, m.q][:, None]  # (N, 1, h, w)
-        truths = batch.masks[m.b, m.g][:, None]  # (N, 1, H, W)
         with torch.no_grad():
             at = (
                 self._uncertain_points(chosen, random_points)
                 if points is None
                 else points.expand(len(chosen), -1, -1)
             )
-            truth = sample_points(truths, at).squeeze(1)  # (N, P)
+            truth = sample_objects(batch.masks[:, :, None], m, at).squeeze(1)  # (N, P)
         logits = sample_points(chosen, at).squeeze(1)
         bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
         p = logits.sigmoid()
@@ -334,7 +348,7 @@ class Criterion:
         m = matches["texture"]
         at = random_points(len(m.o), self.points) if points is None else points.expand(
             len(m.o), -1, -1)  # fmt: skip
-        wanted = sample_points(batch.masks[m.b, m.g][:, None] * images[m.b].float(), at)
+        wanted = sample_objects(batch.masks[:, :, None] * images[:, None].float(), m, at)
         got = sample_points(out.textures[m.o, m.b, m.q].float(), at)  # (N, 3, P)
         squared = (got - wanted).square().sum(1).mean(1)
         terms["texture_mse"] = 5 * m.per_output(squared, total)

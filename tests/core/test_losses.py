@@ -26,6 +26,7 @@ from dsgnn.losses import (
     mask_cost,
     object_centres,
     rank_loss,
+    sample_objects,
     sample_points,
     similarity_loss,
 )
@@ -174,6 +175,16 @@ def test_sample_points_has_x_first_and_cell_centres():
     maps = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     at = tensor([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.5, 0.5], [0.0, 0.25]])
     assert sample_points(maps, at)[0, 0].tolist() == [1.0, 2.0, 3.0, 2.5, 0.5]  # zeros outside
+
+
+def test_objects_are_sampled_as_copies_of_their_maps_would_be():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(2, 3, 2, 9, 8, generator=generator)  # (B, G, C, H, W)
+    matched = [[[0, -1, 2, 1], [1, 0, -1, -1]], [[2, 0, 1, -1], [-1, -1, -1, 0]]]  # (O, B, Q)
+    for matches in (Matches.of(torch.tensor(matched)), Matches.of(torch.full((2, 2, 4), -1))):
+        points = torch.rand(len(matches.o), 7, 2, generator=generator)
+        naive = sample_points(maps[matches.b, matches.g], points)
+        assert torch.equal(sample_objects(maps, matches, points), naive)
 
 
 def test_class_loss_is_divided_by_the_weights_applied():
