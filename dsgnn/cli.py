@@ -210,10 +210,14 @@ def check(data: str, split: str) -> None:
 
     from dsgnn.data import open_data
     from dsgnn.data.check import check_data
+    from dsgnn.data.records import AnnotationError
 
     try:
         samples = open_data(data, split)
         problems = check_data(samples, lambda numbers: tqdm(numbers, unit="image", disable=None))
+    except AnnotationError as error:  # the set cannot be opened, so no image was looked at
+        click.echo(str(error))
+        raise SystemExit(1) from None
     except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from None
     click.echo("".join(f"{problem}\n" for problem in problems), nl=False)

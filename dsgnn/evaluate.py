@@ -98,7 +98,8 @@ def evaluate(
             record = stack.enter_context(results_file(out / "results.json", facts))
             rank = _recorded(rank, record)
         images = measure(rank, samples, protocol=protocol, palette=palette, progress=True)
-    figures = {"model": dict(facts), "data": {"spec": data, "split": split}}
+    ranks = "written rule" if getattr(samples, "by_rule", False) else "annotations"
+    figures = {"model": dict(facts), "data": {"spec": data, "split": split, "ranks": ranks}}
     figures |= summarise(images, protocol, palette)
     if out is not None:
         brief = {name: value for name, value in figures.items() if name != "per_image"}
@@ -308,6 +309,8 @@ def table(figures: Mapping[str, Any]) -> str:
     ]
     if if_none := figures.get("model", {}).get("if_none"):
         lines.append(f"  where nothing passes the threshold, {if_none} of the queries count")
+    if figures["data"].get("ranks") == "written rule":
+        lines.append("  true ranks come from the rule of dsgnn.data.saliency, not from people")
     for name, heading, over in FIGURES:
         if figures[name] is not None:
             lines.append(f"  {heading:<28}{figures[name]:7.4f}  {figures['used'][name]:6} {over}")

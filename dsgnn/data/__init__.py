@@ -23,7 +23,8 @@ def open_data(spec: Path | str, split: str) -> Samples:
     spec: a folder or file of one of the `FORMS`, recognised by what is in it, or "composite:N…".
     Where the authors give no validation split, val is a fixed part of train, which train then lacks
     (see each reader). Images are read when asked for. `palette` of the result, where it has one,
-    is the palette its MAE is published with ("irsr" otherwise).
+    is the palette its MAE is published with ("irsr" otherwise); a true `by_rule` says that ranks
+    come from the written rule of `dsgnn.data.saliency`, not from people.
     Raises ValueError when nothing is recognised or there is no such split, FileNotFoundError and
     `dsgnn.data.records.AnnotationError` (a ValueError) for what is missing or broken.
     """
@@ -57,32 +58,31 @@ def _open_one(spec: str, split: str) -> Samples:
 
 
 def _open_coco(root: Path, split: str) -> Samples:
-    """A split's own file; or a part of the only file: "all", or train and val by the file names."""
+    """A split's own file, or of the only file all; train and val are parts of one file, told apart
+    by the photos' names, where val has no file of its own."""
     from dsgnn.data.coco import CocoReader
     from dsgnn.data.records import Subset, for_validation
 
-    names = [
-        f"{folder}{stem}.json"
-        for folder in ("", "annotations/")
-        for stem in (split, f"instances_{split}")
-    ]
-    for path in (root / name for name in names):
-        if path.is_file():
-            folders = [root / "images" / split, root / split, root / "images", root]
-            return CocoReader(path, images=next(f for f in folders if f.is_dir()))
-    if not root.is_file() and not (root / "instances.json").is_file():
+    def file_of(name: str) -> Path | None:
+        stems = name, f"instances_{name}"
+        paths = (root / folder / f"{x}.json" for folder in ("", "annotations") for x in stems)
+        return next((path for path in paths if path.is_file()), None)
+
+    held_out = split in ("train", "val") and file_of("val") is None
+    name = "train" if held_out else split
+    if path := file_of(name):
+        folders = [root / "images" / name, root / name, root / "images", root]
+        reader = CocoReader(path, images=next(f for f in folders if f.is_dir()))
+    elif not root.is_file() and not (root / "instances.json").is_file():
         raise ValueError(f"{root} has no split {split!r} in a known form; expected one of{FORMS}")
-    if split not in ("train", "val", "all"):
+    elif split not in ("train", "val", "all"):
         raise ValueError(f"{root} is one set: its splits are train, val and all, got {split!r}")
-    reader = CocoReader(root)
-    return Subset(
-        reader,
-        [
-            index
-            for index, photo in enumerate(reader.photos)
-            if split == "all" or for_validation(photo.path.name) == (split == "val")
-        ],
-    )
+    else:
+        reader = CocoReader(root)
+    if not held_out:
+        return reader
+    names = [photo.path.name for photo in reader.photos]
+    return Subset(reader, [i for i, x in enumerate(names) if for_validation(x) == (split == "val")])
 
 
 def _open_composite(spec: str, split: str) -> Samples:

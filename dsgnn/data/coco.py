@@ -12,6 +12,7 @@ on any canvas and faster, up to one pixel of the border different.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +21,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dsgnn.data.polygons import segmentation_to_mask
+from dsgnn.data.polygons import FARTHEST, segmentation_to_mask
+from dsgnn.data.records import AnnotationError
 from dsgnn.data.saliency import saliency_scores, salient_objects
 from dsgnn.data.sample import Sample
 
 _SUBPIXEL_BITS = 4  # fillPoly takes fixed-point coordinates
 _FINER = 4  # and fills a grid this many times finer
+log = logging.getLogger("dsgnn")
 
 
-class CocoError(ValueError):
+class CocoError(AnnotationError):
     """An annotation file does not hold what the format says; names the file and the field."""
 
 
@@ -176,7 +179,8 @@ class CocoReader:
 
     source, images: as for `read_photos`. ranks: "visiting_order" (CocoError where no annotation
     has it or two of a photo share it; objects without it are clutter), "rule", or None to take
-    the former if the file has it. A sample without a salient object has G = 0.
+    the former if the file has it, and otherwise the rule, which is logged. `by_rule`: whether they
+    come from the rule. A sample without a salient object has G = 0.
     """
 
     def __init__(
@@ -189,6 +193,13 @@ class CocoReader:
         if ranks == "visiting_order" and not visited:
             raise CocoError(f'{source}: no annotations[].visiting_order; use ranks="rule"')
         self.ranks = ranks or ("visiting_order" if visited else "rule")
+        self.by_rule = self.ranks == "rule"
+        if ranks is None and self.by_rule:
+            log.warning(
+                "%s: there is no annotations[].visiting_order, so ranks come from the written rule "
+                "of dsgnn.data.saliency, not from people",
+                source,
+            )
         for photo in self.photos if self.ranks == "visiting_order" else ():
             orders = [i.visiting_order for i in _first_to_last(photo)]
             if len(set(orders)) < len(orders):
@@ -203,11 +214,10 @@ class CocoReader:
     def __getitem__(self, index: int) -> Sample:
         photo = self.photos[index]
         image = photo.read()
-        by_rule = self.ranks == "rule"
-        instances = photo.instances if by_rule else _first_to_last(photo)
+        instances = photo.instances if self.by_rule else _first_to_last(photo)
         size = photo.height, photo.width
         masks = stack_masks([segmentation_to_mask(i.segmentation, *size) for i in instances], size)
-        if by_rule:
+        if self.by_rule:
             scores = saliency_scores(image, masks, [i.kind for i in instances])
             masks = masks[salient_objects(scores, masks.mean((1, 2)))]
         return Sample(image, masks, np.arange(len(masks), 0, -1), photo.path.stem)
@@ -237,18 +247,8 @@ def _parts(
 ) -> tuple[tuple[np.ndarray, ...], ...]:
     name = f"{where}.segmentation"
     outline = annotation.get("segmentation")
-    if isinstance(outline, list) and outline:
-        for k, polygon in enumerate(outline):
-            numbers = isinstance(polygon, list) and all(
-                isinstance(v, int | float) and np.isfinite(v) for v in polygon
-            )
-            if not numbers or len(polygon) < 6 or len(polygon) % 2:
-                raise CocoError(
-                    f"{path}: {name}[{k}] must be finite x, y pairs of three points or more, got "
-                    f"{str(polygon)[:60]}"
-                )
-        return tuple((np.asarray(p, np.float32).reshape(-1, 2),) for p in outline)
-    if isinstance(outline, dict):
+    runs = outline if isinstance(outline, list) else [outline]
+    if runs and all(isinstance(run, dict) for run in runs):
         try:
             mask = segmentation_to_mask(outline, *size)
         except ValueError as error:
@@ -256,6 +256,17 @@ def _parts(
         if not mask.any():
             raise CocoError(f"{path}: {name} marks no pixel; remove the annotation")
         return (_rings(mask),)
+    if isinstance(outline, list) and outline:
+        for k, polygon in enumerate(outline):
+            numbers = isinstance(polygon, list) and all(
+                isinstance(v, int | float) and abs(v) <= FARTHEST for v in polygon
+            )
+            if not numbers or len(polygon) < 6 or len(polygon) % 2:
+                raise CocoError(
+                    f"{path}: {name}[{k}] must be finite x, y pairs of three points or more, none "
+                    f"beyond ±{FARTHEST} pixels, got {str(polygon)[:60]}"
+                )
+        return tuple((np.asarray(p, np.float32).reshape(-1, 2),) for p in outline)
     raise CocoError(f"{path}: {name} must be a list of polygons or run lengths, got {outline!r}")
 
 

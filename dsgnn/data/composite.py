@@ -66,6 +66,8 @@ class CompositeScenes:
     Raises ValueError for wrong arguments or a split with no file in it, CocoError for the JSON.
     """
 
+    by_rule = True  # where ranks come from
+
     def __init__(
         self,
         cutouts: Path | str | None = None,

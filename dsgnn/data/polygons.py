@@ -20,10 +20,14 @@ FARTHEST = 100_000  # pixels; an outline that goes farther is a mistake, and wou
 def segmentation_to_mask(segmentation: Sequence | Mapping, height: int, width: int) -> np.ndarray:
     """Draw a COCO `segmentation` field, whichever of its forms it has.
 
-    segmentation: a list of polygons, or {"size": [h, w], "counts": …} (see `rle_to_mask`).
+    segmentation: a list of polygons, or {"size": [h, w], "counts": …} (see `rle_to_mask`), or a
+    list of those, which are united.
     Returns (height, width) bool. Raises ValueError for a broken segmentation or another size.
     """
     if not isinstance(segmentation, Mapping):
+        runs = segmentation if isinstance(segmentation, list | tuple) else ()
+        if runs and all(isinstance(run, Mapping) for run in runs):
+            return np.logical_or.reduce([segmentation_to_mask(run, height, width) for run in runs])
         return polygons_to_mask(segmentation, height, width)
     size = segmentation.get("size")
     if isinstance(size, Sequence | np.ndarray) and tuple(size) != (height, width):

@@ -125,6 +125,7 @@ class Joined:
     def __init__(self, parts: Sequence[Samples]) -> None:
         self.parts = parts
         self.palette = getattr(parts[0], "palette", RankedImages.palette)
+        self.by_rule = any(getattr(part, "by_rule", False) for part in parts)
         self.starts = np.cumsum([0] + [len(part) for part in parts])  # and the end
 
     def __len__(self) -> int:
@@ -146,6 +147,7 @@ class Subset:
     def __init__(self, data: Samples, indices: Sequence[int]) -> None:
         self.data, self.indices = data, indices
         self.palette = getattr(data, "palette", RankedImages.palette)
+        self.by_rule = getattr(data, "by_rule", False)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -8,9 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from dsgnn import cli
 from dsgnn.data.coco import CocoError, CocoReader, read_photos
 from dsgnn.data.polygons import segmentation_to_mask
+from dsgnn.evaluate import evaluate, table
+from dsgnn.runtime.save import RESULTS_SCHEMA
 
 H, W = 60, 80
 SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 40.0, 10.0, 40.0]]
@@ -103,7 +107,18 @@ def test_run_lengths_are_read_and_drawn_exactly(tmp_path, hole):
     assert np.array_equal(reader[0].masks[0], mask)
 
 
-def test_the_object_visited_first_is_the_most_salient_one(tmp_path):
+def test_a_list_of_run_lengths_is_their_union_as_in_cocos_tools(tmp_path):
+    coco = pytest.importorskip("pycocotools.mask")
+    masks = np.zeros((2, H, W), bool)
+    masks[0, 5:40, 8:60] = masks[1, 30:55, 40:78] = True
+    runs = [{"size": [H, W], "counts": _counts(mask)} for mask in masks]
+    expected = coco.decode(coco.merge(coco.frPyObjects(runs, H, W))).astype(bool)
+    reader = CocoReader(_write(tmp_path, _data(_annotation(runs))))
+    assert np.array_equal(reader[0].masks, [expected])
+    assert np.array_equal(reader.photos[0].instances[0].draw((H, W)), expected)
+
+
+def test_the_object_visited_first_is_the_most_salient_one(tmp_path, caplog):
     third = [[40.0, 2.0, 44.0, 2.0, 44.0, 8.0]]
     folder = _write(
         tmp_path,
@@ -118,9 +133,10 @@ def test_the_object_visited_first_is_the_most_salient_one(tmp_path):
     best = sample.masks[sample.ranks.tolist().index(2)]
     assert sorted(sample.ranks.tolist()) == [1, 2]
     assert np.array_equal(best, segmentation_to_mask(OTHER, H, W))
+    assert not caplog.records
 
 
-def test_without_an_order_the_rule_ranks(tmp_path):
+def test_without_an_order_the_rule_ranks_and_it_is_said(tmp_path, caplog):
     folder = _write(
         tmp_path,
         _data(_annotation([[0.0, 0, W, 0, W, H, 0, H]], category_id=2), _annotation(SQUARE)),
@@ -129,6 +145,21 @@ def test_without_an_order_the_rule_ranks(tmp_path):
     assert sample.ranks.tolist() == [1]  # the table is clutter
     assert np.array_equal(sample.masks[0], segmentation_to_mask(SQUARE, H, W))
     assert CocoReader(folder).ranks == "rule"
+    message = f"{folder}: there is no annotations[].visiting_order, so ranks come from the written"
+    assert caplog.records[0].message.startswith(message)
+
+
+@pytest.mark.parametrize(("order", "ranks"), [({}, "written rule"),
+                                              ({"visiting_order": 1}, "annotations")])  # fmt: skip
+def test_an_evaluation_says_where_the_true_ranks_come_from(tmp_path, order, ranks):
+    folder = _write(tmp_path, _data(_annotation(**order)))
+    nothing = {"file": "a.png", "height": H, "width": W, "objects": []}
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"schema": RESULTS_SCHEMA, "images": [nothing]}))
+    figures = evaluate(None, str(folder), predictions=results, split="train+val")
+    assert figures["data"] == {"spec": str(folder), "split": "train+val", "ranks": ranks}
+    said = "true ranks come from the rule of dsgnn.data.saliency, not from people"
+    assert (said in table(figures)) == (ranks == "written rule")
 
 
 def test_the_rule_may_find_nothing(tmp_path):
@@ -175,6 +206,16 @@ def _broken(change):
             r"segmentation\[0\] must be finite",
         ),
         (
+            lambda d: d["annotations"][0].update(segmentation=[[0, 0, 1e9, 0, 4, 4]]),
+            r"segmentation\[0\] must be .* none beyond ±100000 pixels, got \[0, 0, 1000000000.0",
+        ),
+        (
+            lambda d: d["annotations"][0].update(
+                segmentation=[{"size": [H, W], "counts": [H * W]}, {"size": [H, W], "counts": [9]}]
+            ),
+            r"annotations\[0\]\.segmentation: the runs .* must add up to 4800, got 9",
+        ),
+        (
             lambda d: d["annotations"][0].update(segmentation={"size": [H, W], "counts": [5, 5]}),
             r"annotations\[0\]\.segmentation: the runs .* must add up to 4800, got 10",
         ),
@@ -197,6 +238,17 @@ def test_mistakes_name_the_file_and_the_field(tmp_path, change, message):
     with pytest.raises(CocoError, match=message) as caught:
         read_photos(folder)
     assert str(folder / "instances.json") in str(caught.value)
+
+
+def test_broken_data_is_no_wrong_use_of_the_commands(tmp_path):
+    folder = str(_write(tmp_path, _broken(lambda d: d["annotations"][0].update(image_id=8))))
+    done = CliRunner().invoke(cli.check, [folder])
+    assert done.exit_code == 1 and "annotations[0].image_id 8 is not" in done.stdout
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"schema": RESULTS_SCHEMA, "images": []}))
+    arguments = ["--predictions", str(results), "--data", folder, "--split", "all"]
+    done = CliRunner().invoke(cli.evaluate, arguments)
+    assert done.exit_code == 1 and "annotations[0].image_id 8 is not" in done.output
 
 
 def test_a_shared_visiting_order_is_refused(tmp_path):

@@ -558,7 +558,11 @@ def test_coco_folders(tmp_path):
             open_data(spec, "test")
     np.testing.assert_array_equal(open_data(tmp_path / "one", "all")[0].masks, [box_mask(*LEFT)])
     write_json(tmp_path / "two" / "annotations" / "instances_train.json", coco_json([40, 43]))
+    for split, names in (("train", [40]), ("val", [43]), ("train+val", [40, 43])):
+        assert [int(s.name) for s in open_data(tmp_path / "two", split)] == names
+    write_json(tmp_path / "two" / "annotations" / "instances_val.json", coco_json([41]))
     assert [int(s.name) for s in open_data(tmp_path / "two", "train")] == [40, 43]
+    assert [photo.id for photo in open_data(tmp_path / "two", "val").photos] == [41]
     with pytest.raises(ValueError, match="no split 'test' in a known form"):
         open_data(tmp_path / "two", "test")
 
@@ -708,7 +712,9 @@ def test_coco_images_of_one_name_and_empty_splits_are_told(tmp_path):
     (found,) = check_data(open_data(tmp_path, "all"))
     assert found == "image 1: the image 1 occurs twice, first at image 0"
     write_json(tmp_path / "instances.json", {**content, "images": [], "annotations": []})
-    assert check_data(open_data(tmp_path, "all")) == ["Subset: there are no images in this split"]
+    assert check_data(open_data(tmp_path, "all")) == [
+        "CocoReader: there are no images in this split"
+    ]
 
 
 def test_progress_sees_every_image(assr):
