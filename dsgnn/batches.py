@@ -29,12 +29,14 @@ class Scenes:
     """Made-up scenes without end; they need no augmentation.
 
     A third are size × size, the others shorter one way: batches pad them as the letterbox pads
-    photos, which a network has to have seen.
+    photos, which a network has to have seen. seed: another one gives other scenes.
     """
 
     scenes: CompositeScenes
+    seed: int = 0
 
     def example(self, number: int, size: int) -> Example:
+        number += self.seed * 10**9  # no run is as long
         random = np.random.default_rng(mix(7, number))
         height = width = size
         if random.random() > 0.35:

@@ -34,12 +34,22 @@ def join(device: str) -> torch.device:
     """Join the group that torchrun made, if any (nccl on GPUs, gloo on CPUs).
 
     device: as for `choose_device`. → the device of this process; in a group each process of a
-    machine has its own GPU.
+    machine has its own GPU. ValueError as there, for "cuda:N" in a group, and when a machine has
+    more processes than GPUs.
     """
     where = choose_device(device)
     grouped = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if where.type == "cuda":
+        if grouped and where.index is not None:
+            raise ValueError(
+                f"torchrun gives each process its own GPU: use --device cuda, got {device}"
+            )
         index = int(os.environ["LOCAL_RANK"]) if grouped else where.index or 0
+        if index >= (count := torch.cuda.device_count()):
+            raise ValueError(
+                f"process {index} of this machine has no GPU of its own ({count} seen): lower "
+                f"--nproc-per-node to {count}"
+            )
         where = torch.device("cuda", index)
         torch.cuda.set_device(where)
     if grouped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,12 @@ class State:
 
     def load(self, out: Path) -> None:
         """ValueError when the run in `out` had another configuration, recipe, seed, …"""
-        device = next(self.model.parameters()).device
-        content = torch.load(out / "state.pt", map_location=device, weights_only=True)
+        # To the CPU: the parts move to their device what belongs there, AdamW's counters do not.
+        content = torch.load(out / "state.pt", map_location="cpu", weights_only=True)
         changed = [
-            f"{name} was {content['run'][name]}, now {value}"
+            f"{name} was {content['run'].get(name)}, now {value}"
             for name, value in self.run.items()
-            if content["run"][name] != value
+            if content["run"].get(name) != value
         ]
         if changed:
             raise ValueError(
@@ -73,9 +74,12 @@ class State:
 
 def start(
     config: Config, recipe: Recipe, out: Path, init: Path | None, resume: bool, amp: str, seed: int,
-    device: torch.device,
+    device: torch.device, data: Mapping[str, Any] | None = None,
 ) -> State:  # fmt: skip
-    """A fresh state, with weights from `init` if given, or that of the run in `out`."""
+    """A fresh state, with weights from `init` if given, or that of the run in `out`.
+
+    data: plain facts about what is trained on, which must not change on the way either.
+    """
     if amp not in AMP:
         raise ValueError(f"amp must be one of {', '.join(AMP)}, got {amp!r}")
     rank, world = process()
@@ -88,7 +92,7 @@ def start(
     optimiser = torch.optim.AdamW(parameter_groups(model, recipe), betas=(0.9, 0.999))
     scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
     facts = {"config": config.to_dict(), "recipe": asdict(recipe), "seed": seed, "amp": amp,
-             "processes": world}  # fmt: skip
+             "processes": world, **(data or {})}  # fmt: skip
     state = State(model, average, optimiser, scaler, json.loads(json.dumps(facts)))
     if found:
         state.load(out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +48,7 @@ def train(
     validation: Samples | None = None,
     init: Path | None = None,
     resume: bool = False,
+    data: Mapping[str, Any] | None = None,
     amp: str = "off",
     seed: int = 0,
     workers: int = 0,
@@ -60,8 +61,9 @@ def train(
 
     validation: evaluated (protocol `dsgnn`) every `every` iterations, when everything is saved too,
     by default 20 times; "best" is the highest SA-SOR there. init: weights to start from, see
-    `dsgnn.init`. resume: go on with the run in `out`, if there is one. amp: "off", "bf16", "fp16".
-    workers: processes that prepare images. In a process group every process calls this.
+    `dsgnn.init`. resume: go on with the run in `out`, if there is one. data: facts about the images
+    (JSON values); a run with others is not resumed. amp: "off", "bf16", "fp16". workers: processes
+    that prepare images. In a process group every process calls this.
     → the model with the weights that were kept (the averaged ones with `recipe.ema`), eval mode.
     Raises FloatingPointError with the batch's names when the loss or its gradient is not finite:
     the last checkpoint stays as it was; ValueError for settings that do not fit.
@@ -71,7 +73,7 @@ def train(
     if validation is not None and not len(validation):
         raise ValueError("there are no images to evaluate on: give --val another split, or none")
     rank, world = process()
-    state = start(config, recipe, out, init, resume, amp, seed, device)
+    state = start(config, recipe, out, init, resume, amp, seed, device, data)
     if rank == 0 and config.texture and recipe.batch == 1:
         log.warning(
             "one image per process: the cross-image and difference losses compare the images of "
@@ -103,6 +105,7 @@ def train(
                 }
                 if journal:
                     journal.losses(record)
+            paused = time.monotonic()
             if save and validation is not None:
                 figures = _evaluate(state.kept, validation)
                 value = figures["sa_sor"]
@@ -121,6 +124,7 @@ def train(
                         save_checkpoint(out / "best.safetensors", state.kept)
             if save and rank == 0:
                 state.save(out)
+            began += time.monotonic() - paused  # images_per_s is of training alone
             if journal:
                 journal.bar.update()
     finally:
@@ -247,14 +251,17 @@ def run(
     source: Source
     if isinstance(samples, CompositeScenes):
         samples.load()
-        source = Scenes(samples)
+        source = Scenes(samples, seed)
     else:
         source = Epochs(samples, chosen.augmentation, seed)
+    images = {"training images": len(samples), "validation images": len(validation or ())}
+    facts = {"split": split, "val": val, **images}
     where = join(device)
     try:
         train(
-            chosen, source, out, recipe, validation=validation, seed=seed, device=where, **options
-        )
+            chosen, source, out, recipe, validation=validation, data=facts, seed=seed, device=where,
+            **options,
+        )  # fmt: skip
         if process()[0] == 0:
             curve(out)
     finally:

@@ -3,7 +3,9 @@
 Differs from upstream: after flip, jitter and crop an object that left the picture is dropped and
 the ranks of the others closed up, so that they stay a permutation of 1…G; resizing is bilinear
 without antialiasing, as the letterbox of the runtime does it, so training and deployment see the
-same pixels.
+same pixels. "jitter" trains on crops without an object as empty scenes, where upstream draws
+another sample; "flip" pads as at test time (IRSR's photos to 480×640), where upstream pads to
+640×640.
 """
 
 from __future__ import annotations

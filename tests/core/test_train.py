@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
+from torch.nn import functional as F
 
 from dsgnn import cli
 from dsgnn.batches import Epochs, Scenes, load, mix
@@ -25,9 +27,10 @@ from dsgnn.data.transforms import collate, example
 from dsgnn.journal import curve, read_log
 from dsgnn.losses import Target
 from dsgnn.model import build_model
+from dsgnn.parallel import join
 from dsgnn.recipe import NANO, PUBLISHED, Recipe, parameter_groups, recipe_for
 from dsgnn.state import start
-from dsgnn.train import Step, seed_centres, train
+from dsgnn.train import Step, run, seed_centres, train
 
 SHORT = Recipe(iterations=4, batch=2, points=64, learning_rate=1e-3, clip=1.0)
 
@@ -141,6 +144,21 @@ def test_scenes_are_without_end_and_leave_room_to_be_padded():
     assert shapes[5] == tuple(source.example(1_000_005, 96).image.shape)
 
 
+def test_another_seed_gives_other_scenes(monkeypatch, tmp_path):
+    given = {}
+    monkeypatch.setattr("dsgnn.train.train", lambda c, source, *_, **options: given.update(
+        options, source=source))  # fmt: skip
+    images = []
+    for seed in (0, 1):
+        run("nano", "composite:2", tmp_path, seed=seed, device="cpu", val="none")
+        images.append(given["source"].example(0, 96).image)
+    scenes = CompositeScenes(length=2)
+    assert torch.equal(images[0], Scenes(scenes).example(0, 96).image)  # the shipped model's
+    assert not torch.equal(*(F.pad(x, (0, 96 - x.shape[2], 0, 96 - x.shape[1])) for x in images))
+    assert given["data"] == {"split": "train", "val": "none", "training images": 2,
+                             "validation images": 0}  # fmt: skip
+
+
 def test_a_broken_annotation_arrives_as_it_was_raised_from_a_worker_too():
     class Broken:
         def example(self, number, size):
@@ -217,6 +235,40 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(tiny_nano,
         train(tiny_nano, Blocks(samples), tmp_path, recipe)
     with pytest.raises(ValueError, match=r"seed was 0, now 1.*--init .*last.safetensors"):
         train(tiny_nano, Blocks(samples), tmp_path, recipe, resume=True, seed=1)
+
+
+@pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter")
+def test_a_resumed_optimiser_counts_on_the_cpu(tiny_nano, samples, tmp_path):
+    """As a fresh one does: on a GPU each of its counters would be waited for in each step."""
+    recipe = replace(SHORT, iterations=1)
+    train(tiny_nano, Blocks(samples), tmp_path, recipe)
+    elsewhere = torch.device("meta")  # stands for a GPU
+    state = start(tiny_nano, recipe, tmp_path, None, True, "off", 0, elsewhere)
+    assert state.iteration == 1 and state.optimiser.state
+    for values in state.optimiser.state.values():
+        assert values["step"].device.type == "cpu" and values["step"] == 1
+        assert values["exp_avg"].device.type == values["exp_avg_sq"].device.type == "meta"
+
+
+def test_the_rate_is_of_training_without_evaluating_and_saving(tiny_nano, samples, tmp_path,
+                                                               monkeypatch):  # fmt: skip
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("dsgnn.train.time", clock)
+
+    class Timed(Blocks):
+        def example(self, number, size):
+            clock.now += 0.5
+            return super().example(number, size)
+
+    class Slow(list):
+        def __getitem__(self, index):
+            clock.now += 1000
+            return super().__getitem__(index)
+
+    validation = Slow(samples[:2])
+    train(tiny_nano, Timed(samples), tmp_path, SHORT, validation=validation, every=1, log_every=1)
+    assert clock.now == 4 * (2 * 0.5 + 2 * 1000)
+    assert [r["images_per_s"] for r in read_log(tmp_path) if "losses" in r] == [2.0] * 4
 
 
 def test_nothing_to_resume_is_said(tiny_nano, samples, tmp_path, caplog):
@@ -299,6 +351,21 @@ def test_another_precision_is_refused(tiny, samples, tmp_path):
         train(tiny, Blocks(samples), tmp_path, SHORT, amp="int8")
 
 
+@pytest.mark.parametrize(
+    ("device", "rank", "message"),
+    [
+        ("cuda:1", "0", "torchrun gives each process its own GPU: use --device cuda, got cuda:1"),
+        ("cuda", "2", r"process 2 of this machine has no GPU of its own \(2 seen\): lower --nproc"),
+    ],
+)
+def test_processes_without_a_gpu_of_their_own_are_told(monkeypatch, device, rank, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(ValueError, match=message):
+        join(device)
+
+
 WORKER = """
 import json, math, sys
 from dataclasses import replace
@@ -377,6 +444,8 @@ def test_the_command_trains_resumes_and_reports_wrong_use(assr, tmp_path, monkey
     again = CliRunner().invoke(cli.train, base)
     assert again.exit_code == 2 and "--resume continues it" in again.output
     assert CliRunner().invoke(cli.train, [*base, "--resume"]).exit_code == 0
+    other = CliRunner().invoke(cli.train, [*base, "--resume", "--val", "test"])
+    assert other.exit_code == 2 and "val was val, now test" in " ".join(other.output.split())
     leak = CliRunner().invoke(cli.train, [*base, "--split", "train+val"])
     assert leak.exit_code == 2 and "give --val another, or none" in leak.output
     both = [*base[:4], "--out", str(tmp_path / "both"), *base[6:], "--split", "train+val",
