@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -70,6 +70,18 @@ def cluster(address: str, part: str, cpus: int | None = None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def machines(ray: Any) -> list[dict[str, float]]:
+    """What each machine of the cluster has: `CPU`, `GPU` and more, without those of zero."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def have(nodes: Iterable[Mapping[str, float]]) -> str:
+    """What machines have, for a message."""
+    return ", ".join(
+        f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes
+    )
 
 
 def confine_grpc() -> None:

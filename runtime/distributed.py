@@ -29,7 +29,7 @@ import numpy as np
 from dsgnn.runtime import parquet
 from dsgnn.runtime.artifact import ENGINES, open_artifact
 from dsgnn.runtime.backends import DEFAULT_THREADS
-from dsgnn.runtime.cluster import cluster
+from dsgnn.runtime.cluster import cluster, have, machines
 from dsgnn.runtime.files import claimed
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.parquet import Parts, Piece, Row
@@ -139,7 +139,7 @@ def rank_on_ray(
     """
     if batch < 1 or (workers is not None and workers < 1):
         raise ValueError(f"workers and batch must be at least 1, got {workers} and {batch}")
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = machines(ray)
     count, needs = fit(nodes, workers, threads, gpu)
     model, line = _probe(ray, make_ranker, needs)
     text = f"{line}; {counted(count, 'worker')}, {counted(len(nodes), 'machine')}"
@@ -382,12 +382,10 @@ def fit(
         cpus = threads or DEFAULT_THREADS
         fit = sum(int(node.get("CPU", 0) // cpus) for node in nodes)
     if workers is None and not fit:
-        have = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs"
-                         for node in nodes)  # fmt: skip
         raise ValueError(
             f"no worker fits: it needs {'a GPU' if gpu else f'{cpus} CPUs'} of one machine, the "
-            f"cluster has {have}; use fewer --threads or --device cpu, or wait for machines that "
-            "join with --workers N"
+            f"cluster has {have(nodes)}; use fewer --threads or --device cpu, or wait for machines "
+            "that join with --workers N"
         )
     count = workers or fit
     share = 1 / math.ceil(count / gpus) if gpus else 1

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from dsgnn.runtime.artifact import ENGINES
 from dsgnn.runtime.backends import DEFAULT_THREADS
-from dsgnn.runtime.cluster import cluster
+from dsgnn.runtime.cluster import cluster, have, machines
 from dsgnn.runtime.serve import Limits, WorkersLost
 from dsgnn.runtime.worker import PIXELS_VARIABLE, Refused, Reply, Worker
 
@@ -74,7 +75,7 @@ def replicas(
     is started here and stopped again. name: of the Ray Serve application, unique in the cluster.
 
     Raises RuntimeError if Ray Serve does not start or the model cannot be loaded, ValueError for a
-    count below 1, and what `cluster` raises.
+    count below 1 or above what the cluster has room for, and what `cluster` raises.
     """
     if count < 1:
         raise ValueError(f"--replicas must be at least 1, got {count}")
@@ -82,7 +83,8 @@ def replicas(
     on_gpu = str(ranker.get("device", "")).startswith("cuda") or (
         str(ranker.get("model") or "").endswith(ENGINES)
     )
-    with cluster(address or "local", "serve", count * threads):
+    with cluster(address or "local", "serve", count * threads) as ray:
+        check_room(machines(ray), count, threads, on_gpu)
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -107,6 +109,21 @@ def replicas(
         finally:
             if address is not None:
                 serve.delete(name)
+
+
+def check_room(nodes: Sequence[Mapping[str, float]], count: int, threads: int, gpu: bool) -> None:
+    """Raise ValueError if the machines of a cluster cannot hold `count` workers, however idle: Ray
+    Serve would wait for more machines without a word, and for ever."""
+    room = sum(
+        int(min(node.get("CPU", 0) // threads, node.get("GPU", 0) if gpu else math.inf))
+        for node in nodes
+    )
+    if count > room:
+        raise ValueError(
+            f"--replicas {count} do not fit, {room} do: each needs {threads} CPUs"
+            f"{' and a GPU' if gpu else ''} of one machine, and Ray has {have(nodes)}; use fewer "
+            f"--replicas or --threads{', or --device cpu' if gpu else ''}"
+        )
 
 
 def name_for(bound: socket.socket) -> str:

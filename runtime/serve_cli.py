@@ -104,8 +104,8 @@ def main(
 
     What is refused gets a status and {"status", "error"} that says why: 400 no photo in the
     request, 406 another Accept, 408 the photo came too slowly, 413 too many bytes or pixels,
-    415 not an image, 422 a damaged one, 503 full or no worker (Retry-After says for how long),
-    504 no ranking in time.
+    415 not an image, 422 a damaged one or too long for a JPEG, 503 full or no worker (Retry-After
+    says for how long), 504 no ranking in time.
 
     SIGTERM and Ctrl-C: nothing new is taken, and what is held is answered. There is no login and no
     TLS: put a proxy that has them in front before listening on more than this machine.

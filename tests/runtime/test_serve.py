@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -22,7 +24,7 @@ from click.testing import CliRunner
 from serving import Direct, send, serving
 from sockets import family, listening
 
-from dsgnn.runtime import Ranker, samples
+from dsgnn.runtime import Ranker, replicas, samples
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.listen import bind
 from dsgnn.runtime.serve import Limits, WorkersLost, negotiate
@@ -344,6 +346,33 @@ def test_wrong_use() -> None:
         port = str(taken.getsockname()[1])
         assert f"cannot listen on 127.0.0.1 port {port}: " in refused("--port", port)
     assert "cannot listen on 192.0.2.1" in refused("--host", "192.0.2.1", "--port", "0")
+
+
+HELD = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}, {"memory": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "count", "room"),
+    [
+        *((None, None, 6, 5), ("cpu", 1, 12, 11), ("cpu", 9, 1, 0)),
+        *(("cuda", None, 4, 3), ("cuda:1", 3, 4, 3), ("cuda", 4, 3, 2)),
+    ],
+)
+def test_workers_that_will_never_fit(
+    device: str | None, threads: int | None, count: int, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Serve would wait for them for ever."""
+    nodes = [{"Alive": True, "Resources": one} for one in HELD]
+    nodes.append({"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}})
+    ray = SimpleNamespace(nodes=lambda: nodes)
+    monkeypatch.setattr(replicas, "cluster", lambda *arguments: nullcontext(ray))
+    asked = {"device": device, "threads": threads}
+    with (
+        pytest.raises(ValueError, match=rf"--replicas {count} do not fit, {room} do: each needs"),
+        replicas.replicas(asked, Limits(), count),
+    ):
+        pass
+    replicas.check_room(HELD, room, threads or 2, str(device).startswith("cuda"))
 
 
 def start(tmp_path: Path, *options: str | Path) -> tuple[subprocess.Popen[bytes], Path]:
