@@ -246,7 +246,7 @@ def _parts(
     path: Path, annotation: dict[str, Any], where: str, size: tuple[int, int]
 ) -> tuple[tuple[np.ndarray, ...], ...]:
     name = f"{where}.segmentation"
-    outline = annotation.get("segmentation")
+    outline: Any = annotation.get("segmentation")
     runs = outline if isinstance(outline, list) else [outline]
     if runs and all(isinstance(run, dict) for run in runs):
         try:
