@@ -30,7 +30,7 @@ from dsgnn.runtime import parquet
 from dsgnn.runtime.artifact import ENGINES, open_artifact
 from dsgnn.runtime.backends import DEFAULT_THREADS
 from dsgnn.runtime.cluster import cluster, have, machines
-from dsgnn.runtime.files import claimed
+from dsgnn.runtime.files import check_unicode, claimed, printable
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.parquet import Parts, Piece, Row
 from dsgnn.runtime.ranker import BUNDLED, Ranker
@@ -183,6 +183,7 @@ def plan(sources: Iterable[Source]) -> Work:
         try:
             if source.problem:
                 raise ValueError(source.problem)
+            check_unicode(f"{source.path} {source.shown}")  # Parquet and Ray hold nothing else
             if source.path is None or source.is_video:
                 raise ValueError("workers read image files and Parquet: rank it without --ray")
             if source.path.suffix.lower() == parquet.SUFFIX:
@@ -190,7 +191,7 @@ def plan(sources: Iterable[Source]) -> Work:
             else:
                 pieces.append(Piece(str(source.path), source.shown))
         except (ValueError, OSError) as error:
-            row = {"path": source.shown, "table": None, "row": None}
+            row = {"path": printable(source.shown), "table": None, "row": None}
             refused.append(_failed(row, reason(error)))
     return Work(pieces, refused)
 
@@ -363,6 +364,8 @@ def _probe(
     try:
         return ray.get(ray.remote(**needs, max_retries=0)(_describe).remote(make_ranker))
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, OSError):  # which here would be said of the results
+            raise RuntimeError(f"a worker cannot load the model: {error.cause}") from None
         raise error.cause from None
     except ray.exceptions.RayError as error:
         raise RuntimeError(f"a worker could not start: {error}") from error

@@ -285,12 +285,38 @@ def test_what_cannot_be_begun(two_cpus: None, model: Path, tmp_path: Path) -> No
         run_on_ray(make, [], tmp_path, threads=3)
     with pytest.raises(ValueError, match="it needs a GPU of one machine, .* 2 CPUs and 0 GPUs;"):
         run_on_ray(make, [], tmp_path, gpu=True)
+    with pytest.raises(RuntimeError, match="a worker cannot load the model: there is no model fi"):
+        run_on_ray(partial(Ranker, tmp_path / "none.onnx"), [], tmp_path, threads=1)
     with pytest.raises(ValueError, match="threshold must be in 0…1, got 2"):
         run_on_ray(partial(Ranker, model, threshold=2), [], tmp_path, threads=1)
     with pytest.raises(ValueError, match="workers and batch must be at least 1, got 0 and 1"):
         run_on_ray(make, [], tmp_path, workers=0)
     with claimed(tmp_path), pytest.raises(FolderBusyError):
         run_on_ray(make, [], tmp_path, threads=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="disks elsewhere have Unicode names alone")
+def test_a_name_that_is_not_unicode_is_refused(
+    photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself, however wrong; Parquet and Ray cannot hold such a name."""
+    data = cv2.imencode(".png", photo)[1].tobytes()
+    monkeypatch.chdir(tmp_path)
+    folder = Path(os.fsdecode(b"d\xe9j\xe0"))
+    folder.mkdir()
+    for path in (Path("a.png"), Path(os.fsdecode(b"caf\xe9.png")), folder / "b.png"):
+        path.write_bytes(data)
+    names = ["a.png", os.fsdecode(b"caf\xe9.png"), str(folder), os.fsdecode(b"gon\xe9.png")]
+    work = distributed.plan(find_sources(names, tmp_path / "out").sources)
+    assert work.names == [(None, "a.png")]
+    why = "the name is not Unicode: rename the file, or its folder"
+    rows = [("caf\\xe9.png", why), ("d\\xe9j\\xe0/b.png", why)]
+    rows.append(("gon\\xe9.png", "there is no such file or folder"))
+    assert [(row["path"], row["error"]) for row in work.refused] == rows
+    assert parquet.results_table(work.refused).num_rows == 3
+    monkeypatch.chdir(folder)
+    work = distributed.plan(find_sources(["b.png"], tmp_path / "out").sources)
+    assert work.names == [] and work.refused[0]["error"] == why
 
 
 @pytest.mark.parametrize(
