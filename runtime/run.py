@@ -236,9 +236,9 @@ def rank_sources(
                     if stop is not None:
                         raise stop from error
         except (KeyboardInterrupt, GeneratorExit):
-            for source in left if earlier else ():
-                entry = earlier.done(Target(out, source, kinds, palette, inputs))
-                if entry is not None and not source.is_video:
+            for source in left:
+                entry = earlier and earlier.done(Target(out, source, kinds, palette, inputs))
+                if entry and not source.is_video:
                     record(entry)
             raise
 
