@@ -237,8 +237,8 @@ def rank_sources(
                         raise stop from error
         except (KeyboardInterrupt, GeneratorExit):
             for source in left:
-                entry = earlier and earlier.done(Target(out, source, kinds, palette, inputs))
-                if entry and not source.is_video:
+                target = Target(out, source, kinds, palette, inputs)
+                if earlier and (entry := earlier.done(target)) and not source.is_video:
                     record(entry)
             raise
 
