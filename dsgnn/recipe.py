@@ -69,7 +69,7 @@ class Recipe:
 
 PUBLISHED = Recipe()
 NANO = Recipe(
-    iterations=6_900, batch=12, learning_rate=1e-3, backbone_scale=0.25, clip=5.0, milestones=(),
+    iterations=6_200, batch=12, learning_rate=1e-3, backbone_scale=0.25, clip=5.0, milestones=(),
     warmup=0.03, points=2048, ema=0.999,
     sizes=((0.4, (160,)), (0.6, (224,)), (0.85, (192, 256, 320)), (1.0, (256, 320))),
 )  # fmt: skip
