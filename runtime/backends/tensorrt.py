@@ -107,7 +107,9 @@ class TensorRt(Backend):
         }
         self.inputs = tuple(spec for name, spec in specs if is_input[name])
         self.outputs = tuple(spec for name, spec in specs if not is_input[name])
-        self._own_graphs = getattr(library, "CudaGraphStrategy", None)  # TensorRT-RTX captures
+        self._strategy = None
+        if cuda_graphs and build["flavour"] == "tensorrt-rtx":
+            self._strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._batch = build["profile"]["batch"]
         self.max_batch = self._batch[2]
         self._local = threading.local()
@@ -137,10 +139,10 @@ class TensorRt(Backend):
         return self._local.lanes[shapes].infer(feeds)
 
     def _context(self) -> Any:
-        if self._graphs and self._own_graphs:
-            config = self._engine.create_runtime_config()
-            config.cuda_graph_strategy = self._own_graphs.WHOLE_GRAPH_CAPTURE
-            return self._engine.create_execution_context(config)
+        if self._strategy is not None:
+            runtime_config = self._engine.create_runtime_config()
+            runtime_config.cuda_graph_strategy = self._strategy
+            return self._engine.create_execution_context(runtime_config)
         return self._engine.create_execution_context()
 
 
@@ -155,7 +157,7 @@ class _Lane:
             raise BackendError("no execution context: is there enough GPU memory?")
         self.stream = self.call(self.cuda.cudaStreamCreate())
         self.buffers: dict[str, tuple[int, int]] = {}  # name → (address, bytes)
-        self.captures = owner._graphs and not owner._own_graphs
+        self.captures = owner._graphs and owner._strategy is None
         self.ran, self.graph = False, None
 
     def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

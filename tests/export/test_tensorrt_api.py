@@ -28,11 +28,15 @@ HOLDS = {
     "e": "ParserError",
     "_runtime": "Runtime",
     "_engine": "ICudaEngine",
+    "runtime_config": "IRuntimeConfig",
     "context": "IExecutionContext",
 }
 # TensorRT builds for the GPU that is present, TensorRT-RTX for named ones; TensorRT-RTX measures
-# nothing when it builds. `_check` keeps each call to its flavour.
+# nothing when it builds, and captures CUDA graphs itself. Each call is kept to its flavour.
 ONLY_RTX = {
+    "CudaGraphStrategy",
+    "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE",
+    "IRuntimeConfig.cuda_graph_strategy",
     "ComputeCapability",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
