@@ -17,7 +17,7 @@ from dsgnn.benchmarks.subjects import (
     read,
 )
 from dsgnn.data import open_data
-from dsgnn.evaluate import measure, model_ranker
+from dsgnn.evaluation.loop import measure, model_ranker
 from dsgnn.metrics import summarise
 from dsgnn.runtime.letterbox import Rule
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from dsgnn.runtime.backends import BACKENDS
+from dsgnn.runtime.errors import BackendError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -19,7 +20,6 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @contextmanager
 def refusals() -> Iterator[None]:
     """What cannot be measured as asked is a message, not a traceback."""
-    from dsgnn.runtime.backends import BackendError
 
     try:
         yield

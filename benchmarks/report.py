@@ -17,7 +17,7 @@ from dsgnn.benchmarks.plots import brief
 from dsgnn.benchmarks.results import load
 from dsgnn.benchmarks.subjects import BenchError
 from dsgnn.benchmarks.timing import END_TO_END, NOISE, STAGES
-from dsgnn.runtime.files import write_whole
+from dsgnn.runtime.disk.files import write_whole
 
 Results = Mapping[str, Any]
 Table = list[list[str]]  # the first row is the heading

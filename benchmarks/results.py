@@ -11,7 +11,7 @@ from typing import Any
 
 from dsgnn.benchmarks.subjects import BenchError
 from dsgnn.benchmarks.timing import Turn
-from dsgnn.runtime.files import write_whole
+from dsgnn.runtime.disk.files import write_whole
 
 SCHEMA = "dsgnn.bench/1"
 DIGITS = 4  # of a raw time in milliseconds

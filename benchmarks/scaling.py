@@ -27,10 +27,10 @@ from dsgnn.benchmarks.environment import conditions, environment, stolen
 from dsgnn.benchmarks.results import save
 from dsgnn.benchmarks.subjects import BenchError
 from dsgnn.runtime import Ranker, samples
-from dsgnn.runtime.cluster import cluster
-from dsgnn.runtime.distributed import TASK_IMAGES, plan, rank_on_ray, ranker_for
-from dsgnn.runtime.run import rank_sources
-from dsgnn.runtime.sources import Source, find_sources
+from dsgnn.runtime.cluster.connect import cluster
+from dsgnn.runtime.cluster.job import TASK_IMAGES, plan, rank_on_ray, ranker_for
+from dsgnn.runtime.disk.sources import Source, find_sources
+from dsgnn.runtime.run.loop import rank_sources
 
 FILE = "scaling.json"
 CLIENTS = (1, 8)

@@ -27,7 +27,8 @@ import numpy as np
 
 from dsgnn.benchmarks.timing import END_TO_END, Clock, Sample
 from dsgnn.runtime import Ranker, samples
-from dsgnn.runtime.files import whole_file
+from dsgnn.runtime.disk.files import whole_file
+from dsgnn.runtime.errors import CheckpointError, DsgnnError
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.letterbox import Rule, letterbox
 from dsgnn.runtime.postprocess import postprocess
@@ -51,7 +52,7 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 PHOTO = (640, 480)  # width, height: the data sets' own size
 
 
-class BenchError(ValueError):
+class BenchError(DsgnnError, ValueError):
     """Something that cannot be measured as asked; the message names the fix."""
 
 
@@ -376,7 +377,6 @@ class TorchSubject:
 
 def read(spec: Spec) -> Source:
     """The network of a spec's checkpoint or configuration."""
-    from dsgnn.checkpoint import CheckpointError
     from dsgnn.export.onnx import read_source
 
     try:

@@ -11,6 +11,7 @@ import click
 
 from dsgnn.config import CONFIGS
 from dsgnn.runtime.backends import BACKENDS
+from dsgnn.runtime.errors import BackendError, CheckpointError, DataError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -58,8 +59,7 @@ def convert(source: Path, output: Path, config: str | None) -> None:
     Exit status: 0 done, 1 the file is not such a checkpoint, 2 wrong use.
     """
     with needs("train"):
-        from dsgnn.checkpoint import CheckpointError
-        from dsgnn.checkpoint import convert as convert_file
+        from dsgnn.weights.checkpoint import convert as convert_file
 
     if output.suffix != ".safetensors":
         raise click.UsageError(f"the output must end in .safetensors, got {output.name}")
@@ -124,14 +124,13 @@ def train(config: str, data: str, out: Path, **options: Any) -> None:
 
     Exit status: 0 done, 1 stopped (a loss was not finite, or the data is broken), 2 wrong use.
     """
-    from dsgnn.data.records import AnnotationError
 
     with needs("train"):
-        from dsgnn.train import run
+        from dsgnn.training.loop import run
 
     try:
         run(config, data, out, **options)
-    except (FloatingPointError, AnnotationError, OSError) as error:
+    except (FloatingPointError, DataError, OSError) as error:
         raise click.ClickException(str(error)) from None
     except ValueError as error:
         raise click.UsageError(str(error)) from None
@@ -177,15 +176,13 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
 
     Exit status: 0 done, 1 the data is broken, 2 wrong use, or the model cannot be run.
     """
-    from dsgnn.data.records import AnnotationError
-    from dsgnn.evaluate import evaluate as measure
-    from dsgnn.evaluate import table
-    from dsgnn.runtime.backends import BackendError
+    from dsgnn.evaluation.loop import evaluate as measure
+    from dsgnn.evaluation.loop import table
 
     try:
         with needs("train"):
             figures = measure(model, data, **options)
-    except (AnnotationError, OSError) as error:
+    except (DataError, OSError) as error:
         raise click.ClickException(str(error)) from None
     except (BackendError, ValueError) as error:
         raise click.UsageError(str(error)) from None
@@ -210,12 +207,11 @@ def check(data: str, split: str) -> None:
 
     from dsgnn.data import open_data
     from dsgnn.data.check import check_data
-    from dsgnn.data.records import AnnotationError
 
     try:
         samples = open_data(data, split)
         problems = check_data(samples, lambda numbers: tqdm(numbers, unit="image", disable=None))
-    except AnnotationError as error:  # the set cannot be opened, so no image was looked at
+    except DataError as error:  # the set cannot be opened, so no image was looked at
         click.echo(str(error))
         raise SystemExit(1) from None
     except (ValueError, OSError) as error:

@@ -8,6 +8,7 @@ import click
 
 from dsgnn.cli import needs
 from dsgnn.runtime.backends import BACKENDS
+from dsgnn.runtime.errors import ArtifactError, BackendError, CheckpointError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,10 +82,8 @@ def onnx(
       dsgnn-export onnx model.safetensors -o model.int8.onnx --precision int8 --calibrate photos
     """
     with needs("export"):
-        from dsgnn.checkpoint import CheckpointError
         from dsgnn.export.onnx import default_size, export_onnx, read_source
         from dsgnn.export.parity import ParityError, folder_photos, parity_photos, table
-        from dsgnn.runtime.backends import BackendError
 
     _check_output(output, ".onnx")
     try:
@@ -144,7 +143,6 @@ def tensorrt(
     with needs("export"):
         from dsgnn.export.parity import ParityError, parity_photos, table
         from dsgnn.export.tensorrt import BuildError, build_engine
-        from dsgnn.runtime.backends import BackendError
 
     _check_output(output, ".engine", ".plan")
     try:
@@ -179,11 +177,9 @@ def verify(artifact: Path, against: Path, images: Path | None, backend: str, dev
       dsgnn-export verify model.onnx --against model.safetensors
     """
     with needs("export"):
-        from dsgnn.checkpoint import CheckpointError
         from dsgnn.export.parity import ParityError, parity_photos, table
         from dsgnn.export.verify import verify as run
-        from dsgnn.runtime.artifact import ArtifactError, open_artifact
-        from dsgnn.runtime.backends import BackendError
+        from dsgnn.runtime.artifact import open_artifact
 
     try:
         photos = parity_photos(images)
@@ -208,7 +204,6 @@ def inspect(artifact: Path) -> None:
     """Say what is known about ARTIFACT: facts, checks, how it was built, what is in its graph."""
     with needs("export"):
         from dsgnn.export.verify import summary
-        from dsgnn.runtime.artifact import ArtifactError
 
     try:
         click.echo(summary(artifact))
@@ -241,8 +236,8 @@ def triton(
     generations of GPUs, of which Triton takes the one that fits.
 
     The engines are TensorRT's, built with batches from 1 up, and run in the Triton release that has
-    their version of TensorRT. dsgnn.runtime.triton is the client. The configuration is checked with
-    Triton's own schema; it has not met a real server.
+    their version of TensorRT. dsgnn.runtime.backends.triton is the client. The configuration is
+    checked with Triton's own schema; it has not met a real server.
 
     \b
     Example:
@@ -251,7 +246,6 @@ def triton(
     """
     with needs("export"):
         from dsgnn.export.triton import write_repository
-        from dsgnn.runtime.backends import BackendError
 
     try:
         folder = write_repository(sources, output, name, max_batch, instances, gpu, delay)
@@ -270,8 +264,8 @@ def triton(
 def round_(checkpoint: Path, output: Path) -> None:
     """Round the weights of CHECKPOINT to float16 values, for a w16 export that loses nothing."""
     with needs("export"):
-        from dsgnn.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
         from dsgnn.export.half import round_weights
+        from dsgnn.weights.checkpoint import load_checkpoint, save_checkpoint
 
     _check_output(output, ".safetensors")
     try:

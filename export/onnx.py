@@ -14,7 +14,6 @@ import onnx
 import torch
 
 import dsgnn
-from dsgnn.checkpoint import load_checkpoint
 from dsgnn.config import Config
 from dsgnn.export.deploy import DeployGraph, Size
 from dsgnn.export.int8 import check_calibration, quantise
@@ -22,8 +21,10 @@ from dsgnn.export.parity import Answers, Infer, Parity, ParityError, compare, ma
 from dsgnn.export.precision import retype, store_as_half
 from dsgnn.model import DSGNN, build_model, normalise
 from dsgnn.runtime.artifact import METADATA_KEY, Description, Sidecar, sha256_of, write_sidecar
-from dsgnn.runtime.backends import Backend, BackendError, open_backend
+from dsgnn.runtime.backends import Backend, open_backend
+from dsgnn.runtime.errors import BackendError
 from dsgnn.runtime.letterbox import Fixed, LongestSide
+from dsgnn.weights.checkpoint import load_checkpoint
 
 OPSET = 18  # from 20 on TensorRT's parser reads GridSample as nearest
 INPUT, OUTPUTS = "image", ("saliency", "score", "masks")

@@ -21,9 +21,10 @@ from scipy.optimize import linear_sum_assignment
 
 from dsgnn.runtime import samples
 from dsgnn.runtime.artifact import Description
-from dsgnn.runtime.images import ImageError, read_image
+from dsgnn.runtime.disk.sources import IMAGE_SUFFIXES
+from dsgnn.runtime.errors import DsgnnError, InputError
+from dsgnn.runtime.images import read_image
 from dsgnn.runtime.letterbox import Fixed, LongestSide, Rule, letterbox
-from dsgnn.runtime.sources import IMAGE_SUFFIXES
 
 log = logging.getLogger("dsgnn")
 
@@ -37,7 +38,7 @@ LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "ten
              "tensorrt-rtx-cu13", "numpy")  # fmt: skip
 
 
-class ParityError(RuntimeError):
+class ParityError(DsgnnError, RuntimeError):
     """An artifact that does not give the reference's answers."""
 
 
@@ -119,7 +120,7 @@ def folder_photos(folder: Path) -> list[np.ndarray]:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             try:
                 photos.append(read_image(path))
-            except (ImageError, OSError) as error:
+            except (InputError, OSError) as error:
                 broken.append(f"{path.name} ({error})")
     if not photos:
         raise FileNotFoundError(f"{folder} holds no readable image")

@@ -28,13 +28,14 @@ from dsgnn.runtime.artifact import (
     sidecar_path,
     write_sidecar,
 )
-from dsgnn.runtime.backends import BackendError, open_backend
+from dsgnn.runtime.backends import open_backend
 from dsgnn.runtime.backends.tensorrt import FLAVOURS, gpu, library_of
-from dsgnn.runtime.files import write_whole
+from dsgnn.runtime.disk.files import write_whole
+from dsgnn.runtime.errors import BackendError, DsgnnError
 from dsgnn.runtime.letterbox import Fixed
 
 
-class BuildError(RuntimeError):
+class BuildError(DsgnnError, RuntimeError):
     """An engine that could not be built; the message holds what the library said."""
 
 

@@ -27,15 +27,16 @@ from dsgnn.runtime.artifact import (
     write_sidecar,
 )
 from dsgnn.runtime.backends import DEFAULT_THREADS
+from dsgnn.runtime.backends.triton import PARAMETER, specs
+from dsgnn.runtime.errors import DsgnnError
 from dsgnn.runtime.ranker import Ranker, interface
-from dsgnn.runtime.triton import PARAMETER, specs
 
 INPUTS = ("image",)
 BATCH = 8
 PHOTO = (480, 640)  # h, w of the warm-up of a model that takes any size
 
 
-class ConfigError(ValueError):
+class ConfigError(DsgnnError, ValueError):
     """A configuration that is not of the artifact it stands beside."""
 
 

@@ -13,15 +13,9 @@ import onnx
 
 from dsgnn.export.onnx import backend_infer, read_source, torch_infer
 from dsgnn.export.parity import Infer, Parity, batch_sizes, compare, machine, table
-from dsgnn.runtime.artifact import (
-    Artifact,
-    ArtifactError,
-    Description,
-    Sidecar,
-    open_artifact,
-    write_sidecar,
-)
+from dsgnn.runtime.artifact import Artifact, Description, Sidecar, open_artifact, write_sidecar
 from dsgnn.runtime.backends import open_backend
+from dsgnn.runtime.errors import ArtifactError
 from dsgnn.runtime.letterbox import Fixed
 
 

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsgnn.runtime.files import write_whole
+from dsgnn.runtime.disk.files import write_whole
+from dsgnn.runtime.errors import ArtifactError
 from dsgnn.runtime.letterbox import PAD, Fixed, LongestSide, Rule
 
 METADATA_KEY = "dsgnn"
@@ -24,10 +25,6 @@ SIDECAR_SCHEMA = "dsgnn.sidecar/1"
 WEIGHTS = ("trained", "published", "synthetic")
 ENGINES = (".engine", ".plan")
 PRECISIONS = ("fp32", "w16", "fp16", "bf16", "int8")  # w16: float32 on weights stored as float16
-
-
-class ArtifactError(ValueError):
-    """An artifact or its sidecar that cannot be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True)

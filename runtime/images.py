@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dsgnn.runtime.errors import InputError
 from dsgnn.runtime.letterbox import check_photo
 
 ImageSource = str | Path | bytes | np.ndarray
@@ -39,15 +40,11 @@ MAXVAL = re.compile(
 )
 
 
-class ImageError(ValueError):
-    """An image that cannot be read; the message says why and what to do."""
-
-
 def read_image(source: ImageSource) -> np.ndarray:
     """Read one photo: (h, w, 3) uint8 RGB.
 
     source: a path, the bytes of an encoded image, or an array that already has this form (returned
-    as it is). Raises OSError if the path cannot be opened, ImageError if its bytes are no readable
+    as it is). Raises OSError if the path cannot be opened, InputError if its bytes are no readable
     image, ValueError for an array of another form, TypeError for anything else.
     """
     if isinstance(source, np.ndarray):
@@ -64,14 +61,14 @@ def read_image(source: ImageSource) -> np.ndarray:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decode an image file's bytes: (h, w, 3) uint8 RGB. Raises ImageError."""
+    """Decode an image file's bytes: (h, w, 3) uint8 RGB. Raises InputError."""
     if not data:
-        raise ImageError("the file is empty (0 bytes)")
+        raise InputError("the file is empty (0 bytes)")
     pixels, exif = _opened(data, cv2.IMREAD_UNCHANGED)
     if pixels.dtype == np.uint16 and not data.startswith(KNOWN_DEPTH):
         pixels, exif = _opened(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise ImageError(
+        raise InputError(
             f"expected 8 or 16 bits per channel, got {pixels.dtype} pixels: "
             "tone-map the image and save it as 8 bit"
         )
@@ -88,9 +85,9 @@ def _opened(data: bytes, flags: int) -> tuple[np.ndarray, bytes]:
     try:
         pixels, kinds, blocks = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), flags=flags)
     except cv2.error as error:  # for example more pixels than OpenCV's limit
-        raise ImageError(f"OpenCV refuses the image: {error.err or error}") from error
+        raise InputError(f"OpenCV refuses the image: {error.err or error}") from error
     if pixels is None:
-        raise ImageError(_why_unreadable(data))
+        raise InputError(_why_unreadable(data))
     found = {int(kind): block for kind, block in zip(kinds, blocks, strict=True)}
     return pixels, np.asarray(found.get(cv2.IMAGE_METADATA_EXIF, ()), np.uint8).tobytes()
 
@@ -189,7 +186,7 @@ def _to_rgb(pixels: np.ndarray) -> np.ndarray:
     if pixels.shape[2] == 3:
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     if pixels.shape[2] != 4:
-        raise ImageError(f"expected 1, 3 or 4 channels, got {pixels.shape[2]}")
+        raise InputError(f"expected 1, 3 or 4 channels, got {pixels.shape[2]}")
     rgb = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB)
     alpha = pixels[:, :, 3].astype(np.uint16)
     if alpha.min() < 255:

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from dsgnn.runtime.artifact import Artifact, ArtifactError, Description, open_artifact
+from dsgnn.runtime.artifact import Artifact, Description, open_artifact
 from dsgnn.runtime.backends import Backend, TensorSpec, open_backend
-from dsgnn.runtime.frames import Frames, Selection
+from dsgnn.runtime.disk.sources import video_source
+from dsgnn.runtime.errors import ArtifactError
 from dsgnn.runtime.images import ImageSource, read_image
 from dsgnn.runtime.letterbox import Fixed, Geometry, letterbox
 from dsgnn.runtime.postprocess import STRIDE, check_if_none, postprocess
 from dsgnn.runtime.ranking import Ranking
-from dsgnn.runtime.sources import video_source
-from dsgnn.runtime.stream import ranked_frames
+from dsgnn.runtime.video.frames import Frames, Selection
+from dsgnn.runtime.video.stream import ranked_frames
 
 BUNDLED = Path(__file__).parent / "models" / "nano.onnx"
 LARGEST_BATCH = 32  # photos of one inference where the artifact sets no limit: memory grows with it
@@ -72,7 +73,7 @@ class Ranker:
         """Rank one photo.
 
         image: a path, encoded bytes, or a (h, w, 3) uint8 RGB array. Returns its Ranking, with
-        milliseconds per stage. Raises OSError or ImageError if it cannot be read, ValueError for
+        milliseconds per stage. Raises OSError or InputError if it cannot be read, ValueError for
         an array of another form.
         """
         return self.batch([image])[0]
@@ -112,12 +113,12 @@ class Ranker:
         source: a video file, URL, camera number, or pattern of numbered images ("shot%04d.png").
         every: take each N-th frame. start_s, end_s: seconds of the source. max_frames: stop after
         so many. batch: frames per inference, as far as `batch` takes them. steady: objects keep
-        their `identity` and ranks do not flicker (dsgnn.runtime.steady); False = every frame for
-        itself.
+        their `identity` and ranks do not flicker (dsgnn.runtime.video.steady); False = every frame
+        for itself.
         A frame is (h, w, 3) uint8 RGB. Frames are decoded ahead in a thread; close the generator,
         or leave it, to end that. Raises ValueError for wrong arguments, OSError or ValueError if
-        the source cannot be opened; the generator dsgnn.runtime.frames.Ended after the last good
-        frame if it broke off.
+        the source cannot be opened; the generator dsgnn.runtime.video.frames.Ended after the last
+        good frame if it broke off.
         """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")

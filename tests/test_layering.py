@@ -25,18 +25,18 @@ BASE = {"numpy", "cv2", "click"}
 TORCH = {"torch", "torchvision", "timm"}
 # The only modules of the runtime that may import a library beyond the base, inside a function.
 HOMES = {
-    "av": ("dsgnn.runtime.h264",),
-    "tqdm": ("dsgnn.runtime.run",),
+    "av": ("dsgnn.runtime.video.h264",),
+    "tqdm": ("dsgnn.runtime.run.loop",),
     "onnxruntime": ("dsgnn.runtime.backends.onnx",),
     "openvino": ("dsgnn.runtime.backends.openvino",),
     "cuda": ("dsgnn.runtime.backends.tensorrt",),
-    "pyarrow": ("dsgnn.runtime.parquet",),
-    "ray": ("dsgnn.runtime.cluster", "dsgnn.runtime.replicas"),
-    "grpc": ("dsgnn.runtime.cluster",),
-    "tritonclient": ("dsgnn.runtime.triton",),
-    "starlette": ("dsgnn.runtime.serve",),
-    "prometheus_client": ("dsgnn.runtime.serve",),
-    "uvicorn": ("dsgnn.runtime.listen",),
+    "pyarrow": ("dsgnn.runtime.cluster.parquet",),
+    "ray": ("dsgnn.runtime.cluster.connect", "dsgnn.runtime.serving.replicas"),
+    "grpc": ("dsgnn.runtime.cluster.connect",),
+    "tritonclient": ("dsgnn.runtime.backends.triton",),
+    "starlette": ("dsgnn.runtime.serving.app",),
+    "prometheus_client": ("dsgnn.runtime.serving.app",),
+    "uvicorn": ("dsgnn.runtime.serving.listen",),
 }
 
 
@@ -64,14 +64,15 @@ def layer(module: str) -> str:
 
 def is_torch_free(module: str) -> bool:
     """True for what must work on hosts without PyTorch: the runtime, the readers, the metrics."""
-    readers = module.startswith("dsgnn.data") and module != "dsgnn.data.transforms"
+    readers = module.startswith(("dsgnn.data", "dsgnn.scenes"))
+    readers = readers and module != "dsgnn.data.transforms"
     core = module in ("dsgnn", "dsgnn.config", "dsgnn.metrics")
     return layer(module) == "dsgnn.runtime" or readers or core
 
 
 def is_light(module: str) -> bool:
     """True for what may import the base only until it is called: also the command lines."""
-    return is_torch_free(module) or module == "dsgnn.evaluate" or module.endswith(".cli")
+    return is_torch_free(module) or module == "dsgnn.evaluation.loop" or module.endswith(".cli")
 
 
 class Import(NamedTuple):
@@ -217,9 +218,13 @@ def test_the_top_package_needs_nothing() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "complaint"),
     [
-        ("dsgnn.runtime.run", "import dsgnn.model", "dsgnn.runtime must not import dsgnn.model"),
-        ("dsgnn.runtime.run", "from dsgnn import __version__", "must not import dsgnn"),
-        ("dsgnn.runtime.run", "from .. import export", "must not import dsgnn.export"),
+        (
+            "dsgnn.runtime.run.loop",
+            "import dsgnn.model",
+            "dsgnn.runtime must not import dsgnn.model",
+        ),
+        ("dsgnn.runtime.run.loop", "from dsgnn import __version__", "must not import dsgnn"),
+        ("dsgnn.runtime.run.loop", "from ... import export", "must not import dsgnn.export"),
         ("dsgnn.runtime", "from ..metrics import evaluate", "must not import dsgnn.metrics"),
         (
             "dsgnn.model",
@@ -228,18 +233,22 @@ def test_the_top_package_needs_nothing() -> None:
         ),
         ("dsgnn.export.onnx", "from dsgnn import benchmarks", "must not import dsgnn.benchmarks"),
         ("dsgnn.model", "import_module('dsgnn.export')", "must not import dsgnn.export"),
-        ("dsgnn.runtime.run", "def f():\n import torch", "must work without torch"),
-        ("dsgnn.runtime.run", "if TYPE_CHECKING:\n import torch", "must work without torch"),
+        ("dsgnn.runtime.run.loop", "def f():\n import torch", "must work without torch"),
+        ("dsgnn.runtime.run.loop", "if TYPE_CHECKING:\n import torch", "must work without torch"),
         ("dsgnn.data.coco", "def f():\n import torchvision.io", "must work without torchvision"),
         ("dsgnn.metrics", "from torch import nn", "must work without torch"),
-        ("dsgnn.runtime.run", "def f():\n import scipy", "scipy has its home in no module"),
+        ("dsgnn.runtime.run.loop", "def f():\n import scipy", "scipy has its home in no module"),
         ("dsgnn.runtime.ranker", "def f():\n import onnxruntime", "dsgnn.runtime.backends.onnx"),
-        ("dsgnn.runtime.run", "import tqdm", "tqdm is heavy"),
-        ("dsgnn.runtime.run", "try:\n import tqdm\nexcept OSError:\n pass", "tqdm is heavy"),
-        ("dsgnn.runtime.run", "def f(bar=__import__('tqdm')):\n pass", "tqdm is heavy"),
+        ("dsgnn.runtime.run.loop", "import tqdm", "tqdm is heavy"),
+        ("dsgnn.runtime.run.loop", "try:\n import tqdm\nexcept OSError:\n pass", "tqdm is heavy"),
+        ("dsgnn.runtime.run.loop", "def f(bar=__import__('tqdm')):\n pass", "tqdm is heavy"),
         ("dsgnn.cli", "import torch", "torch is heavy"),
         ("dsgnn.cli", "from dsgnn.model import build_model", "dsgnn.model is heavy"),
-        ("dsgnn.evaluate", "from dsgnn.data.transforms import x", "dsgnn.data.transforms is heavy"),
+        (
+            "dsgnn.evaluation.loop",
+            "from dsgnn.data.transforms import x",
+            "dsgnn.data.transforms is heavy",
+        ),
     ],
 )
 def test_a_forbidden_import_is_found(module: str, source: str, complaint: str) -> None:
@@ -250,8 +259,8 @@ def test_a_forbidden_import_is_found(module: str, source: str, complaint: str) -
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("dsgnn.runtime.run", "import os.path, click, cv2\nfrom dsgnn.runtime import ranking"),
-        ("dsgnn.runtime.run", "def f():\n from tqdm import tqdm"),
+        ("dsgnn.runtime.run.loop", "import os.path, click, cv2\nfrom dsgnn.runtime import ranking"),
+        ("dsgnn.runtime.run.loop", "def f():\n from tqdm import tqdm"),
         ("dsgnn.runtime.backends.onnx", "def f():\n import onnxruntime"),
         ("dsgnn.cli", "def f():\n import torch\n from dsgnn.model import build_model"),
         ("dsgnn.metrics", "import numpy.typing\nfrom dsgnn.runtime.ranking import Ranking"),
@@ -285,6 +294,6 @@ def test_a_module_that_needs_more_is_found(tmp_path: Path) -> None:
 
 def test_names_of_the_rules_exist() -> None:
     """A renamed module must not slip out of its rule."""
-    named = {"dsgnn.config", "dsgnn.metrics", "dsgnn.evaluate", "dsgnn.data.transforms"}
+    named = {"dsgnn.config", "dsgnn.metrics", "dsgnn.evaluation.loop", "dsgnn.data.transforms"}
     homes = {module for modules in HOMES.values() for module in modules}
     assert {*named, *homes, *LAYERS} <= set(MODULES)

@@ -21,8 +21,8 @@ from click.testing import CliRunner, Result
 from rtsp import camera
 
 from dsgnn.runtime import samples
-from dsgnn.runtime.cli import main
 from dsgnn.runtime.ranker import BUNDLED
+from dsgnn.runtime.run.cli import main
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sys.executable).parent
@@ -157,11 +157,13 @@ def test_a_camera_in_a_window(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """Where tests run is no camera and no screen: a file and a list stand in for them."""
     shown: list[np.ndarray] = []
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr("dsgnn.runtime.frames._capture", lambda _: cv2.VideoCapture("clip.mp4"))
-    monkeypatch.setattr("dsgnn.runtime.video.cv2.imshow", lambda _, image: shown.append(image))
-    monkeypatch.setattr("dsgnn.runtime.video.cv2.destroyAllWindows", lambda: None)
     monkeypatch.setattr(
-        "dsgnn.runtime.video.cv2.waitKey", lambda _: ord("q") if len(shown) == 3 else -1
+        "dsgnn.runtime.video.frames._capture", lambda _: cv2.VideoCapture("clip.mp4")
+    )
+    monkeypatch.setattr("dsgnn.runtime.video.clip.cv2.imshow", lambda _, image: shown.append(image))
+    monkeypatch.setattr("dsgnn.runtime.video.clip.cv2.destroyAllWindows", lambda: None)
+    monkeypatch.setattr(
+        "dsgnn.runtime.video.clip.cv2.waitKey", lambda _: ord("q") if len(shown) == 3 else -1
     )
     assert "Aborted!" in run(CAMERA).output
     assert len(shown) == ranked_frames() == 3
@@ -219,10 +221,10 @@ def test_the_lines_of_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """In their order, in one folder, with a small network of random weights."""
     import torch
 
-    from dsgnn.checkpoint import save_checkpoint
     from dsgnn.config import CONFIGS
     from dsgnn.export.cli import main
     from dsgnn.model import build_model
+    from dsgnn.weights.checkpoint import save_checkpoint
 
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ def open_data(spec: Path | str, split: str) -> Samples:
     is the palette its MAE is published with ("irsr" otherwise); a true `by_rule` says that ranks
     come from the written rule of `dsgnn.data.saliency`, not from people.
     Raises ValueError when nothing is recognised or there is no such split, FileNotFoundError and
-    `dsgnn.data.records.AnnotationError` (a ValueError) for what is missing or broken.
+    `dsgnn.data.records.DataError` (a ValueError) for what is missing or broken.
     """
     from dsgnn.data.records import Joined
 
@@ -87,7 +87,7 @@ def _open_coco(root: Path, split: str) -> Samples:
 
 def _open_composite(spec: str, split: str) -> Samples:
     """Scenes of the test split's material for test, and other ones of the same for val."""
-    from dsgnn.data.composite import CompositeScenes
+    from dsgnn.scenes.composite import CompositeScenes
 
     _, count, *folder = spec.split(":", 2)
     if not count.isdigit() or not int(count):

@@ -11,16 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dsgnn.data.records import (
-    AnnotationError,
-    RankedImages,
-    Record,
-    check_split,
-    field,
-    numbers,
-    objects,
-    read_json,
-)
+from dsgnn.data.records import RankedImages, Record, check_split, field, numbers, objects, read_json
+from dsgnn.runtime.errors import DataError
 
 PUBLISHED_IMAGES = {"train": 7646, "val": 1436, "test": 2418}
 SALIENT_ABOVE = 0.5
@@ -30,7 +22,7 @@ class AssrReader(RankedImages):
     """One split of ASSR: train, val or test.
 
     root: the folder with the files above. Raises ValueError for another split, FileNotFoundError
-    when the split's annotations are not there, AnnotationError when they are broken.
+    when the split's annotations are not there, DataError when they are broken.
     """
 
     palette = "assr"
@@ -53,11 +45,11 @@ class AssrReader(RankedImages):
         try:
             content = read_json(rank_path, dict)
         except FileNotFoundError as error:
-            raise AnnotationError(f"{where}: {error}") from None
+            raise DataError(f"{where}: {error}") from None
         at = f"{rank_path}: rank_order"
         order = numbers(field(content, "rank_order", list, f"{rank_path}"), at)
         if len(order) != len(found):
-            raise AnnotationError(
+            raise DataError(
                 f"{at} has {len(order)} numbers, {where}.object_data {len(found)} objects; "
                 "they must be one to one"
             )

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from dsgnn.data.records import AnnotationError, Joined, RankedImages, Record, Samples
+from dsgnn.data.records import Joined, RankedImages, Record, Samples
 from dsgnn.data.sample import Sample
+from dsgnn.runtime.errors import DataError
 
 
 def check_data(
@@ -51,21 +52,21 @@ def _image_problems(data: Samples, index: int, seen: dict[str, str]) -> Iterator
         return
     try:
         record = data.record(index)
-    except AnnotationError as error:
+    except DataError as error:
         yield str(error)
         return
     yield from _name_problems(record.image.stem, record.where, seen)
     yield from _rank_problems(record)
     try:
         height, width = record.read_image().shape[:2]
-    except AnnotationError as error:
+    except DataError as error:
         yield str(error)
         return
     for where in record.objects:
         try:
             if not record.draw(where, height, width).any():
                 yield f"{where}.segmentation: covers no pixel of the {width}x{height} image"
-        except AnnotationError as error:
+        except DataError as error:
             yield str(error)
 
 

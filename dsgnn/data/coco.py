@@ -22,17 +22,13 @@ import cv2
 import numpy as np
 
 from dsgnn.data.polygons import FARTHEST, segmentation_to_mask
-from dsgnn.data.records import AnnotationError
 from dsgnn.data.saliency import saliency_scores, salient_objects
 from dsgnn.data.sample import Sample
+from dsgnn.runtime.errors import DataError
 
 _SUBPIXEL_BITS = 4  # fillPoly takes fixed-point coordinates
 _FINER = 4  # and fills a grid this many times finer
 log = logging.getLogger("dsgnn")
-
-
-class CocoError(AnnotationError):
-    """An annotation file does not hold what the format says; names the file and the field."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +93,12 @@ class Photo:
     instances: tuple[Instance, ...]
 
     def read(self) -> np.ndarray:
-        """Read the photo: (height, width, 3) uint8 RGB. Raises CocoError if that fails."""
+        """Read the photo: (height, width, 3) uint8 RGB. Raises DataError if that fails."""
         bgr = cv2.imread(str(self.path), cv2.IMREAD_COLOR)
         if bgr is None:
-            raise CocoError(f"{self.path}: not a readable image; is the images folder complete?")
+            raise DataError(f"{self.path}: not a readable image; is the images folder complete?")
         if bgr.shape[:2] != (self.height, self.width):
-            raise CocoError(
+            raise DataError(
                 f"{self.path}: images[].width and height say {self.width}×{self.height}, the "
                 f"file is {bgr.shape[1]}×{bgr.shape[0]}; resize one to the other"
             )
@@ -114,7 +110,7 @@ def read_photos(source: Path | str, images: Path | str | None = None) -> list[Ph
 
     source: the JSON file, or a folder with `instances.json` in it. images: folder of the photos,
     by default `images/` beside the JSON file, or the JSON file's folder if there is none.
-    Crowd regions (`iscrowd` 1) are left out. Raises CocoError, naming file and field.
+    Crowd regions (`iscrowd` 1) are left out. Raises DataError, naming file and field.
     """
     path = Path(source)
     if path.is_dir():
@@ -122,9 +118,9 @@ def read_photos(source: Path | str, images: Path | str | None = None) -> list[Ph
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CocoError(f"{path}: no such file; give a COCO JSON file or its folder") from None
+        raise DataError(f"{path}: no such file; give a COCO JSON file or its folder") from None
     except ValueError as error:
-        raise CocoError(f"{path}: not JSON ({error})") from None
+        raise DataError(f"{path}: not JSON ({error})") from None
     if images is None:
         images = path.parent / "images" if (path.parent / "images").is_dir() else path.parent
 
@@ -139,7 +135,7 @@ def read_photos(source: Path | str, images: Path | str | None = None) -> list[Ph
         where = f"images[{i}]"
         number = _field(path, entry, "id", int, where)
         if number in entries:
-            raise CocoError(f"{path}: {where}.id {number} occurs twice")
+            raise DataError(f"{path}: {where}.id {number} occurs twice")
         for key, kind in (("file_name", str), ("width", int), ("height", int)):
             _field(path, entry, key, kind, where)
         entries[number] = entry
@@ -148,17 +144,17 @@ def read_photos(source: Path | str, images: Path | str | None = None) -> list[Ph
         where = f"annotations[{i}]"
         number = _field(path, annotation, "image_id", int, where)
         if number not in entries:
-            raise CocoError(f"{path}: {where}.image_id {number} is not the id of any image")
+            raise DataError(f"{path}: {where}.image_id {number} is not the id of any image")
         category = _field(path, annotation, "category_id", int, where)
         if category not in kinds:
-            raise CocoError(f"{path}: {where}.category_id {category} is not in categories")
+            raise DataError(f"{path}: {where}.category_id {category} is not in categories")
         if annotation.get("iscrowd", 0):
             continue
         entry = entries[number]
         parts = _parts(path, annotation, where, (entry["height"], entry["width"]))
         order = annotation.get("visiting_order")
         if order is not None and (not isinstance(order, int) or isinstance(order, bool)):
-            raise CocoError(f"{path}: {where}.visiting_order must be a whole number, got {order!r}")
+            raise DataError(f"{path}: {where}.visiting_order must be a whole number, got {order!r}")
         instances[number].append(
             Instance(kinds[category], annotation["segmentation"], parts, order)
         )
@@ -177,7 +173,7 @@ def read_photos(source: Path | str, images: Path | str | None = None) -> list[Ph
 class CocoReader:
     """The photos of a COCO-format file as ranked samples, read lazily, sorted by id.
 
-    source, images: as for `read_photos`. ranks: "visiting_order" (CocoError where no annotation
+    source, images: as for `read_photos`. ranks: "visiting_order" (DataError where no annotation
     has it or two of a photo share it; objects without it are clutter), "rule", or None to take
     the former if the file has it, and otherwise the rule, which is logged. `by_rule`: whether they
     come from the rule. A sample without a salient object has G = 0.
@@ -191,7 +187,7 @@ class CocoReader:
         self.photos = read_photos(source, images)
         visited = any(_first_to_last(photo) for photo in self.photos)
         if ranks == "visiting_order" and not visited:
-            raise CocoError(f'{source}: no annotations[].visiting_order; use ranks="rule"')
+            raise DataError(f'{source}: no annotations[].visiting_order; use ranks="rule"')
         self.ranks = ranks or ("visiting_order" if visited else "rule")
         self.by_rule = self.ranks == "rule"
         if ranks is None and self.by_rule:
@@ -203,7 +199,7 @@ class CocoReader:
         for photo in self.photos if self.ranks == "visiting_order" else ():
             orders = [i.visiting_order for i in _first_to_last(photo)]
             if len(set(orders)) < len(orders):
-                raise CocoError(
+                raise DataError(
                     f"{source}: annotations[].visiting_order of image {photo.id} must differ, "
                     f"got {orders}"
                 )
@@ -236,9 +232,9 @@ def stack_masks(masks: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
 def _field(path: Path, holder: Any, key: str, kind: type, where: str) -> Any:
     name = f"{where}.{key}" if where else key
     if not isinstance(holder, dict) or key not in holder:
-        raise CocoError(f"{path}: {name} is missing")
+        raise DataError(f"{path}: {name} is missing")
     if not isinstance(holder[key], kind):
-        raise CocoError(f"{path}: {name} must be {kind.__name__}, got {type(holder[key]).__name__}")
+        raise DataError(f"{path}: {name} must be {kind.__name__}, got {type(holder[key]).__name__}")
     return holder[key]
 
 
@@ -252,9 +248,9 @@ def _parts(
         try:
             mask = segmentation_to_mask(outline, *size)
         except ValueError as error:
-            raise CocoError(f"{path}: {name}: {error}") from None
+            raise DataError(f"{path}: {name}: {error}") from None
         if not mask.any():
-            raise CocoError(f"{path}: {name} marks no pixel; remove the annotation")
+            raise DataError(f"{path}: {name} marks no pixel; remove the annotation")
         return (_rings(mask),)
     if isinstance(outline, list) and outline:
         for k, polygon in enumerate(outline):
@@ -262,12 +258,12 @@ def _parts(
                 isinstance(v, int | float) and abs(v) <= FARTHEST for v in polygon
             )
             if not numbers or len(polygon) < 6 or len(polygon) % 2:
-                raise CocoError(
+                raise DataError(
                     f"{path}: {name}[{k}] must be finite x, y pairs of three points or more, none "
                     f"beyond ±{FARTHEST} pixels, got {str(polygon)[:60]}"
                 )
         return tuple((np.asarray(p, np.float32).reshape(-1, 2),) for p in outline)
-    raise CocoError(f"{path}: {name} must be a list of polygons or run lengths, got {outline!r}")
+    raise DataError(f"{path}: {name} must be a list of polygons or run lengths, got {outline!r}")
 
 
 def _rings(mask: np.ndarray) -> tuple[np.ndarray, ...]:

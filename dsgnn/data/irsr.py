@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from dsgnn.data.records import (
-    AnnotationError,
     RankedImages,
     Record,
     check_split,
@@ -31,6 +30,7 @@ from dsgnn.data.records import (
     objects,
     stated_size,
 )
+from dsgnn.runtime.errors import DataError
 
 PUBLISHED_IMAGES = {"test": 2929}
 
@@ -39,7 +39,7 @@ class IrsrReader(RankedImages):
     """One split of IRSR: train (without the images held out), val (those) or test.
 
     root: the folder with the files above. Raises ValueError for another split, FileNotFoundError
-    when the split's annotations are not there, AnnotationError when they are broken or hold
+    when the split's annotations are not there, DataError when they are broken or hold
     anything but plain values.
     """
 
@@ -52,9 +52,7 @@ class IrsrReader(RankedImages):
         self._path = Path(root) / "Annotations" / f"{folder}.pkl"
         self._entries = load_plain_pickle(self._path)
         if not isinstance(self._entries, list):
-            raise AnnotationError(
-                f"{self._path} must hold a list, got a {type(self._entries).__name__}"
-            )
+            raise DataError(f"{self._path} must hold a list, got a {type(self._entries).__name__}")
         self._indices = [
             index
             for index, entry in enumerate(self._entries)
@@ -71,7 +69,7 @@ class IrsrReader(RankedImages):
         found = objects(entry, "annotations", where)
         ranks = numbers(field(entry, "rank", (list, tuple, np.ndarray), where), f"{where}.rank")
         if len(ranks) != len(found):
-            raise AnnotationError(
+            raise DataError(
                 f"{where}: rank has {len(ranks)} numbers, annotations {len(found)} objects; "
                 "they must be one to one"
             )
@@ -87,7 +85,7 @@ class IrsrReader(RankedImages):
 def load_plain_pickle(path: Path) -> Any:
     """Load a pickle of plain containers, numbers, strings and numpy arrays of those.
 
-    Raises FileNotFoundError; AnnotationError for anything else in it, before it is made or called.
+    Raises FileNotFoundError; DataError for anything else in it, before it is made or called.
     """
     try:
         with path.open("rb") as stream:
@@ -95,7 +93,7 @@ def load_plain_pickle(path: Path) -> Any:
     except FileNotFoundError:
         raise FileNotFoundError(f"no {path}; is the folder complete?") from None
     except Exception as error:  # a damaged pickle can raise anything
-        raise AnnotationError(f"{path}: not a pickle of plain values ({error})") from error
+        raise DataError(f"{path}: not a pickle of plain values ({error})") from error
 
 
 class _PlainUnpickler(pickle.Unpickler):

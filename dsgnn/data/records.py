@@ -20,6 +20,7 @@ import numpy as np
 
 from dsgnn.data.polygons import segmentation_to_mask
 from dsgnn.data.sample import Sample
+from dsgnn.runtime.errors import DataError
 from dsgnn.runtime.images import read_image
 
 
@@ -33,10 +34,6 @@ class Samples(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-class AnnotationError(ValueError):
-    """An annotation is not what the data set's form says; names the file, the field and the fix."""
-
-
 @dataclass(frozen=True)
 class Record:
     """One image's annotations, pixels not read.
@@ -44,7 +41,7 @@ class Record:
     image: the file. where: the file and entry these come from, for messages. objects: the salient
     ones only, {where: annotation with a `segmentation`}. saliency: one per object, larger = more
     salient, with neighbours `step` apart when none is missing. size: (h, w) if the file states it.
-    Raises AnnotationError for an object without a segmentation.
+    Raises DataError for an object without a segmentation.
     """
 
     image: Path
@@ -59,17 +56,17 @@ class Record:
             field(annotation, "segmentation", (list, tuple, dict, np.ndarray), where)
 
     def read_image(self) -> np.ndarray:
-        """(h, w, 3) uint8 RGB. Raises AnnotationError if the file is missing, broken or resized."""
+        """(h, w, 3) uint8 RGB. Raises DataError if the file is missing, broken or resized."""
         try:
             image = read_image(self.image)
         except FileNotFoundError:
-            raise AnnotationError(
+            raise DataError(
                 f"{self.where}: no image {self.image}; is the folder complete?"
             ) from None
         except (OSError, ValueError) as error:
-            raise AnnotationError(f"{self.where}: cannot read {self.image}: {error}") from error
+            raise DataError(f"{self.where}: cannot read {self.image}: {error}") from error
         if self.size is not None and image.shape[:2] != self.size:
-            raise AnnotationError(
+            raise DataError(
                 f"{self.where}: height and width are {self.size[0]} and {self.size[1]}, but "
                 f"{self.image} has {image.shape[0]} and {image.shape[1]}; annotations only fit "
                 "the published image"
@@ -77,11 +74,11 @@ class Record:
         return image
 
     def draw(self, where: str, height: int, width: int) -> np.ndarray:
-        """One of the objects as (height, width) bool. Raises AnnotationError if it is broken."""
+        """One of the objects as (height, width) bool. Raises DataError if it is broken."""
         try:
             return segmentation_to_mask(self.objects[where]["segmentation"], height, width)
         except ValueError as error:
-            raise AnnotationError(f"{where}.segmentation: {error}") from None
+            raise DataError(f"{where}.segmentation: {error}") from None
 
     def load(self) -> Sample:
         """Read the image, draw the objects and close their ranks up to 1…G.
@@ -113,7 +110,7 @@ class RankedImages(ABC):
 
     @abstractmethod
     def record(self, index: int) -> Record:
-        """Entry number `index`, 0…len-1, checked. Raises AnnotationError if it is broken."""
+        """Entry number `index`, 0…len-1, checked. Raises DataError if it is broken."""
 
     def __getitem__(self, index: int) -> Sample:
         return self.record(range(len(self))[index]).load()
@@ -173,28 +170,28 @@ def check_split(split: str, splits: Iterable[str]) -> None:
 def read_json(path: Path, expected: type) -> Any:
     """Read a JSON file that holds a list or a dict.
 
-    Raises FileNotFoundError, or AnnotationError when it holds something else.
+    Raises FileNotFoundError, or DataError when it holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"no {path}; is the folder complete?") from None
     except ValueError as error:
-        raise AnnotationError(f"{path}: not JSON ({error}); download it again") from None
+        raise DataError(f"{path}: not JSON ({error}); download it again") from None
     if not isinstance(content, expected):
-        raise AnnotationError(f"{path} must hold {_a(expected)}, got {_a(type(content))}")
+        raise DataError(f"{path} must hold {_a(expected)}, got {_a(type(content))}")
     return content
 
 
 def field(entry: Any, name: str, expected: type | tuple[type, ...], where: str) -> Any:
-    """`entry[name]`, or an AnnotationError that says what is wrong with it and where."""
+    """`entry[name]`, or an DataError that says what is wrong with it and where."""
     if not isinstance(entry, Mapping):
-        raise AnnotationError(f"{where} must be a dict with {name!r}, got {_a(type(entry))}")
+        raise DataError(f"{where} must be a dict with {name!r}, got {_a(type(entry))}")
     if name not in entry:
-        raise AnnotationError(f"{where} has no {name!r}, only {', '.join(map(repr, entry))}")
+        raise DataError(f"{where} has no {name!r}, only {', '.join(map(repr, entry))}")
     value = entry[name]
     if not isinstance(value, expected):
-        raise AnnotationError(f"{where}.{name} must be {_a(expected)}, got {_a(type(value))}")
+        raise DataError(f"{where}.{name} must be {_a(expected)}, got {_a(type(value))}")
     return value
 
 
@@ -204,14 +201,14 @@ def objects(entry: Any, name: str, where: str) -> dict[str, Any]:
 
 
 def number(value: Any, where: str) -> float:
-    """A finite number as float, or an AnnotationError."""
+    """A finite number as float, or an DataError."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise AnnotationError(f"{where} must be a finite number, got {value!r}")
+        raise DataError(f"{where} must be a finite number, got {value!r}")
     return float(value)
 
 
 def numbers(values: Iterable[Any], where: str) -> list[float]:
-    """Finite numbers as floats, or an AnnotationError that says which is none."""
+    """Finite numbers as floats, or an DataError that says which is none."""
     return [number(value, f"{where}[{index}]") for index, value in enumerate(values)]
 
 

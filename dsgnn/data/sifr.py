@@ -30,7 +30,7 @@ class SifrReader(RankedImages):
     """One split of SIFR: train (without the images held out), val (those) or test.
 
     root: the folder with the files above. Raises ValueError for another split, FileNotFoundError
-    when the split's annotations are not there, AnnotationError when they are broken.
+    when the split's annotations are not there, DataError when they are broken.
     """
 
     def __init__(self, root: Path | str, split: str) -> None:

@@ -20,8 +20,8 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional as F
 
 from dsgnn.data.sample import Sample
-from dsgnn.losses import Target
 from dsgnn.runtime.letterbox import PAD, LongestSide
+from dsgnn.training.losses import Target
 
 JITTER = (0.1, 2.0)  # range of large-scale jitter (Ghiasi et al., CVPR 2021)
 FILL = {tv_tensors.Image: PAD, tv_tensors.Mask: 0}

@@ -15,15 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from dsgnn.runtime.artifact import ENGINES, check_suffix
+from dsgnn.runtime.errors import BackendError
 
 CUDA_GRAPH = "-cuda-graph"
 BACKENDS = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "openvino-bf16", "tensorrt",
             f"tensorrt{CUDA_GRAPH}", "tensorrt-rtx", f"tensorrt-rtx{CUDA_GRAPH}")  # fmt: skip
 DEFAULT_THREADS = 2  # small networks gain little from more, and services run several at once
-
-
-class BackendError(RuntimeError):
-    """An artifact that cannot be run as asked; the message says what is missing or wrong."""
 
 
 @dataclass(frozen=True)

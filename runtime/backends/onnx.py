@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from dsgnn.runtime.artifact import read_description, sha256_of
-from dsgnn.runtime.backends import Backend, BackendError, TensorSpec
+from dsgnn.runtime.backends import Backend, TensorSpec
+from dsgnn.runtime.errors import BackendError
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # both install the module `onnxruntime`
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"

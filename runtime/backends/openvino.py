@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dsgnn.runtime.backends import Backend, BackendError, TensorSpec
+from dsgnn.runtime.backends import Backend, TensorSpec
+from dsgnn.runtime.errors import BackendError
 
 IMITATED = " (this CPU has no bfloat16 products: they are imitated, many times slower than float32)"
 

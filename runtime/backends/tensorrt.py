@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from dsgnn.runtime.artifact import ArtifactError, open_artifact
-from dsgnn.runtime.backends import CUDA_GRAPH, Backend, BackendError, TensorSpec
+from dsgnn.runtime.artifact import open_artifact
+from dsgnn.runtime.backends import CUDA_GRAPH, Backend, TensorSpec
 from dsgnn.runtime.backends.onnx import parse_device
+from dsgnn.runtime.errors import ArtifactError, BackendError
 
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # name → module
 

@@ -16,9 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dsgnn import cli
-from dsgnn.checkpoint import (
+from dsgnn.config import CONFIGS, ZOO, config_from_dict, zoo_table
+from dsgnn.model import build_model
+from dsgnn.runtime.errors import CheckpointError
+from dsgnn.weights.checkpoint import (
     SCHEMA,
-    CheckpointError,
     convert,
     infer_config,
     load_checkpoint,
@@ -26,8 +28,6 @@ from dsgnn.checkpoint import (
     save_checkpoint,
     upstream_name,
 )
-from dsgnn.config import CONFIGS, ZOO, config_from_dict, zoo_table
-from dsgnn.model import build_model
 
 SMALL = replace(
     CONFIGS["r50-assr"], name="small", backbone="resnet18", width=32, encoder_layers=1, layers=1,
@@ -289,7 +289,7 @@ def test_wrong_use_of_the_command(tmp_path):
 
 
 def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "dsgnn.checkpoint", None)
+    monkeypatch.setitem(sys.modules, "dsgnn.weights.checkpoint", None)
     source = tmp_path / "upstream.pth"
     source.write_bytes(b"x")
     done = CliRunner().invoke(cli.convert, [str(source), "-o", str(tmp_path / "x.safetensors")])

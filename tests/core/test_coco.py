@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from dsgnn import cli
-from dsgnn.data.coco import CocoError, CocoReader, read_photos
+from dsgnn.data.coco import CocoReader, read_photos
 from dsgnn.data.polygons import segmentation_to_mask
-from dsgnn.evaluate import evaluate, table
-from dsgnn.runtime.save import RESULTS_SCHEMA
+from dsgnn.evaluation.loop import evaluate, table
+from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
+from dsgnn.runtime.errors import DataError
 
 H, W = 60, 80
 SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 40.0, 10.0, 40.0]]
@@ -171,7 +172,7 @@ def test_ranks_from_the_rule_may_be_asked_for_and_an_order_demanded(tmp_path):
     folder = _write(tmp_path, _data(_annotation(visiting_order=1)))
     assert CocoReader(folder, ranks="rule").ranks == "rule"
     _write(tmp_path, _data(_annotation()))
-    with pytest.raises(CocoError, match=r'no annotations\[\].visiting_order; use ranks="rule"'):
+    with pytest.raises(DataError, match=r'no annotations\[\].visiting_order; use ranks="rule"'):
         CocoReader(folder, ranks="visiting_order")
     with pytest.raises(ValueError, match="ranks must be \"rule\".*got 'size'"):
         CocoReader(folder, ranks="size")
@@ -235,7 +236,7 @@ def _broken(change):
 )
 def test_mistakes_name_the_file_and_the_field(tmp_path, change, message):
     folder = _write(tmp_path, _broken(change))
-    with pytest.raises(CocoError, match=message) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_photos(folder)
     assert str(folder / "instances.json") in str(caught.value)
 
@@ -253,20 +254,20 @@ def test_broken_data_is_no_wrong_use_of_the_commands(tmp_path):
 
 def test_a_shared_visiting_order_is_refused(tmp_path):
     data = _data(_annotation(SQUARE, visiting_order=1), _annotation(OTHER, visiting_order=1))
-    with pytest.raises(CocoError, match=r"visiting_order of image 7 must differ, got \[1, 1\]"):
+    with pytest.raises(DataError, match=r"visiting_order of image 7 must differ, got \[1, 1\]"):
         CocoReader(_write(tmp_path, data))
 
 
 def test_missing_and_unreadable_files_are_named(tmp_path):
-    with pytest.raises(CocoError, match=r"instances\.json: no such file; give a COCO JSON"):
+    with pytest.raises(DataError, match=r"instances\.json: no such file; give a COCO JSON"):
         read_photos(tmp_path)
     (tmp_path / "instances.json").write_text("{")
-    with pytest.raises(CocoError, match="not JSON"):
+    with pytest.raises(DataError, match="not JSON"):
         read_photos(tmp_path)
     folder = _write(tmp_path, _data(_annotation()))
     (folder / "images" / "a.png").write_bytes(b"no image")
-    with pytest.raises(CocoError, match=r"a\.png: not a readable image"):
+    with pytest.raises(DataError, match=r"a\.png: not a readable image"):
         CocoReader(folder)[0]
     cv2.imwrite(str(folder / "images" / "a.png"), np.zeros((10, 20, 3), np.uint8))
-    with pytest.raises(CocoError, match=r"say 80×60, the file is 20×10; resize"):
+    with pytest.raises(DataError, match=r"say 80×60, the file is 20×10; resize"):
         CocoReader(folder)[0]

@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 import pytest
 
-from dsgnn.data import collect, composite, material, procedural
 from dsgnn.data.coco import read_photos
-from dsgnn.data.composite import ASPECTS, SHARES, TRAIN_SHARES, CompositeScenes, crop_photo
-from dsgnn.data.material import Cutout, empty_region, held_out, photo_cutouts, premultiplied
-from dsgnn.data.paint import Layer, flatten, make_layer
 from dsgnn.data.saliency import MIN_GAP, SPAN, THRESHOLD, saliency_scores
+from dsgnn.scenes import collect, composite, material, procedural
+from dsgnn.scenes.composite import ASPECTS, SHARES, TRAIN_SHARES, CompositeScenes, crop_photo
+from dsgnn.scenes.material import Cutout, empty_region, held_out, photo_cutouts, premultiplied
+from dsgnn.scenes.paint import Layer, flatten, make_layer
 
 RED, GREEN = (220, 30, 30), (30, 200, 60)
 
@@ -352,7 +352,7 @@ def test_collecting_takes_photographs_and_leaves_drawings(tmp_path):
     (source / "link.jpg").symlink_to(source / "Meadow" / "contents" / "images" / "800x600.jpg")
 
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "dsgnn.data.collect", str(out), str(source)]
+    command = [sys.executable, "-m", "dsgnn.scenes.collect", str(out), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "1 cut-outs, 1 backgrounds" in done.stdout
     written = sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*"))

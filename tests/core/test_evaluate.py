@@ -13,17 +13,17 @@ import torch
 from click.testing import CliRunner
 
 from dsgnn import cli
-from dsgnn.checkpoint import save_checkpoint
 from dsgnn.data import open_data
 from dsgnn.data.transforms import example
-from dsgnn.evaluate import evaluate, in_query_order, measure, model_ranker, table, truth
+from dsgnn.evaluation.loop import evaluate, in_query_order, measure, model_ranker, table, truth
 from dsgnn.model import build_model, normalise
-from dsgnn.recipe import Recipe
 from dsgnn.runtime import rle
 from dsgnn.runtime.letterbox import Fixed, LongestSide, letterbox
 from dsgnn.runtime.postprocess import postprocess
 from dsgnn.runtime.ranking import RankedObject, Ranking
-from dsgnn.train import run, train
+from dsgnn.training.loop import run, train
+from dsgnn.training.recipe import Recipe
+from dsgnn.weights.checkpoint import save_checkpoint
 
 FIGURES = ("mae", "sor", "sa_sor", "recall", "matched_iou", "f_measure", "used", "by_objects")
 
@@ -66,8 +66,8 @@ def test_a_checkpoint_and_its_predictions_have_the_same_figures(checkpoint, assr
 
 
 def test_figures_are_those_of_the_parts_put_together_by_hand(checkpoint, assr):
-    from dsgnn.checkpoint import load_checkpoint
     from dsgnn.metrics import evaluate as metrics
+    from dsgnn.weights.checkpoint import load_checkpoint
 
     model, _ = load_checkpoint(checkpoint)
     data = open_data(assr, "test")
@@ -224,7 +224,7 @@ def test_dots_in_names_do_not_mix_images_up(tmp_path, samples):
         entry["file"] = sample.name
     path = tmp_path / "results.json"
     path.write_text(json.dumps(content))
-    from dsgnn.evaluate import predictions_ranker
+    from dsgnn.evaluation.loop import predictions_ranker
 
     rank, _ = predictions_ranker(path)
     assert [image["recall"] if "recall" in image else image["matched"]

@@ -11,11 +11,11 @@ import torch
 from golden import shapes
 from safetensors.torch import save_file
 
-from dsgnn.checkpoint import save_checkpoint
 from dsgnn.config import CONFIGS
-from dsgnn.init import initialise, read_source
 from dsgnn.model import build_model, normalise
-from dsgnn.pickled import CheckpointError
+from dsgnn.runtime.errors import CheckpointError
+from dsgnn.weights.checkpoint import save_checkpoint
+from dsgnn.weights.pretrained import initialise, read_source
 
 SMALL = replace(
     CONFIGS["r50-assr"], name="small", width=32, encoder_layers=2, layers=3, feedforward=64,

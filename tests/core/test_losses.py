@@ -13,7 +13,8 @@ from golden import HERE, arrays, published_model
 from torch.nn import functional as F
 
 from dsgnn.config import CONFIGS
-from dsgnn.losses import (
+from dsgnn.model import build_model, normalise
+from dsgnn.training.losses import (
     Batch,
     Criterion,
     Matches,
@@ -30,7 +31,6 @@ from dsgnn.losses import (
     sample_points,
     similarity_loss,
 )
-from dsgnn.model import build_model, normalise
 
 SMALL = replace(
     CONFIGS["r50-assr"], name="small", backbone="resnet18", width=32, encoder_layers=1, layers=2,

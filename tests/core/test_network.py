@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from dsgnn.backbone import PadThenShiftBlock
 from dsgnn.config import CONFIGS, Config, get_config
 from dsgnn.graph import EdgeExtractor
-from dsgnn.losses import Criterion, Target
 from dsgnn.model import DSGNN, Output, build_model, normalise
 from dsgnn.pixel_decoder import HEADS, MSDA, POINTS, cell_centres, sine_position
 from dsgnn.query_decoder import PeakSeeds, attention_mask, shape_masks, texture_maps
 from dsgnn.runtime.letterbox import Geometry, LongestSide, letterbox
 from dsgnn.runtime.postprocess import postprocess
+from dsgnn.training.losses import Criterion, Target
 
 SMALL = replace(
     CONFIGS["r50-assr"], name="small", backbone="resnet18", width=32, encoder_layers=2, layers=3,

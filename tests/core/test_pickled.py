@@ -18,9 +18,10 @@ import torch
 from click.testing import CliRunner
 
 from dsgnn import cli
-from dsgnn.checkpoint import CheckpointError, save_checkpoint
 from dsgnn.model import build_model
-from dsgnn.pickled import read_tensors
+from dsgnn.runtime.errors import CheckpointError
+from dsgnn.weights.checkpoint import save_checkpoint
+from dsgnn.weights.pickles import read_tensors
 
 ZIP, STREAM = True, False
 

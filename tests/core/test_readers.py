@@ -16,8 +16,9 @@ from dsgnn.data.assr import AssrReader
 from dsgnn.data.check import check_data
 from dsgnn.data.irsr import IrsrReader, load_plain_pickle
 from dsgnn.data.polygons import polygons_to_mask, rle_to_mask, segmentation_to_mask
-from dsgnn.data.records import AnnotationError, Joined, for_validation
+from dsgnn.data.records import Joined, for_validation
 from dsgnn.data.sifr import SifrReader
+from dsgnn.runtime.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 HEIGHT, WIDTH = 12, 16
@@ -227,7 +228,7 @@ def test_images_are_read_only_when_asked_for(assr):
     (assr / "images" / "train" / "101.jpg").unlink()
     data = AssrReader(assr, "train")
     assert data[1].name == "102"
-    with pytest.raises(AnnotationError, match=r"train.json: \[0\]: no image .*101.jpg"):
+    with pytest.raises(DataError, match=r"train.json: \[0\]: no image .*101.jpg"):
         data[0]
 
 
@@ -256,7 +257,7 @@ def test_images_are_read_only_when_asked_for(assr):
 def test_assr_mistakes_are_named(assr, change, message):
     path = assr / "obj_seg_data_train.json"
     edit_json(path, change)
-    with pytest.raises(AnnotationError, match=message) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         AssrReader(assr, "train")[0]
     assert str(path) in str(caught.value)
 
@@ -272,14 +273,14 @@ def test_assr_mistakes_are_named(assr, change, message):
 )
 def test_assr_rank_files(assr, content, message):
     (assr / "rank_order" / "train" / "101.json").write_text(content)
-    with pytest.raises(AnnotationError, match=message):
+    with pytest.raises(DataError, match=message):
         AssrReader(assr, "train")[0]
 
 
 def test_missing_and_broken_annotation_files(assr):
     path = assr / "obj_seg_data_val.json"
     path.write_text("[{")
-    with pytest.raises(AnnotationError, match="val.json: not JSON .* download it again"):
+    with pytest.raises(DataError, match="val.json: not JSON .* download it again"):
         AssrReader(assr, "val")
     path.unlink()
     with pytest.raises(FileNotFoundError, match="no .*val.json; is the folder complete"):
@@ -412,7 +413,7 @@ def test_a_malicious_pickle_does_not_execute(irsr, tmp_path, function, arguments
         pickle.loads(path.read_bytes())
         assert trace.exists()  # it would have
         trace.unlink()
-    with pytest.raises(AnnotationError, match=rf"test.pkl: not a pickle of plain values.*{named}"):
+    with pytest.raises(DataError, match=rf"test.pkl: not a pickle of plain values.*{named}"):
         IrsrReader(irsr, "test")
     assert not trace.exists()
 
@@ -421,7 +422,7 @@ def test_arrays_of_objects_are_not_admitted(tmp_path):
     path = tmp_path / "objects.pkl"
     for content in (np.array([{}, []], object), np.zeros(2, [("a", "O")]), np.zeros(2, "V8")):
         write_pickle(path, content)
-        with pytest.raises(AnnotationError, match="is not admitted"):
+        with pytest.raises(DataError, match="is not admitted"):
             load_plain_pickle(path)
 
 
@@ -429,10 +430,10 @@ def test_the_names_that_are_admitted_cannot_be_called_for_more(tmp_path):
     """np.ndarray can be made to read any memory; here it is only a name."""
     path = tmp_path / "ndarray.pkl"
     path.write_bytes(b"cnumpy\nndarray\n((I4\ntS'O'\ntR.")
-    with pytest.raises(AnnotationError, match="not a pickle of plain values"):
+    with pytest.raises(DataError, match="not a pickle of plain values"):
         load_plain_pickle(path)
     path.write_bytes(b"c_codecs\nencode\n(S'x'\nS'zip'\ntR.")
-    with pytest.raises(AnnotationError, match="encoding 'zip' is not admitted"):
+    with pytest.raises(DataError, match="encoding 'zip' is not admitted"):
         load_plain_pickle(path)
 
 
@@ -440,7 +441,7 @@ def test_damaged_pickles(tmp_path):
     path = tmp_path / "cut.pkl"
     for data in (b"", b"\x80\x04]", pickle.dumps([{"rank": np.arange(3)}])[:-20], b"<html>"):
         path.write_bytes(data)
-        with pytest.raises(AnnotationError, match="cut.pkl: not a pickle of plain values"):
+        with pytest.raises(DataError, match="cut.pkl: not a pickle of plain values"):
             load_plain_pickle(path)
     with pytest.raises(FileNotFoundError, match=r"no .*none.pkl; is the folder complete"):
         load_plain_pickle(tmp_path / "none.pkl")
@@ -465,14 +466,14 @@ def test_damaged_pickles(tmp_path):
 def test_irsr_mistakes_are_named(irsr, change, message):
     path = irsr / "Annotations" / "test.pkl"
     edit_pickle(path, change)
-    with pytest.raises(AnnotationError, match=message) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         IrsrReader(irsr, "test")[0]
     assert str(path) in str(caught.value)
 
 
 def test_irsr_must_be_a_list(irsr):
     write_pickle(irsr / "Annotations" / "test.pkl", {"a": 1})
-    with pytest.raises(AnnotationError, match=r"test.pkl must hold a list, got a dict"):
+    with pytest.raises(DataError, match=r"test.pkl must hold a list, got a dict"):
         IrsrReader(irsr, "test")
 
 
@@ -505,7 +506,7 @@ def test_sifr(sifr):
 def test_sifr_mistakes_are_named(sifr, change, message):
     path = sifr / "test" / "test_annotations.json"
     edit_json(path, change)
-    with pytest.raises(AnnotationError, match=message) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         SifrReader(sifr, "test")[0]
     assert f"{path}: [0]" in str(caught.value)
 

@@ -18,19 +18,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from dsgnn import cli
-from dsgnn.batches import Epochs, Scenes, load, mix
-from dsgnn.checkpoint import load_checkpoint
 from dsgnn.config import CONFIGS
-from dsgnn.data.composite import CompositeScenes
 from dsgnn.data.sample import Sample
 from dsgnn.data.transforms import collate, example
-from dsgnn.journal import curve, read_log
-from dsgnn.losses import Target
 from dsgnn.model import build_model
-from dsgnn.parallel import join
-from dsgnn.recipe import NANO, PUBLISHED, Recipe, parameter_groups, recipe_for
-from dsgnn.state import start
-from dsgnn.train import Step, run, seed_centres, train
+from dsgnn.scenes.composite import CompositeScenes
+from dsgnn.training.batches import Epochs, Scenes, load, mix
+from dsgnn.training.journal import curve, read_log
+from dsgnn.training.loop import Step, run, seed_centres, train
+from dsgnn.training.losses import Target
+from dsgnn.training.parallel import join
+from dsgnn.training.recipe import NANO, PUBLISHED, Recipe, parameter_groups, recipe_for
+from dsgnn.training.state import start
+from dsgnn.weights.checkpoint import load_checkpoint
 
 SHORT = Recipe(iterations=4, batch=2, points=64, learning_rate=1e-3, clip=1.0)
 
@@ -146,7 +146,7 @@ def test_scenes_are_without_end_and_leave_room_to_be_padded():
 
 def test_another_seed_gives_other_scenes(monkeypatch, tmp_path):
     given = {}
-    monkeypatch.setattr("dsgnn.train.train", lambda c, source, *_, **options: given.update(
+    monkeypatch.setattr("dsgnn.training.loop.train", lambda c, source, *_, **options: given.update(
         options, source=source))  # fmt: skip
     images = []
     for seed in (0, 1):
@@ -253,7 +253,7 @@ def test_a_resumed_optimiser_counts_on_the_cpu(tiny_nano, samples, tmp_path):
 def test_the_rate_is_of_training_without_evaluating_and_saving(tiny_nano, samples, tmp_path,
                                                                monkeypatch):  # fmt: skip
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr("dsgnn.train.time", clock)
+    monkeypatch.setattr("dsgnn.training.loop.time", clock)
 
     class Timed(Blocks):
         def example(self, number, size):
@@ -371,12 +371,12 @@ import json, math, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from dsgnn.batches import Epochs
+from dsgnn.training.batches import Epochs
 from dsgnn.config import config_from_dict
 from dsgnn.data import open_data
-from dsgnn.parallel import join, leave, process
-from dsgnn.recipe import Recipe
-from dsgnn.train import train
+from dsgnn.training.parallel import join, leave, process
+from dsgnn.training.recipe import Recipe
+from dsgnn.training.loop import train
 
 class Poisoned(Epochs):
     def example(self, number, size):

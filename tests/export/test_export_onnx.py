@@ -10,7 +10,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dsgnn.checkpoint import save_checkpoint
 from dsgnn.export.cli import main
 from dsgnn.export.onnx import (
     Source,
@@ -26,6 +25,7 @@ from dsgnn.runtime import Ranker
 from dsgnn.runtime.artifact import read_description
 from dsgnn.runtime.backends import open_backend
 from dsgnn.runtime.letterbox import Fixed, LongestSide
+from dsgnn.weights.checkpoint import save_checkpoint
 
 SIZE = (64, 96)
 

@@ -25,15 +25,9 @@ from dsgnn.export.parity import ParityError, parity_photos
 from dsgnn.export.precision import retype
 from dsgnn.export.tensorrt import BuildError, build_engine
 from dsgnn.model import build_model
-from dsgnn.runtime.artifact import (
-    METADATA_KEY,
-    ArtifactError,
-    Description,
-    open_artifact,
-    read_sidecar,
-    sha256_of,
-)
-from dsgnn.runtime.backends import BackendError, open_backend
+from dsgnn.runtime.artifact import METADATA_KEY, Description, open_artifact, read_sidecar, sha256_of
+from dsgnn.runtime.backends import open_backend
+from dsgnn.runtime.errors import ArtifactError, BackendError
 from dsgnn.runtime.letterbox import Fixed, LongestSide
 
 SIZE = (64, 96)

@@ -25,16 +25,16 @@ from dsgnn.export.triton import ConfigError, check_config, read_config, write_re
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.artifact import (
     METADATA_KEY,
-    ArtifactError,
     Description,
     Sidecar,
     open_artifact,
     sha256_of,
     write_sidecar,
 )
-from dsgnn.runtime.backends import BackendError, open_backend
+from dsgnn.runtime.backends import open_backend
+from dsgnn.runtime.backends.triton import TritonRanker
+from dsgnn.runtime.errors import ArtifactError, BackendError
 from dsgnn.runtime.letterbox import Fixed, LongestSide, Rule
-from dsgnn.runtime.triton import TritonRanker
 
 COLOURS = Path(__file__).parents[1] / "runtime" / "colours.onnx"
 

@@ -8,7 +8,6 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
-from dsgnn.checkpoint import save_checkpoint
 from dsgnn.config import CONFIGS
 from dsgnn.export.cli import main
 from dsgnn.export.onnx import Source, describe
@@ -17,6 +16,7 @@ from dsgnn.model import build_model
 from dsgnn.runtime import samples
 from dsgnn.runtime.artifact import METADATA_KEY, read_sidecar, sha256_of, sidecar_path
 from dsgnn.runtime.images import read_image
+from dsgnn.weights.checkpoint import save_checkpoint
 
 from .test_deploy import shake, small
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from synthetic_weights import synthetic_parameter
 
-from dsgnn.checkpoint import load_upstream
 from dsgnn.model import DSGNN, build_model
+from dsgnn.weights.checkpoint import load_upstream
 
 HERE = Path(__file__).parent
 

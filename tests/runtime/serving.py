@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dsgnn.runtime.listen import bind
-from dsgnn.runtime.serve import Limits, Workers, build_app
-from dsgnn.runtime.worker import Refused, Reply, Worker
+from dsgnn.runtime.serving.app import Limits, Workers, build_app
+from dsgnn.runtime.serving.listen import bind
+from dsgnn.runtime.serving.worker import Refused, Reply, Worker
 
 
 class Direct:

@@ -20,7 +20,7 @@ import numpy as np
 
 from dsgnn.metrics import image_metrics
 from dsgnn.runtime import RankedObject, Ranking
-from dsgnn.runtime.steady import Steadier
+from dsgnn.runtime.video.steady import Steadier
 
 H, W = 90, 160
 RATE = 25

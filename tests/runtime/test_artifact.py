@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from dsgnn.runtime.artifact import (
-    ArtifactError,
     Description,
     Sidecar,
     onnx_metadata,
@@ -18,6 +17,7 @@ from dsgnn.runtime.artifact import (
     sidecar_path,
     write_sidecar,
 )
+from dsgnn.runtime.errors import ArtifactError
 from dsgnn.runtime.letterbox import Fixed, LongestSide
 
 Write = Callable[..., Path]

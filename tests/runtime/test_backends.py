@@ -8,12 +8,13 @@ import click
 import numpy as np
 import pytest
 
-from dsgnn.runtime.backends import BACKENDS, Backend, BackendError, TensorSpec, open_backend
+from dsgnn.runtime.backends import BACKENDS, Backend, TensorSpec, open_backend
 from dsgnn.runtime.backends import onnx as onnx_backend
 from dsgnn.runtime.backends import openvino as openvino_backend
 from dsgnn.runtime.backends.onnx import CUDA, TENSORRT
-from dsgnn.runtime.cli import main as rank
-from dsgnn.runtime.serve_cli import main as serve
+from dsgnn.runtime.errors import BackendError
+from dsgnn.runtime.run.cli import main as rank
+from dsgnn.runtime.serving.cli import main as serve
 
 from .conftest import description
 

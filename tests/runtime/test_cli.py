@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from dsgnn.runtime.cli import main
+from dsgnn.runtime.run.cli import main
 
 
 @pytest.fixture
@@ -113,7 +113,9 @@ def test_results_that_cannot_be_written(place: Path, model: Path) -> None:
 def test_a_folder_that_cannot_be_written_to(
     place: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsgnn.runtime.save.os.access", lambda path, mode: path != Path("out"))
+    monkeypatch.setattr(
+        "dsgnn.runtime.disk.outputs.os.access", lambda path, mode: path != Path("out")
+    )
     result = call("photos", "--out", "out", "--model", model)
     assert result.exit_code == 2
     assert "the output folder out cannot be written to" in result.output

@@ -20,14 +20,14 @@ from click.testing import CliRunner
 from sockets import listening
 
 from dsgnn.runtime import Ranker, cluster, distributed, parquet
-from dsgnn.runtime.backends import BackendError
-from dsgnn.runtime.cli import main
-from dsgnn.runtime.distributed import run_on_ray
-from dsgnn.runtime.files import FolderBusyError, claimed
+from dsgnn.runtime.cluster.job import run_on_ray
+from dsgnn.runtime.cluster.parquet import Parts
+from dsgnn.runtime.disk.files import claimed
+from dsgnn.runtime.disk.sources import find_sources
+from dsgnn.runtime.errors import BackendError, FolderBusyError
 from dsgnn.runtime.images import READABLE
-from dsgnn.runtime.parquet import Parts
-from dsgnn.runtime.run import rank_sources
-from dsgnn.runtime.sources import find_sources
+from dsgnn.runtime.run.cli import main
+from dsgnn.runtime.run.loop import rank_sources
 
 # Read when Ray is imported: `--ray` sets it in time, here the import comes first.
 os.environ[cluster.ONE_MACHINE] = "0"

@@ -15,12 +15,13 @@ import pytest
 from click.testing import CliRunner, Result
 from rtsp import camera
 
-from dsgnn.runtime import run as run_module
-from dsgnn.runtime.cli import main
-from dsgnn.runtime.files import FolderBusyError, claimed
-from dsgnn.runtime.frames import Selection
-from dsgnn.runtime.run import stopped_once
-from dsgnn.runtime.sources import Source
+from dsgnn.runtime.disk.files import claimed
+from dsgnn.runtime.disk.sources import Source
+from dsgnn.runtime.errors import FolderBusyError
+from dsgnn.runtime.run import loop as run_module
+from dsgnn.runtime.run.cli import main
+from dsgnn.runtime.run.loop import stopped_once
+from dsgnn.runtime.video.frames import Selection
 
 COMMAND = Path(sys.executable).with_name("dsgnn-run")
 H, W = 48, 64
@@ -118,7 +119,7 @@ def test_a_colon_in_the_output_folder(
 ) -> None:
     """FFmpeg takes what stands before it for a protocol."""
     pytest.importorskip(library)
-    monkeypatch.setattr("dsgnn.runtime.h264.is_installed", lambda: library == "av")
+    monkeypatch.setattr("dsgnn.runtime.video.h264.is_installed", lambda: library == "av")
     clip("clip.avi", frames=3)
     os.rename("clip.avi", "clip:1.avi")
     result = go("clip:1.avi", "--out", "2026-11-23T06:40")
@@ -236,9 +237,9 @@ def test_a_full_disk(model: Path, clip, library: str) -> None:
     for frame in noise:
         writer.write(frame)
     writer.release()
-    hide = "" if library == "av" else "dsgnn.runtime.h264.is_installed = lambda: False;"
+    hide = "" if library == "av" else "dsgnn.runtime.video.h264.is_installed = lambda: False;"
     code = (
-        f"import dsgnn.runtime.h264; {hide} from dsgnn.runtime.cli import main; "
+        f"import dsgnn.runtime.video.h264; {hide} from dsgnn.runtime.run.cli import main; "
         f"main(['noise.avi', 'clip.avi', '--out', 'out', '--model', {str(model)!r}])"
     )
     done = subprocess.run(
@@ -473,7 +474,7 @@ def test_video_options_reach_the_run(go, clip) -> None:
 
 
 def test_videos_without_pyav(go, clip, photos, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsgnn.runtime.h264.is_installed", lambda: False)
+    monkeypatch.setattr("dsgnn.runtime.video.h264.is_installed", lambda: False)
     clip("clip.avi", frames=3)
     said = "PyAV is not installed, so videos are written as MPEG-4 Part 2"
     result = go("clip.avi")
@@ -492,10 +493,10 @@ def test_5000_frames_in_flat_memory(ranker, scene, monkeypatch: pytest.MonkeyPat
     """RSS grows by 5% at most after the first 1,000 frames, with every output of a video."""
     from types import SimpleNamespace
 
-    from dsgnn.runtime.frames import Selection
-    from dsgnn.runtime.run import rank_sources
-    from dsgnn.runtime.sources import find_sources
-    from dsgnn.runtime.video import VideoOptions
+    from dsgnn.runtime.disk.sources import find_sources
+    from dsgnn.runtime.run.loop import rank_sources
+    from dsgnn.runtime.video.clip import VideoOptions
+    from dsgnn.runtime.video.frames import Selection
 
     height, width, total = 180, 320, 5000
 

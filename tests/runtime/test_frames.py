@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from rtsp import camera
 
-from dsgnn.runtime.frames import Ended, Frames, Selection, parse_raw
-from dsgnn.runtime.sources import Source, find_sources, video_source
+from dsgnn.runtime.disk.sources import Source, find_sources, video_source
+from dsgnn.runtime.video.frames import Ended, Frames, Selection, parse_raw
 
 
 @pytest.fixture(autouse=True)
@@ -216,7 +216,7 @@ def test_a_network_camera_that_dies(
     transport_stream: bytes, hangs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real RTSP: the connection is closed, or stays open and nothing comes."""
-    monkeypatch.setattr("dsgnn.runtime.frames.TIMEOUT_MS", 2000)
+    monkeypatch.setattr("dsgnn.runtime.video.frames.TIMEOUT_MS", 2000)
     with camera(transport_stream, hangs) as address:
         frames = Frames(video_source(f"rtsp://me:secret@{address}/live"), Selection())
         assert (frames.rate, frames.expected) == (25, 0)
@@ -252,7 +252,7 @@ class Camera:
 
 
 def test_a_camera_that_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsgnn.runtime.frames.cv2.VideoCapture", Camera)
+    monkeypatch.setattr("dsgnn.runtime.video.frames.cv2.VideoCapture", Camera)
     frames = Frames(video_source(3), Selection())
     assert frames.expected == 0 and frames.rate == 25
     got = []

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dsgnn.runtime.images import ImageError, decode, exif_orientation, read_image
+from dsgnn.runtime.errors import InputError
+from dsgnn.runtime.images import decode, exif_orientation, read_image
 
 # 16 × 8 CMYK JPEG by Pillow: left half magenta + yellow = red, right half cyan + magenta = blue.
 CMYK = zlib.decompress(
@@ -272,7 +273,7 @@ def heic() -> bytes:
     ],
 )
 def test_unreadable(data: bytes, message: str) -> None:
-    with pytest.raises(ImageError, match=message):
+    with pytest.raises(InputError, match=message):
         decode(data)
 
 
@@ -281,13 +282,13 @@ def test_cut_short(suffix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     data = encode(noise, suffix)
     for share in (0.1, 0.5, 0.95):
-        with pytest.raises(ImageError, match="data is damaged or cut short"):
+        with pytest.raises(InputError, match="data is damaged or cut short"):
             decode(data[: int(share * len(data))])
 
 
 def test_floating_point_pixels() -> None:
     data = encode(np.ones((4, 4), np.float32), ".tiff")
-    with pytest.raises(ImageError, match="expected 8 or 16 bits per channel, got float32 pixels"):
+    with pytest.raises(InputError, match="expected 8 or 16 bits per channel, got float32 pixels"):
         decode(data)
 
 
@@ -298,7 +299,7 @@ def test_more_pixels_than_opencv_allows() -> None:
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in chunks
     )
-    with pytest.raises(ImageError, match="OpenCV refuses the image|damaged or cut short"):
+    with pytest.raises(InputError, match="OpenCV refuses the image|damaged or cut short"):
         decode(png)
 
 

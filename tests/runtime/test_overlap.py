@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dsgnn.runtime.overlap import Behind, ahead
+from dsgnn.runtime.video.overlap import Behind, ahead
 
 
 def eventually(true: Callable[[], bool]) -> bool:

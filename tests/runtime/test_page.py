@@ -12,7 +12,7 @@ import pytest
 from serving import Direct, serving
 
 from dsgnn.runtime.draw import RANK_COLOURS
-from dsgnn.runtime.serve import PAGE, Limits
+from dsgnn.runtime.serving.app import PAGE, Limits
 
 pytest.importorskip("uvicorn")
 playwright = pytest.importorskip("playwright.sync_api")

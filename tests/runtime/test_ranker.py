@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dsgnn.runtime import Ranker, Ranking, samples
-from dsgnn.runtime.artifact import ArtifactError, Sidecar, sha256_of, write_sidecar
+from dsgnn.runtime.artifact import Sidecar, sha256_of, write_sidecar
+from dsgnn.runtime.errors import ArtifactError
 from dsgnn.runtime.letterbox import Fixed, LongestSide
 from dsgnn.runtime.ranker import LARGEST_BATCH
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from dsgnn.runtime import Ranker
-from dsgnn.runtime.files import whole_file, write_whole
-from dsgnn.runtime.run import STAGES, Outcome, Summary, rank_sources, run
-from dsgnn.runtime.save import KINDS, make_folder, parse_kinds
-from dsgnn.runtime.sources import find_sources
+from dsgnn.runtime.disk.files import whole_file, write_whole
+from dsgnn.runtime.disk.outputs import KINDS, make_folder, parse_kinds
+from dsgnn.runtime.disk.sources import find_sources
+from dsgnn.runtime.run.loop import STAGES, Outcome, Summary, rank_sources, run
 
 
 @pytest.fixture
@@ -422,7 +422,7 @@ def test_a_video(
     go, ranker: Ranker, scene, name: str, library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip(library)
-    monkeypatch.setattr("dsgnn.runtime.save.h264.is_installed", lambda: library == "av")
+    monkeypatch.setattr("dsgnn.runtime.disk.outputs.h264.is_installed", lambda: library == "av")
     clip(name, scene)
     outcomes = go(name, kinds=("overlay", "json"))
     assert len(outcomes) == 12 and all(item.objects == 1 for item in outcomes)
@@ -490,7 +490,7 @@ def test_a_video_that_changes_size(go, monkeypatch: pytest.MonkeyPatch) -> None:
         retrieve=lambda: (True, np.full((*next(sizes), 3), 128, np.uint8)),
         release=lambda: None,
     )
-    monkeypatch.setattr("dsgnn.runtime.frames._capture", lambda source: capture)
+    monkeypatch.setattr("dsgnn.runtime.video.frames._capture", lambda source: capture)
     Path("clip.mp4").touch()
     *ranked, failed = go("clip.mp4", kinds=("overlay", "json"))
     assert len(ranked) == 2
@@ -549,8 +549,8 @@ def test_videos_that_opencv_cannot_write(go, scene, monkeypatch: pytest.MonkeyPa
             if self.calls % 2:
                 self.writer.write(frame)
 
-    monkeypatch.setattr("dsgnn.runtime.save.h264.is_installed", lambda: False)
-    monkeypatch.setattr("dsgnn.runtime.save.cv2.VideoWriter", Losing)
+    monkeypatch.setattr("dsgnn.runtime.disk.outputs.h264.is_installed", lambda: False)
+    monkeypatch.setattr("dsgnn.runtime.disk.outputs.cv2.VideoWriter", Losing)
     assert go("clip.mp4")[-1].error == "only 2 of 4 frames were written: is the disk full?"
     monkeypatch.setattr(Losing, "__init__", lambda self, *arguments: None)
     monkeypatch.setattr(Losing, "isOpened", lambda self: False, raising=False)

@@ -26,10 +26,10 @@ from sockets import family, listening
 
 from dsgnn.runtime import Ranker, replicas, samples
 from dsgnn.runtime.images import read_image
-from dsgnn.runtime.listen import bind
-from dsgnn.runtime.serve import Limits, WorkersLost, negotiate
-from dsgnn.runtime.serve_cli import main
-from dsgnn.runtime.worker import BATCH, Refused, Reply, Together, Worker, choose_batch
+from dsgnn.runtime.serving.app import Limits, WorkersLost, negotiate
+from dsgnn.runtime.serving.cli import main
+from dsgnn.runtime.serving.listen import bind
+from dsgnn.runtime.serving.worker import BATCH, Refused, Reply, Together, Worker, choose_batch
 
 Place = tuple[str, int]
 

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from dsgnn.runtime import samples
-from dsgnn.runtime.cli import main
-from dsgnn.runtime.sheet import CAPTION_PX, COLUMNS, GAP_PX, ROWS, TILE_PX, Sheets
+from dsgnn.runtime.run.cli import main
+from dsgnn.runtime.run.sheet import CAPTION_PX, COLUMNS, GAP_PX, ROWS, TILE_PX, Sheets
 
 
 def plain(number: int, size: tuple[int, int] = (120, 160)) -> np.ndarray:

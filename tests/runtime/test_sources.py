@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dsgnn.runtime.sources import Source, find_sources, name_outputs
+from dsgnn.runtime.disk.sources import Source, find_sources, name_outputs
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_a_folder_that_cannot_be_listed(tree: Path, monkeypatch: pytest.MonkeyPa
         onerror(PermissionError(13, "Permission denied", "b/secret"))
         yield "b", [], ["x.jpg"]
 
-    monkeypatch.setattr("dsgnn.runtime.sources.os.walk", walk)
+    monkeypatch.setattr("dsgnn.runtime.disk.sources.os.walk", walk)
     assert problems("b") == {"b/secret": "Permission denied"}
 
 

@@ -7,7 +7,7 @@ import pytest
 from steadiness import H, W, measure
 
 from dsgnn.runtime import RankedObject, Ranking
-from dsgnn.runtime.steady import APPEAR_S, HOLD_S, REMEMBER_S, Steadier
+from dsgnn.runtime.video.steady import APPEAR_S, HOLD_S, REMEMBER_S, Steadier
 
 STEP = 0.04
 

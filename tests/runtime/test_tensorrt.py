@@ -14,11 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 from dsgnn.runtime import Ranker
-from dsgnn.runtime.artifact import ArtifactError, Sidecar, sha256_of, write_sidecar
-from dsgnn.runtime.backends import BackendError, TensorSpec, open_backend
+from dsgnn.runtime.artifact import Sidecar, sha256_of, write_sidecar
+from dsgnn.runtime.backends import TensorSpec, open_backend
 from dsgnn.runtime.backends import tensorrt as backend_module
-from dsgnn.runtime.cli import main
+from dsgnn.runtime.errors import ArtifactError, BackendError
 from dsgnn.runtime.letterbox import Fixed
+from dsgnn.runtime.run.cli import main
 
 from .conftest import description
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from dsgnn.runtime import Ranker
-from dsgnn.runtime.frames import Ended, Selection, _Capture
-from dsgnn.runtime.h264 import h264_writer
-from dsgnn.runtime.run import Outcome, rank_sources
-from dsgnn.runtime.save import make_folder
-from dsgnn.runtime.sources import Source, find_sources
-from dsgnn.runtime.video import BEHIND, Presence, VideoOptions, choose_threads
+from dsgnn.runtime.disk.outputs import make_folder
+from dsgnn.runtime.disk.sources import Source, find_sources
+from dsgnn.runtime.run.loop import Outcome, rank_sources
+from dsgnn.runtime.video.clip import BEHIND, Presence, VideoOptions, choose_threads
+from dsgnn.runtime.video.frames import Ended, Selection, _Capture
+from dsgnn.runtime.video.h264 import h264_writer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -317,10 +317,14 @@ def test_show(go: Run, clip, monkeypatch: pytest.MonkeyPatch) -> None:
     clip()
     shown = []
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr("dsgnn.runtime.video.cv2.imshow", lambda name, image: shown.append(image))
-    monkeypatch.setattr("dsgnn.runtime.video.cv2.destroyAllWindows", lambda: shown.append("closed"))
+    monkeypatch.setattr(
+        "dsgnn.runtime.video.clip.cv2.imshow", lambda name, image: shown.append(image)
+    )
+    monkeypatch.setattr(
+        "dsgnn.runtime.video.clip.cv2.destroyAllWindows", lambda: shown.append("closed")
+    )
     keys = iter([-1, -1, ord("q")])
-    monkeypatch.setattr("dsgnn.runtime.video.cv2.waitKey", lambda delay: next(keys))
+    monkeypatch.setattr("dsgnn.runtime.video.clip.cv2.waitKey", lambda delay: next(keys))
     with pytest.raises(KeyboardInterrupt):
         go("clip.avi", show=True)
     assert len(shown) == 4 and shown[0].shape == (48, 64, 3) and shown[3] == "closed"
@@ -328,7 +332,7 @@ def test_show(go: Run, clip, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_show_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsgnn.runtime.video.sys.platform", "linux")
+    monkeypatch.setattr("dsgnn.runtime.video.clip.sys.platform", "linux")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(ValueError, match="--show needs a screen: DISPLAY is not set here"):

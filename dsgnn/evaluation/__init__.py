@@ -1,0 +1,1 @@
+"""Evaluation: a ranker over a data set, its table and its drawings."""

@@ -1,0 +1,1 @@
+"""Training: losses, batches, recipes, the loop, and what it leaves behind."""

@@ -1,0 +1,109 @@
+"""What a run trains on: numbered examples from a data set or made up, and their batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dsgnn.data.records import Samples
+from dsgnn.data.transforms import Example, Examples, augment, collate, example
+from dsgnn.scenes.composite import CompositeScenes
+
+Key = tuple[int, int]  # number of an example, and its size in pixels
+
+
+class Source(Protocol):
+    """Training data: any number from 0 on → an example, always the same one."""
+
+    def example(self, number: int, size: int) -> Example: ...
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Made-up scenes without end; they need no augmentation.
+
+    A third are size × size, the others shorter one way: batches pad them as the letterbox pads
+    photos, which a network has to have seen. seed: another one gives other scenes.
+    """
+
+    scenes: CompositeScenes
+    seed: int = 0
+
+    def example(self, number: int, size: int) -> Example:
+        number += self.seed * 10**9  # no run is as long
+        random = np.random.default_rng(mix(7, number))
+        height = width = size
+        if random.random() > 0.35:
+            short = round(size * random.choice((2 / 3, 3 / 4, 9 / 16, 0.7, 0.85)))
+            height, width = (short, size) if random.random() < 0.7 else (size, short)
+        return example(self.scenes.scene(number, (height, width)))
+
+
+class Epochs:
+    """The samples of a data set, shuffled anew each time round, and augmented.
+
+    augmentation: as in `Config`. ValueError when there are no samples.
+    """
+
+    def __init__(self, samples: Samples, augmentation: str, seed: int):
+        if not len(samples):
+            raise ValueError("there are no images to train on; is the split empty?")
+        self.samples, self.augmentation, self.seed = samples, augmentation, seed
+        self._epoch, self._order = -1, np.arange(0)
+
+    def example(self, number: int, size: int) -> Example:
+        epoch, place = divmod(number, len(self.samples))
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))
+        generator = torch.Generator().manual_seed(mix(self.seed, number))
+        return augment(self.samples[self._order[place]], self.augmentation, size, generator)
+
+
+def load(source: Source, keys: Iterator[list[Key]], workers: int) -> Iterator[Examples]:
+    """The batches of these keys, prepared ahead by `workers` processes (0: by this one, in time).
+
+    Raises what the source raised, without a worker's traceback around it.
+    """
+    loader = DataLoader(
+        _Numbered(source), batch_sampler=keys, num_workers=workers, collate_fn=_collate,
+        worker_init_fn=_quiet_worker, prefetch_factor=4 if workers else None,
+    )  # fmt: skip
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+def mix(*numbers: int) -> int:
+    """One seed of several numbers ≥ 0."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class _Numbered(Dataset):
+    """Key → example, or the error that it gave."""
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    def __getitem__(self, key: Key) -> Example | Exception:
+        try:
+            return self.source.example(*key)
+        except (ValueError, OSError) as error:
+            return error
+
+
+def _collate(examples: list[Example | Exception]) -> Examples | Exception:
+    errors = [x for x in examples if isinstance(x, Exception)]
+    return errors[0] if errors else collate([x for x in examples if isinstance(x, Example)])
+
+
+def _quiet_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

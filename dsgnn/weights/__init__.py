@@ -1,0 +1,1 @@
+"""Weights on disk: our checkpoints, pretrained weights of others, and pickles read safely."""

@@ -1,0 +1,1 @@
+"""Ranking on many machines with Ray."""

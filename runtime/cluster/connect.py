@@ -1,0 +1,127 @@
+"""Ray, connected to or started: the one place where it is, for dsgnn-run --ray and dsgnn-serve.
+
+A Ray that is started here is for this machine alone: everything it listens on is on loopback and
+asks for Ray's token (~/.ray/auth_token, Ray's default since 2.60); it has no dashboard and reports
+to nobody. A Ray that is connected to is as its owner set it up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from ipaddress import ip_address
+from typing import Any
+
+from dsgnn.runtime.errors import BackendError
+
+EXTRAS = {"data": "ray", "serve": "serve"}  # of dsgnn, by the part of Ray that each installs
+# Ray's switch for one machine alone, made for macOS and Windows. It is read when Ray is imported;
+# ray.init(_node_ip_address="127.0.0.1") is replaced by an address that others reach.
+ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+@contextmanager
+def cluster(address: str, part: str, cpus: int | None = None) -> Iterator[Any]:
+    """Ray, connected; what was started or connected here ends with the block.
+
+    address: HOST:PORT of a cluster that this machine is part of, "auto" for the one on this
+    machine, "local" = one is started here; "" = RAY_ADDRESS or local, or what this process is
+    connected to already. part: of Ray, "data" or "serve". cpus: of a Ray started here, None = all.
+
+    Raises BackendError if that part is not installed, ValueError for no address or a second one,
+    ConnectionError, and RuntimeError if Ray cannot start.
+    """
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if where == "local":
+        os.environ[ONE_MACHINE] = "0"
+    try:
+        import ray
+
+        import_module(f"ray.{part}")
+    except ImportError as error:
+        fix = f"pip install 'dsgnn[{EXTRAS[part]}]'"
+        raise BackendError(f"Ray {part.title()} is not installed: {fix} ({error})") from error
+    if ray.is_initialized():
+        if address:
+            raise ValueError(f"Ray is connected already: leave out the address {address}")
+        yield ray
+        return
+    options: dict[str, Any] = {}
+    if where == "local":
+        options = {"include_dashboard": False, "num_cpus": cpus}
+        if part == "serve":
+            options["runtime_env"] = {"worker_process_setup_hook": f"{__name__}.confine_grpc"}
+    elif where != "auto":
+        _check_answers(where)
+    try:
+        ray.init(where, logging_level=logging.ERROR, log_to_driver=False, **options)
+    except Exception as error:  # of no common class
+        what = "started here" if where == "local" else f"reached at {where}"
+        raise RuntimeError(f"Ray cannot be {what}: {error}") from error
+    try:
+        if where == "local":
+            _check_confined(ray.util.get_node_ip_address())
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def machines(ray: Any) -> list[dict[str, float]]:
+    """What each machine of the cluster has: `CPU`, `GPU` and more, without those of zero."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def have(nodes: Iterable[Mapping[str, float]]) -> str:
+    """What machines have, for a message."""
+    return ", ".join(
+        f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes
+    )
+
+
+def confine_grpc() -> None:
+    """In a process of Ray: servers of gRPC listen on loopback, whatever address they are given.
+
+    A replica of Ray Serve has one for calls between deployments, asks for every interface, and
+    knows no option for another address or for none.
+    """
+    from grpc import aio
+
+    make = aio.server
+
+    def server(*arguments: Any, **options: Any) -> Any:
+        made = make(*arguments, **options)
+        for name in ("add_insecure_port", "add_secure_port"):
+            setattr(made, name, partial(_bind, getattr(made, name)))
+        return made
+
+    aio.server = server
+
+
+def _bind(add_port: Callable[..., int], address: str, *credentials: Any) -> int:
+    return add_port(f"127.0.0.1:{address.rpartition(':')[2]}", *credentials)
+
+
+def _check_answers(address: str) -> None:
+    """Raise ConnectionError at once where Ray would try for minutes, ValueError if no address."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"expected --ray HOST:PORT or auto, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(f"there is no Ray cluster at {address}: {error}") from error
+
+
+def _check_confined(address: str) -> None:
+    """Raise RuntimeError if a Ray that was started here can be reached from elsewhere."""
+    if not ip_address(address).is_loopback:
+        raise RuntimeError(
+            f"Ray listens on {address}, expected loopback: it was imported before dsgnn could "
+            f"confine it; import it later, or set {ONE_MACHINE}=0 before"
+        )

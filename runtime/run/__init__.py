@@ -1,0 +1,1 @@
+"""dsgnn-run: rank files, folders and videos on this machine."""

@@ -1,0 +1,1 @@
+"""dsgnn-serve: rank photos over HTTP."""

@@ -1,0 +1,1 @@
+"""Video: frames in, steadied rankings, annotated video out."""

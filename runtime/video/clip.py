@@ -1,0 +1,242 @@
+"""Rank one video into files: decoding, inference and writing at the same time."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import cv2
+import numpy as np
+
+from dsgnn.runtime.disk.files import write_whole
+from dsgnn.runtime.disk.outputs import (
+    VIDEO_KINDS,
+    Target,
+    clear_masks,
+    lines_file,
+    to_bgr,
+    video_file,
+    write_picture,
+)
+from dsgnn.runtime.disk.sources import Source
+from dsgnn.runtime.ranker import Ranker
+from dsgnn.runtime.ranking import Ranking
+from dsgnn.runtime.video.frames import Ended, Frame, Frames, Selection
+from dsgnn.runtime.video.overlap import Behind
+from dsgnn.runtime.video.stream import ranked_frames
+
+SUMMARY_SCHEMA = "dsgnn.video/1"
+BEHIND = 4  # ranked frames that wait to be written
+WINDOW = "dsgnn-run (q ends)"
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """How videos are ranked. select: which frames. batch: frames per inference. steady: identities
+    and ranks are held steady. show: in a window, too. Raises ValueError if there is no screen."""
+
+    select: Selection = field(default_factory=Selection)
+    batch: int = 1
+    steady: bool = True
+    show: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
+        screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        if self.show and sys.platform.startswith("linux") and not screen:
+            raise ValueError("--show needs a screen: DISPLAY is not set here")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What decides which frames are ranked and how; --skip-existing compares it."""
+        select = self.select
+        return {
+            "every": select.every,
+            "start_s": select.start_s,
+            "end_s": select.end_s,
+            "max_frames": select.max_frames,
+            "rate": select.rate,
+            "steady": self.steady,
+        }
+
+
+def writes_video(sources: Iterable[Source], kinds: Collection[str]) -> bool:
+    """Whether a run writes any video file."""
+    return bool({"overlay", "map"} & set(kinds)) and any(source.is_video for source in sources)
+
+
+def choose_threads(asked: int | None, sources: Iterable[Source]) -> int | None:
+    """CPU threads of one inference: as asked, or by what is ranked; None is the Ranker's default.
+
+    On two cores a video gets one: decoding, drawing and encoding beside it need the other
+    (`python tests/runtime/throughput.py --threads 1`, and 2).
+    """
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 1 if (cores or 1) <= 2 and any(source.is_video for source in sources) else None
+
+
+def rank_video(
+    ranker: Ranker, target: Target, options: VideoOptions
+) -> Generator[tuple[int, dict[str, float]], None, None]:
+    """Rank a video into the target's files; yields (objects, milliseconds per stage) per frame.
+
+    A source that breaks off, Ctrl-C, and closing this generator leave whole files of the frames
+    that were ranked; any other error leaves none. Raises ValueError for what is wrong with the
+    source, after its files are in place if there was any frame.
+    """
+    if not set(target.kinds) & set(VIDEO_KINDS):
+        raise ValueError(
+            f"a video gives {', '.join(VIDEO_KINDS)}, got --save {','.join(target.kinds)}"
+        )
+    frames = Frames(target.source, options.select)
+    how = {"made": target.made(), "options": options.to_dict()}
+    presence = Presence(frames.rate)
+    problem, told_ms = "", 0.0
+    try:
+        with ExitStack() as stack:
+            pairs = ranked_frames(ranker, frames, options.batch, options.steady)
+            stack.enter_context(closing(pairs))
+            behind: Behind[tuple[Frame, Ranking]] | None = None
+            try:
+                for frame, ranking in pairs:
+                    if behind is None:
+                        size = ranking.width, ranking.height
+                        write = stack.enter_context(
+                            write_frames(target, frames.rate, size, presence)
+                        )
+                        behind = stack.enter_context(Behind(write, BEHIND))
+                    behind.put((frame, ranking))
+                    if options.show:
+                        _show(ranking.draw(frame.image))
+                    written_ms = presence.save_ms  # of earlier frames: they wait to be written
+                    save_ms, told_ms = written_ms - told_ms, written_ms
+                    yield len(ranking.objects), {**ranking.timings_ms, "save": save_ms}
+            except Ended as error:
+                problem = str(error)
+    except (KeyboardInterrupt, GeneratorExit):
+        _write_summary(target, ranker, how, presence, complete=False)
+        raise
+    finally:
+        if options.show:
+            cv2.destroyAllWindows()
+    if not presence.frames:
+        raise ValueError(
+            problem or "it has no frame to rank: empty, or --start lies behind its end"
+        )
+    _write_summary(target, ranker, how, presence, complete=not problem)
+    if problem:
+        raise ValueError(problem)
+
+
+@contextmanager
+def write_frames(
+    target: Target, rate: float, size: tuple[int, int], presence: Presence
+) -> Iterator[Callable[[tuple[Frame, Ranking]], None]]:
+    """Give a function that writes one ranked frame to all files asked for."""
+    kinds = target.kinds
+    with ExitStack() as stack:
+        if "json" in kinds:
+            record = stack.enter_context(lines_file(target.path("frames.jsonl")))
+        if "overlay" in kinds:
+            drawn = stack.enter_context(video_file(target.path("overlay.mp4"), rate, size))
+        if "map" in kinds:
+            greys = stack.enter_context(video_file(target.path("map.mp4"), rate, size))
+        if "masks" in kinds:
+            clear_masks(target)
+
+        def write(pair: tuple[Frame, Ranking]) -> None:
+            start = perf_counter()
+            frame, ranking = pair
+            if "overlay" in kinds:
+                drawn(ranking.draw(frame.image))
+            if "map" in kinds:
+                greys(cv2.cvtColor(ranking.rank_map(target.palette), cv2.COLOR_GRAY2RGB))
+            if "masks" in kinds:
+                for item in ranking.objects:
+                    name = f"masks/{frame.number:06d}.mask{item.rank}.png"
+                    write_picture(target.path(name), item.mask.view(np.uint8) * 255)
+            if "json" in kinds:
+                time_s = round(frame.time_s, 6)
+                place = {"file": target.source.shown, "frame": frame.number, "time_s": time_s}
+                record({**place, **ranking.to_dict()})
+            presence.add(frame, ranking)
+            presence.save_ms += 1e3 * (perf_counter() - start)
+
+        yield write
+
+
+@dataclass
+class Presence:
+    """Which objects were there, and for how long they held rank 1; counted frame by frame.
+
+    rate: frames per second of those counted. save_ms: what writing them took, all together.
+    """
+
+    rate: float
+    frames: int = 0
+    save_ms: float = 0.0
+    size: tuple[int, int] = (0, 0)
+    objects: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, frame: Frame, ranking: Ranking) -> None:
+        self.frames += 1
+        self.size = ranking.width, ranking.height
+        for item in ranking.objects:
+            if item.identity is None:
+                continue
+            new = {"frames": 0, "first_s": frame.time_s, "best_rank": item.rank, "rank_1_s": 0.0}
+            entry = self.objects.setdefault(item.identity, new)
+            entry["frames"] += 1
+            entry["last_s"] = frame.time_s
+            entry["best_rank"] = min(entry["best_rank"], item.rank)
+            entry["rank_1_s"] += (item.rank == 1) / self.rate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Objects in the order of their time at rank 1; none without steady identities."""
+        entries: list[dict[str, Any]] = [
+            {"identity": identity, **_rounded(entry)} for identity, entry in self.objects.items()
+        ]
+        entries.sort(key=lambda entry: (-entry["rank_1_s"], entry["identity"]))
+        width, height = self.size
+        return {
+            "width": width,
+            "height": height,
+            "frames": self.frames,
+            "frames_per_second": self.rate,
+            "seconds": round(self.frames / self.rate, 6),
+            "objects": entries,
+        }
+
+
+def _rounded(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: round(value, 6) if isinstance(value, float) else value
+        for name, value in entry.items()
+    }
+
+
+def _write_summary(
+    target: Target, ranker: Ranker, how: Mapping[str, Any], presence: Presence, complete: bool
+) -> None:
+    """NAME.summary.json. how: of what it was made and with which options. complete: False for a
+    video that was not ranked to its end."""
+    if "json" not in target.kinds or not presence.frames:
+        return
+    head = {"schema": SUMMARY_SCHEMA, "model": ranker.describe(), "file": target.source.shown}
+    summary = {**head, **how, "complete": complete, **presence.to_dict()}
+    write_whole(target.path("summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def _show(picture: np.ndarray) -> None:
+    """Raises KeyboardInterrupt when q or Esc was pressed in the window."""
+    cv2.imshow(WINDOW, to_bgr(picture))
+    if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
+        raise KeyboardInterrupt
