@@ -21,7 +21,6 @@ from torchvision.transforms.v2 import functional as F
 
 from dsgnn.data.sample import Sample
 from dsgnn.runtime.letterbox import PAD, LongestSide
-from dsgnn.training.losses import Target
 
 JITTER = (0.1, 2.0)  # range of large-scale jitter (Ghiasi et al., CVPR 2021)
 FILL = {tv_tensors.Image: PAD, tv_tensors.Mask: 0}
@@ -46,11 +45,21 @@ class Example:
 
 
 @dataclass(frozen=True)
+class ImageTruth:
+    """The true objects of one image. masks: (G, H, W) bool or float, at the size that the network
+    sees, padding included. ranks: (G,) float, larger = more salient, 1…G."""
+
+    masks: Tensor
+    ranks: Tensor
+
+
+@dataclass(frozen=True)
 class Examples:
-    """A batch. images: (B, H, W, 3) uint8 RGB, smaller ones padded right and bottom with 128."""
+    """A batch. images: (B, H, W, 3) uint8 RGB, smaller ones padded right and bottom with 128.
+    targets: the true objects of each. names: of the samples."""
 
     images: Tensor
-    targets: list[Target]
+    targets: list[ImageTruth]
     names: list[str]
 
 
@@ -102,7 +111,7 @@ def collate(examples: Sequence[Example]) -> Examples:
     return Examples(
         images.permute(0, 2, 3, 1).contiguous(),  # (B, H, W, 3)
         [
-            Target(_pad(x.masks, (height, width)).as_subclass(Tensor), x.ranks.float())
+            ImageTruth(_pad(x.masks, (height, width)).as_subclass(Tensor), x.ranks.float())
             for x in examples
         ],
         [x.name for x in examples],

@@ -18,7 +18,7 @@ from dsgnn.scenes.composite import CompositeScenes
 Key = tuple[int, int]  # number of an example, and its size in pixels
 
 
-class Source(Protocol):
+class ExampleSource(Protocol):
     """Training data: any number from 0 on → an example, always the same one."""
 
     def example(self, number: int, size: int) -> Example: ...
@@ -66,7 +66,7 @@ class Epochs:
         return augment(self.samples[self._order[place]], self.augmentation, size, generator)
 
 
-def load(source: Source, keys: Iterator[list[Key]], workers: int) -> Iterator[Examples]:
+def load(source: ExampleSource, keys: Iterator[list[Key]], workers: int) -> Iterator[Examples]:
     """The batches of these keys, prepared ahead by `workers` processes (0: by this one, in time).
 
     Raises what the source raised, without a worker's traceback around it.
@@ -89,7 +89,7 @@ def mix(*numbers: int) -> int:
 class _Numbered(Dataset):
     """Key → example, or the error that it gave."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: ExampleSource):
         self.source = source
 
     def __getitem__(self, key: Key) -> Example | Exception:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,15 +23,16 @@ from torch.nn.parallel import DistributedDataParallel
 from dsgnn.config import Config, get_config
 from dsgnn.data import open_data
 from dsgnn.data.records import Samples
-from dsgnn.data.transforms import Examples
+from dsgnn.data.transforms import Examples, ImageTruth
 from dsgnn.evaluation.loop import measure, model_ranker
 from dsgnn.metrics import summarise
 from dsgnn.model import DSGNN, normalise
 from dsgnn.scenes.composite import CompositeScenes
-from dsgnn.training.batches import Epochs, Key, Scenes, Source, load, mix
+from dsgnn.training.batches import Epochs, ExampleSource, Key, Scenes, load, mix
 from dsgnn.training.journal import EVALUATED, Journal, curve
-from dsgnn.training.losses import Batch, Criterion, Target, object_centres
+from dsgnn.training.losses import Criterion
 from dsgnn.training.parallel import gather, join, leave, mean, process, share_buffers
+from dsgnn.training.peaks import seed_centres
 from dsgnn.training.recipe import Recipe, recipe_for
 from dsgnn.training.state import AMP, State, layout, start
 from dsgnn.weights.checkpoint import save_checkpoint
@@ -41,7 +42,7 @@ log = logging.getLogger("dsgnn")
 
 def train(
     config: Config,
-    source: Source,
+    source: ExampleSource,
     out: Path,
     recipe: Recipe | None = None,
     *,
@@ -181,7 +182,7 @@ class Step:
         images = normalise(examples.images.to(self.device))
         images = images.contiguous(memory_format=layout(self.device))
         targets = [
-            Target(t.masks.to(self.device), t.ranks.to(self.device)) for t in examples.targets
+            ImageTruth(t.masks.to(self.device), t.ranks.to(self.device)) for t in examples.targets
         ]
         centres = None
         if self.config.seeds == "peaks":
@@ -248,7 +249,7 @@ def run(
     )
     samples = open_data(data, split)
     validation = None if val == "none" else open_data(data, val)
-    source: Source
+    source: ExampleSource
     if isinstance(samples, CompositeScenes):
         samples.load()
         source = Scenes(samples, seed)
@@ -266,22 +267,6 @@ def run(
             curve(out)
     finally:
         leave()
-
-
-def seed_centres(targets: Sequence[Target], queries: int, generator: torch.Generator) -> Tensor:
-    """For about half the images, seed the first queries from the true objects.
-
-    → (B, Q) cells at stride 8, -1 = take the next predicted peak.
-    """
-    batch = Batch.of(targets)
-    B, G = batch.ranks.shape
-    centres = torch.full((B, queries), -1, dtype=torch.long, device=batch.masks.device)
-    cells, _ = object_centres(batch.masks)
-    forced = torch.rand(B, 1, generator=generator).to(cells.device) < 0.5
-    real = torch.arange(G, device=cells.device) < batch.counts[:, None]
-    n = min(G, queries)
-    centres[:, :n] = torch.where(forced & real, cells, -1)[:, :n]
-    return centres
 
 
 def _keys(config: Config, recipe: Recipe, start: int) -> Iterator[list[Key]]:

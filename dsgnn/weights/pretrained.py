@@ -60,7 +60,7 @@ class Report:
 BODY = "backbone.body."  # where timm's network is in ours
 
 
-class Target(NamedTuple):
+class Destination(NamedTuple):
     """Where a tensor goes: our name, and which third of it (query, key, value), if not all."""
 
     name: str
@@ -220,7 +220,7 @@ def read_source(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a safetensors file, or cut short ({error})") from None
 
 
-def _targets(names: Iterable[str], own: Iterable[str]) -> tuple[str, dict[str, list[Target]]]:
+def _targets(names: Iterable[str], own: Iterable[str]) -> tuple[str, dict[str, list[Destination]]]:
     """The form these names have, and where each would go, whether or not that is there."""
     if any(name.startswith("model.pixel_level_module.") for name in names):
         return "transformers", {name: _from_transformers(name) for name in names}
@@ -231,17 +231,19 @@ def _targets(names: Iterable[str], own: Iterable[str]) -> tuple[str, dict[str, l
     # timm's `features_only` has `layers_0.` for a classifier's `layers.0.`, in some networks.
     flat = {name.removeprefix(BODY).replace(".", "_"): name for name in own if BODY in name}
     if any(name.replace(".", "_") in flat for name in names):
-        return "timm", {n: [Target(flat.get(n.replace(".", "_"), f"{BODY}{n}"))] for n in names}
-    return "dsgnn", {name: [Target(name)] for name in names}
+        return "timm", {
+            n: [Destination(flat.get(n.replace(".", "_"), f"{BODY}{n}"))] for n in names
+        }
+    return "dsgnn", {name: [Destination(name)] for name in names}
 
 
-def _from_efficientnet(name: str, own: Iterable[str]) -> list[Target]:
+def _from_efficientnet(name: str, own: Iterable[str]) -> list[Destination]:
     """Blocks are numbered through there, by stage here; a block's parts are named by their place
     in it there, and the first block has no expansion."""
     part = re.fullmatch(r"_blocks\.(\d+)\._([a-z]+_conv|bn\d)\.(\w+)", name)
     if part is None:
         stem = {"_conv_stem": "conv_stem", "_bn0": "bn1"}.get(name.split(".")[0], name)
-        return [Target(f"backbone.body.{stem}.{name.split('.')[1]}")]
+        return [Destination(f"backbone.body.{stem}.{name.split('.')[1]}")]
     starts = (re.match(r"backbone\.body\.(blocks\.\d+\.\d+)\.", ours) for ours in own)
     blocks = list(dict.fromkeys(start[1] for start in starts if start))
     number = int(part[1])
@@ -251,7 +253,7 @@ def _from_efficientnet(name: str, own: Iterable[str]) -> list[Target]:
     if f"backbone.body.{blocks[number]}.conv_pwl.weight" in own:
         names = {"expand_conv": "conv_pw", "depthwise_conv": "conv_dw", "project_conv": "conv_pwl",
                  "bn0": "bn1", "bn1": "bn2", "bn2": "bn3"}  # fmt: skip
-    return [Target(f"backbone.body.{blocks[number]}.{names.get(part[2], part[2])}.{part[3]}")]
+    return [Destination(f"backbone.body.{blocks[number]}.{names.get(part[2], part[2])}.{part[3]}")]
 
 
 def _our_input(name: str, value: Tensor, source: dict[str, Tensor]) -> Tensor:
@@ -265,13 +267,13 @@ def _our_input(name: str, value: Tensor, source: dict[str, Tensor]) -> Tensor:
     return value
 
 
-def _from_transformers(name: str) -> list[Target]:
+def _from_transformers(name: str) -> list[Destination]:
     for pattern, replacement in _TRANSFORMERS:
         name = pattern.sub(replacement, name)
     name = re.sub(r"\[(\d)\]", lambda found: str(_shift(name, int(found[1]))), name)
     third = re.search(r"<(\d)>", name)
     name = re.sub(r"<\d>", "", name)
-    return [Target(branch, int(third[1]) if third else None) for branch in _branches(name)]
+    return [Destination(branch, int(third[1]) if third else None) for branch in _branches(name)]
 
 
 def _shift(name: str, number: int) -> int:
@@ -279,11 +281,11 @@ def _shift(name: str, number: int) -> int:
     return number - 1 if ".norms.[" in name else number + 1
 
 
-def _from_framework(name: str) -> list[Target]:
+def _from_framework(name: str) -> list[Destination]:
     for pattern, replacement in _FRAMEWORK:
         name = pattern.sub(replacement, name)
     names = [name.replace("{branch}", branch) for branch in ("structure", "texture")]
-    return [Target(upstream_name(branch)) for branch in dict.fromkeys(names)]
+    return [Destination(upstream_name(branch)) for branch in dict.fromkeys(names)]
 
 
 def _branches(name: str) -> list[str]:

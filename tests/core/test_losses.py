@@ -13,24 +13,26 @@ from golden import HERE, arrays, published_model
 from torch.nn import functional as F
 
 from dsgnn.config import CONFIGS
+from dsgnn.data.transforms import ImageTruth
 from dsgnn.model import build_model, normalise
 from dsgnn.training.losses import (
-    Batch,
     Criterion,
-    Matches,
-    Target,
-    assign,
     class_loss,
     cross_image_loss,
     difference_loss,
-    heat_loss,
-    mask_cost,
-    object_centres,
     rank_loss,
-    sample_objects,
-    sample_points,
     similarity_loss,
 )
+from dsgnn.training.matching import (
+    Matches,
+    PaddedTruth,
+    PointSampler,
+    assign,
+    mask_cost,
+    sample_objects,
+    sample_points,
+)
+from dsgnn.training.peaks import heat_loss, object_centres
 
 SMALL = replace(
     CONFIGS["r50-assr"], name="small", backbone="resnet18", width=32, encoder_layers=1, layers=2,
@@ -70,7 +72,7 @@ def golden(request):
     model = published_model(config, seed)
     images = normalise(torch.from_numpy(data["images"]))
     targets = [
-        Target(torch.from_numpy(data[f"masks{i}"]), torch.from_numpy(data[f"ranks{i}"]))
+        ImageTruth(torch.from_numpy(data[f"masks{i}"]), torch.from_numpy(data[f"ranks{i}"]))
         for i in range(2)
     ]
     criterion = Criterion(model.config)
@@ -287,20 +289,15 @@ def test_texture_is_the_masked_image():
 
 def test_uncertain_points_are_the_least_sure():
     """Three quarters of the points: the least sure of three times as many. The rest is random."""
-    criterion = Criterion(SMALL, points=400)
     ramp = torch.linspace(-8, 8, 64).expand(2, 1, 64, 64)  # unsure along the middle column
-    generator = torch.Generator().manual_seed(0)
-
-    def random_points(n: int, count: int) -> torch.Tensor:
-        return torch.rand(n, count, 2, generator=generator)
-
-    at = criterion._uncertain_points(ramp, random_points)
+    points = PointSampler(400, generator=torch.Generator().manual_seed(0))
+    at = points.uncertain(ramp)
     assert at.shape == (2, 400, 2) and at.min() >= 0 and at.max() <= 1
     far = (at[..., 0] - 0.5).abs()
     # 300 of 1200 uniform points lie within an eighth of the middle
     # (at the border of the map the zeros outside make more points unsure)
     assert (far[:, :300] < 0.14).float().mean() > 0.99 and far[:, 300:].max() > 0.4
-    assert criterion._uncertain_points(ramp[:0], random_points).shape == (0, 400, 2)
+    assert points.uncertain(ramp[:0]).shape == (0, 400, 2)
 
 
 def test_seeds_of_objects_lie_on_them():
@@ -322,14 +319,14 @@ def test_seeds_of_objects_lie_on_them():
 # --- whole batches ------------------------------------------------------------------------------
 
 
-def two_images() -> list[Target]:
+def two_images() -> list[ImageTruth]:
     masks = torch.zeros(2, 64, 64)
     masks[0, 10:40, 10:40], masks[1, 30:60, 20:60] = 1, 1
-    return [Target(masks, tensor(2, 1)), Target(masks[:1].flip(-1), tensor(1))]
+    return [ImageTruth(masks, tensor(2, 1)), ImageTruth(masks[:1].flip(-1), tensor(1))]
 
 
-def none() -> Target:
-    return Target(torch.zeros(0, 64, 64), torch.zeros(0))
+def none() -> ImageTruth:
+    return ImageTruth(torch.zeros(0, 64, 64), torch.zeros(0))
 
 
 def losses(config, targets, seed: int = 0, **options):
@@ -370,7 +367,7 @@ def test_more_objects_than_queries():
     masks = torch.zeros(8, 64, 64)
     for i in range(8):
         masks[i, 8 * i : 8 * i + 8] = 1
-    many = [Target(masks, torch.arange(1.0, 9))]
+    many = [ImageTruth(masks, torch.arange(1.0, 9))]
     terms, criterion, _ = losses(SMALL, many)
     for m in criterion.matches.values():
         assert (m.object >= 0).all() and m.object.shape == (3, 1, 5)
@@ -407,7 +404,7 @@ def test_outputs_and_images_do_not_mix():
 
 def test_order_of_objects_does_not_matter():
     targets = two_images()
-    swapped = [Target(t.masks.flip(0), t.ranks.flip(0)) for t in targets]
+    swapped = [ImageTruth(t.masks.flip(0), t.ranks.flip(0)) for t in targets]
     points = {"points": grid(32)}
     first, second = losses(SMALL, targets, **points)[0], losses(SMALL, swapped, **points)[0]
     for name, term in first.items():
@@ -429,7 +426,7 @@ def test_training_outputs_are_needed():
 
 
 def test_targets_are_padded_to_the_most_objects():
-    batch = Batch.of([two_images()[1], two_images()[0], none()])
+    batch = PaddedTruth.of([two_images()[1], two_images()[0], none()])
     assert batch.masks.shape == (3, 2, 64, 64) and batch.counts.tolist() == [1, 2, 0]
     assert batch.ranks.tolist() == [[1, 0], [2, 1], [0, 0]]
     assert batch.masks[0, 1].max() == 0 and batch.masks[2].max() == 0

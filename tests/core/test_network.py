@@ -13,13 +13,14 @@ from torch.nn import functional as F
 
 from dsgnn.backbone import PadThenShiftBlock
 from dsgnn.config import CONFIGS, Config, get_config
+from dsgnn.data.transforms import ImageTruth
 from dsgnn.graph import EdgeExtractor
 from dsgnn.model import DSGNN, Output, build_model, normalise
 from dsgnn.pixel_decoder import HEADS, MSDA, POINTS, cell_centres, sine_position
 from dsgnn.query_decoder import PeakSeeds, attention_mask, shape_masks, texture_maps
 from dsgnn.runtime.letterbox import Geometry, LongestSide, letterbox
 from dsgnn.runtime.postprocess import postprocess
-from dsgnn.training.losses import Criterion, Target
+from dsgnn.training.losses import Criterion
 
 SMALL = replace(
     CONFIGS["r50-assr"], name="small", backbone="resnet18", width=32, encoder_layers=2, layers=3,
@@ -187,7 +188,7 @@ def test_every_parameter_learns(config):
     masks = torch.zeros(2, 3, 96, 96)
     masks[:, 0, :40, :40], masks[:, 1, 50:, :48], masks[:, 2, 20:80, 60:] = 1, 1, 1
     masks[1] = masks[1].flip(-1)
-    targets = [Target(m, torch.tensor([2.0, 1.0, 3.0])) for m in masks]
+    targets = [ImageTruth(m, torch.tensor([2.0, 1.0, 3.0])) for m in masks]
     terms = Criterion(model.config, points=256)(
         model(images, training_outputs=True), images, targets
     )

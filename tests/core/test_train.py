@@ -20,14 +20,14 @@ from torch.nn import functional as F
 from dsgnn import cli
 from dsgnn.config import CONFIGS
 from dsgnn.data.sample import Sample
-from dsgnn.data.transforms import collate, example
+from dsgnn.data.transforms import ImageTruth, collate, example
 from dsgnn.model import build_model
 from dsgnn.scenes.composite import CompositeScenes
 from dsgnn.training.batches import Epochs, Scenes, load, mix
 from dsgnn.training.journal import curve, read_log
-from dsgnn.training.loop import Step, run, seed_centres, train
-from dsgnn.training.losses import Target
+from dsgnn.training.loop import Step, run, train
 from dsgnn.training.parallel import join
+from dsgnn.training.peaks import seed_centres
 from dsgnn.training.recipe import NANO, PUBLISHED, Recipe, parameter_groups, recipe_for
 from dsgnn.training.state import start
 from dsgnn.weights.checkpoint import load_checkpoint
@@ -170,7 +170,7 @@ def test_a_broken_annotation_arrives_as_it_was_raised_from_a_worker_too():
 
 
 def test_half_the_images_are_seeded_from_their_objects(samples):
-    targets = [Target(torch.from_numpy(s.masks), torch.from_numpy(s.ranks).float())
+    targets = [ImageTruth(torch.from_numpy(s.masks), torch.from_numpy(s.ranks).float())
                for s in samples]  # fmt: skip
     forced = 0
     for seed in range(40):
