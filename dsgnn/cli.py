@@ -11,7 +11,13 @@ import click
 
 from dsgnn.config import CONFIGS
 from dsgnn.runtime.backends import BACKENDS
-from dsgnn.runtime.errors import BackendError, CheckpointError, DataError
+from dsgnn.runtime.errors import (
+    CheckpointError,
+    DataError,
+    DsgnnError,
+    NotFiniteError,
+    OptionError,
+)
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -25,6 +31,29 @@ def needs(extra: str) -> Iterator[None]:
         raise click.UsageError(
             f"{error.name} is not installed: pip install 'dsgnn[{extra}]'"
         ) from None
+
+
+OPTIONS = {"initial_weights": "--init", "validation": "--val"}
+"""Arguments of the library that have another name on the command line."""
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """What a person can mend ends the command with its message, and without a traceback.
+
+    The exit status is 1 for broken data and for files that cannot be read or written, 2 for wrong
+    use.
+    """
+    try:
+        yield
+    except (DataError, NotFiniteError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    except OptionError as error:
+        names = [OPTIONS.get(name, "--" + name.replace("_", "-")) for name in error.about]
+        options = f" (see {', '.join(names)})" if names else ""
+        raise click.UsageError(f"{error}{options}") from None
+    except DsgnnError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _size(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -110,7 +139,23 @@ def convert(source: Path, output: Path, config: str | None) -> None:
               help="Of everything random.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @click.version_option(package_name="dsgnn")
-def train(config: str, data: str, out: Path, **options: Any) -> None:
+def train(
+    config: str,
+    data: str,
+    out: Path,
+    init: Path | None,
+    resume: bool,
+    amp: str,
+    split: str,
+    val: str,
+    iterations: int | None,
+    batch: int | None,
+    accumulate: int,
+    every: int | None,
+    workers: int,
+    seed: int,
+    device: str,
+) -> None:
     """Train a network. One process, or as many as torchrun starts.
 
     \b
@@ -124,16 +169,22 @@ def train(config: str, data: str, out: Path, **options: Any) -> None:
 
     Exit status: 0 done, 1 stopped (a loss was not finite, or the data is broken), 2 wrong use.
     """
-
     with needs("train"):
-        from dsgnn.training.loop import run
+        from dsgnn.training.loop import RunOptions
+        from dsgnn.training.recipe import adapted, recipe_for
+        from dsgnn.training.run import DataSplits, train_on
 
-    try:
-        run(config, data, out, **options)
-    except (FloatingPointError, DataError, OSError) as error:
-        raise click.ClickException(str(error)) from None
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    with reported():
+        network = CONFIGS[config]
+        train_on(
+            DataSplits(data, split, None if val == "none" else val),
+            network,
+            adapted(recipe_for(network), iterations, batch, accumulate),
+            out,
+            RunOptions(init, resume, device, workers, every),
+            seed,
+            amp,
+        )
 
 
 @click.command(context_settings=HELP)
@@ -179,13 +230,8 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
     from dsgnn.evaluation.loop import evaluate as measure
     from dsgnn.evaluation.loop import table
 
-    try:
-        with needs("train"):
-            figures = measure(model, data, **options)
-    except (DataError, OSError) as error:
-        raise click.ClickException(str(error)) from None
-    except (BackendError, ValueError) as error:
-        raise click.UsageError(str(error)) from None
+    with reported(), needs("train"):
+        figures = measure(model, data, **options)
     click.echo(table(figures))
 
 

@@ -13,7 +13,14 @@ class DsgnnError(Exception):
 
 
 class OptionError(DsgnnError, ValueError):
-    """An argument or option that cannot be, or that does not go with another."""
+    """An argument or option that cannot be, or that does not go with another.
+
+    about: the names of the arguments concerned. A command turns them into its own options.
+    """
+
+    def __init__(self, message: str, *about: str):
+        super().__init__(message)
+        self.about = about
 
 
 class InputError(DsgnnError, ValueError):
@@ -34,6 +41,10 @@ class DataError(DsgnnError, ValueError):
 
 class CheckpointError(DsgnnError, ValueError):
     """Weights that are not a checkpoint, are damaged, or do not fit the network."""
+
+
+class NotFiniteError(DsgnnError, FloatingPointError):
+    """A loss or its gradient that is no longer a finite number: training cannot go on."""
 
 
 class FolderBusyError(DsgnnError, RuntimeError):

@@ -10,22 +10,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dsgnn.runtime.errors import OptionError
+
 T = TypeVar("T")
 
 
 def choose_device(device: str) -> torch.device:
-    """device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N". ValueError for anything
-    else, and for a GPU that PyTorch does not see: it never falls back to the CPU."""
+    """device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises OptionError for anything else, and for a GPU that PyTorch does not see: it never falls
+    back to the CPU.
+    """
     count = torch.cuda.device_count()
     if device == "auto":
         device = "cuda" if count else "cpu"
     match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
     if match is None:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
+        raise OptionError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}", "device")
     if device != "cpu" and int(match[1] or 0) >= count:
-        raise ValueError(
+        raise OptionError(
             f"device {device} was asked for, but PyTorch {torch.__version__} sees {count} GPUs: "
-            "install an NVIDIA driver and a CUDA build of PyTorch, or use --device cpu"
+            "install an NVIDIA driver and a CUDA build of PyTorch, or use the device cpu",
+            "device",
         )
     return torch.device(device)
 
@@ -34,21 +40,22 @@ def join(device: str) -> torch.device:
     """Join the group that torchrun made, if any (nccl on GPUs, gloo on CPUs).
 
     device: as for `choose_device`. → the device of this process; in a group each process of a
-    machine has its own GPU. ValueError as there, for "cuda:N" in a group, and when a machine has
-    more processes than GPUs.
+    machine has its own GPU. Raises OptionError as there, for "cuda:N" in a group, and when a
+    machine has more processes than GPUs.
     """
     where = choose_device(device)
     grouped = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if where.type == "cuda":
         if grouped and where.index is not None:
-            raise ValueError(
-                f"torchrun gives each process its own GPU: use --device cuda, got {device}"
+            raise OptionError(
+                f"torchrun gives each process its own GPU: use the device cuda, got {device}",
+                "device",
             )
         index = int(os.environ["LOCAL_RANK"]) if grouped else where.index or 0
         if index >= (count := torch.cuda.device_count()):
-            raise ValueError(
-                f"process {index} of this machine has no GPU of its own ({count} seen): lower "
-                f"--nproc-per-node to {count}"
+            raise OptionError(
+                f"process {index} of this machine has no GPU of its own ({count} seen): let "
+                f"torchrun start {count} processes"
             )
         where = torch.device("cuda", index)
         torch.cuda.set_device(where)

@@ -1,30 +1,41 @@
-"""How long and how fast a network trains: the published recipe, `nano`'s, and AdamW's groups."""
+"""How long and how fast a network trains: the published recipe, `nano`'s, and AdamW's groups.
+
+A `TrainingPlan` is a recipe with all else that decides what a run computes.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dsgnn.config import Config
 from dsgnn.model import DSGNN
+from dsgnn.runtime.errors import OptionError
 from dsgnn.training.losses import POINTS
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training schedule. Where something changes on the way is a share of the iterations, so that
-    `dataclasses.replace(recipe, iterations=…)` keeps its form.
+    """A training schedule.
+
+    Moments of the schedule (milestones, warmup, sizes) are given as shares of all iterations, from
+    0 to 1. `dataclasses.replace(recipe, iterations=…)` therefore makes the schedule longer or
+    shorter without changing its form.
 
     iterations: optimiser steps. batch: images per process and pass. accumulate: passes per step.
-    learning_rate: AdamW's; backbone_scale: factor on it for the backbone. clip: limit of the
-    gradient norm. milestones: where the learning rate drops to a tenth; with none it rises during
-    `warmup` and follows a cosine to zero. points: sampled by the mask losses. ema: decay of the
-    averaged weights that are evaluated and kept, 0 = none. sizes: (until, sides): until then images
-    are px × px, each iteration the next of these sides; with none they have the configuration's
-    size.
+    learning_rate: AdamW's. backbone_scale: the backbone's learning rate is this much of it.
+    weight_decay: AdamW's. clip: limit of the gradient norm. milestones: at each of these moments
+    the learning rate drops to a tenth. Without milestones it rises until `warmup` and then follows
+    a cosine to zero. points: how many points of a mask the losses look at. ema: decay of the
+    averaged weights, which are those that are evaluated and kept; 0 means that nothing is averaged.
+    sizes: pairs of a moment and the sides in pixels that images have until then, one side after
+    the other from iteration to iteration. Without sizes images have the configuration's size.
     """
 
     iterations: int = 36_000
@@ -42,9 +53,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if min(self.iterations, self.batch, self.accumulate) < 1:
-            raise ValueError(
+            raise OptionError(
                 "iterations, batch and accumulate must be at least 1, got "
-                f"{self.iterations}, {self.batch} and {self.accumulate}"
+                f"{self.iterations}, {self.batch} and {self.accumulate}",
+                "iterations",
+                "batch",
+                "accumulate",
             )
 
     def rate(self, iteration: int) -> float:
@@ -69,15 +83,66 @@ class Recipe:
 
 PUBLISHED = Recipe()
 NANO = Recipe(
-    iterations=6_200, batch=12, learning_rate=1e-3, backbone_scale=0.25, clip=5.0, milestones=(),
-    warmup=0.03, points=2048, ema=0.999,
+    iterations=6_200,
+    batch=12,
+    learning_rate=1e-3,
+    backbone_scale=0.25,
+    clip=5.0,
+    milestones=(),
+    warmup=0.03,
+    points=2048,
+    ema=0.999,
     sizes=((0.4, (160,)), (0.6, (224,)), (0.85, (192, 256, 320)), (1.0, (256, 320))),
-)  # fmt: skip
+)
 
 
 def recipe_for(config: Config) -> Recipe:
     """The recipe a configuration was made for."""
     return NANO if config.seeds == "peaks" else PUBLISHED
+
+
+def adapted(
+    recipe: Recipe, iterations: int | None, batch: int | None, accumulate: int | None
+) -> Recipe:
+    """The recipe with these values in place of its own, where they are given."""
+    given = {"iterations": iterations, "batch": batch, "accumulate": accumulate}
+    return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+
+
+AMP = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The type that a mixed-precision setting computes in."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a run computes. A run is resumed only with the plan it was started with.
+
+    config, recipe: the network and its schedule. seed: decides all that is random. amp: mixed
+    precision, "off", "bf16" or "fp16". data: facts about the images (JSON values), so that a run
+    is not resumed on other ones. Raises OptionError for another `amp`.
+    """
+
+    config: Config
+    recipe: Recipe
+    seed: int = 0
+    amp: str = "off"
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.amp not in AMP:
+            raise OptionError(f"amp must be one of {', '.join(AMP)}, got {self.amp!r}", "amp")
+
+    def facts(self, processes: int) -> dict[str, Any]:
+        """The plan and the number of processes as plain JSON values."""
+        facts = {
+            "config": self.config.to_dict(),
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+            "amp": self.amp,
+            "processes": processes,
+            **self.data,
+        }
+        return json.loads(json.dumps(facts))  # tuples become lists, as they are when read back
 
 
 def parameter_groups(model: DSGNN, recipe: Recipe) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,34 @@ from typing import Any
 import numpy as np
 import torch
 
-from dsgnn.config import Config
 from dsgnn.model import DSGNN, build_model
 from dsgnn.runtime.disk.files import whole_file, write_whole
+from dsgnn.runtime.errors import OptionError
 from dsgnn.training.parallel import gather, process
-from dsgnn.training.recipe import Recipe, parameter_groups
+from dsgnn.training.recipe import TrainingPlan, parameter_groups
 from dsgnn.weights.checkpoint import save_checkpoint
 from dsgnn.weights.pretrained import initialise
 
-AMP = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STATE_FILE, LAST, BEST = "state.pt", "last.safetensors", "best.safetensors"
 log = logging.getLogger("dsgnn")
 
 
 @dataclass
-class State:
-    """What a run continues from. run: facts that must not change on the way. best: SA-SOR."""
+class TrainingState:
+    """What a run continues from.
+
+    model: the network that is trained. average: the running average of its weights, where the
+    recipe keeps one. facts: `TrainingPlan.facts`, which must not change on the way. iteration: how
+    many are done. best_sa_sor: the highest on the validation split so far.
+    """
 
     model: DSGNN
     average: DSGNN | None
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    run: dict[str, Any]
+    facts: dict[str, Any]
     iteration: int = 0
-    best: float = -np.inf
+    best_sa_sor: float = -np.inf
 
     @property
     def kept(self) -> DSGNN:
@@ -44,28 +49,25 @@ class State:
     def save(self, out: Path) -> None:
         """Write state.pt and last.safetensors, each whole or not at all."""
         content = {name: part.state_dict() for name, part in self._parts().items()}
-        content |= {"run": self.run, "iteration": self.iteration, "best": self.best}
-        with whole_file(out / "state.pt") as part:
-            torch.save(content, part)
-        save_checkpoint(out / "last.safetensors", self.kept)
+        content |= {"run": self.facts, "iteration": self.iteration, "best": self.best_sa_sor}
+        with whole_file(out / STATE_FILE) as file:
+            torch.save(content, file)
+        save_checkpoint(out / LAST, self.kept)
 
     def load(self, out: Path) -> None:
-        """ValueError when the run in `out` had another configuration, recipe, seed, …"""
+        """Take over the state of the run in `out`. Raises OptionError when its plan is another."""
         # To the CPU: the parts move to their device what belongs there, AdamW's counters do not.
-        content = torch.load(out / "state.pt", map_location="cpu", weights_only=True)
-        changed = [
-            f"{name} was {content['run'].get(name)}, now {value}"
-            for name, value in self.run.items()
-            if content["run"].get(name) != value
-        ]
-        if changed:
-            raise ValueError(
-                f"{out} cannot be resumed with other settings ({'; '.join(changed)}): resume with "
-                f"the same ones, or start another run with --init {out / 'last.safetensors'}"
+        content = torch.load(out / STATE_FILE, map_location="cpu", weights_only=True)
+        if changed := list(_differences(content["run"], self.facts)):
+            raise OptionError(
+                f"{out} cannot be resumed with other settings ({'; '.join(changed)}): resume it "
+                f"with the same ones, or start another run from the weights {out / LAST}",
+                "resume",
+                "initial_weights",
             )
         for name, part in self._parts().items():
             part.load_state_dict(content[name])
-        self.iteration, self.best = content["iteration"], content["best"]
+        self.iteration, self.best_sa_sor = content["iteration"], content["best"]
 
     def _parts(self) -> dict[str, Any]:
         parts = {"model": self.model, "optimiser": self.optimiser, "scaler": self.scaler}
@@ -73,56 +75,89 @@ class State:
 
 
 def start(
-    config: Config, recipe: Recipe, out: Path, init: Path | None, resume: bool, amp: str, seed: int,
-    device: torch.device, data: Mapping[str, Any] | None = None,
-) -> State:  # fmt: skip
-    """A fresh state, with weights from `init` if given, or that of the run in `out`.
+    plan: TrainingPlan,
+    out: Path,
+    device: torch.device,
+    initial_weights: Path | None = None,
+    resume: bool = False,
+) -> TrainingState:
+    """The state of the run in `out` where it is resumed, and a fresh one otherwise.
 
-    data: plain facts about what is trained on, which must not change on the way either.
+    initial_weights: what a fresh state starts from, see `dsgnn.weights.pretrained`. Raises
+    OptionError when `out` holds a run that is not to be resumed, or one with another plan, and
+    CheckpointError for weights that cannot be used.
     """
-    if amp not in AMP:
-        raise ValueError(f"amp must be one of {', '.join(AMP)}, got {amp!r}")
-    rank, world = process()
-    found = (out / "state.pt").is_file()
+    found = (out / STATE_FILE).is_file()
     if found and not resume:
-        raise ValueError(f"{out} holds a run already: --resume continues it; or choose another")
-    torch.manual_seed(seed)
-    model = build_model(config).to(device, memory_format=layout(device)).train()
-    average = build_model(config).to(device) if recipe.ema else None
-    optimiser = torch.optim.AdamW(parameter_groups(model, recipe), betas=(0.9, 0.999))
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
-    facts = {"config": config.to_dict(), "recipe": asdict(recipe), "seed": seed, "amp": amp,
-             "processes": world, **(data or {})}  # fmt: skip
-    state = State(model, average, optimiser, scaler, json.loads(json.dumps(facts)))
+        raise OptionError(
+            f"{out} holds a run already: resume it, or choose another folder", "resume", "out"
+        )
+    state = _fresh(plan, device)
     if found:
         state.load(out)
     if len(starts := set(gather(state.iteration))) > 1:
-        raise ValueError(
-            f"the processes found runs at iterations {sorted(starts)} in {out}: --out must be a "
-            "folder that all machines share"
+        raise OptionError(
+            f"the processes found runs at iterations {sorted(starts)} in {out}: the run's folder "
+            "must be one that all machines share",
+            "out",
         )
-    if found:
-        return state
-    report = initialise(model, init) if init else None
-    if average is not None:
-        average.load_state_dict(model.state_dict())
-    if rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        if resume:
-            log.warning("%s: no run to resume here yet, starting it", out)
-        if config.frozen and not report:
-            log.warning(
-                "%s are not trained and start from random weights: --init brings a backbone's",
-                ", ".join(f"backbone.body.{name}" for name in config.frozen),
-            )
-        if report:
-            log.warning("%s", report)
-            write_whole(out / "init.json", json.dumps(asdict(report), indent=1).encode())
+    if not found:
+        _begin(state, plan, out, initial_weights, resume)
     return state
 
 
+def _fresh(plan: TrainingPlan, device: torch.device) -> TrainingState:
+    """Random weights, the same ones for the same seed."""
+    torch.manual_seed(plan.seed)
+    model = build_model(plan.config).to(device, memory_format=layout(device)).train()
+    return TrainingState(
+        model,
+        build_model(plan.config).to(device) if plan.recipe.ema else None,
+        torch.optim.AdamW(parameter_groups(model, plan.recipe), betas=(0.9, 0.999)),
+        torch.amp.GradScaler(device.type, enabled=plan.amp == "fp16"),
+        plan.facts(process()[1]),
+    )
+
+
+def _begin(
+    state: TrainingState, plan: TrainingPlan, out: Path, initial_weights: Path | None, resume: bool
+) -> None:
+    """Load the weights that a new run starts from, and make its folder."""
+    report = initialise(state.model, initial_weights) if initial_weights else None
+    if state.average is not None:
+        state.average.load_state_dict(state.model.state_dict())
+    if process()[0] != 0:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    if resume:
+        log.warning("%s: there is no run to resume here yet, so one is started", out)
+    if plan.config.frozen and not report:
+        log.warning(
+            "%s are not trained and start from random weights: --init brings a backbone's",
+            ", ".join(f"backbone.body.{name}" for name in plan.config.frozen),
+        )
+    if report:
+        log.warning("%s", report)
+        write_whole(out / "init.json", json.dumps(asdict(report), indent=1).encode())
+
+
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], path: str = ""
+) -> Iterator[str]:
+    """Each single value that is not what it was: "recipe.batch was 2, now 4"."""
+    for name in dict.fromkeys((*before, *now)):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, f"{path}{name}.")
+        elif old != new:
+            yield f"{path}{name} was {old}, now {new}"
+
+
 def layout(device: torch.device) -> torch.memory_format:
-    """channels_last is faster, but training a small ResNet in it on two CPU threads ended in
-    "double free or corruption" (PyTorch 2.15; one thread is fine, see also pytorch#136348)."""
+    """The memory format to train in.
+
+    channels_last is faster, but training a small ResNet in it on two CPU threads ended in "double
+    free or corruption" (PyTorch 2.15; one thread is fine, see also pytorch#136348).
+    """
     safe = device.type != "cpu" or torch.get_num_threads() == 1
     return torch.channels_last if safe else torch.contiguous_format

@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from dsgnn import cli
+from dsgnn.config import CONFIGS
 from dsgnn.data import open_data
 from dsgnn.data.transforms import example
 from dsgnn.evaluation.loop import evaluate, in_query_order, measure, model_ranker, table, truth
@@ -21,8 +22,9 @@ from dsgnn.runtime import rle
 from dsgnn.runtime.letterbox import Fixed, LongestSide, letterbox
 from dsgnn.runtime.postprocess import postprocess
 from dsgnn.runtime.ranking import RankedObject, Ranking
-from dsgnn.training.loop import run, train
-from dsgnn.training.recipe import Recipe
+from dsgnn.training.loop import RunOptions, train
+from dsgnn.training.recipe import Recipe, TrainingPlan
+from dsgnn.training.run import DataSplits, train_on
 from dsgnn.weights.checkpoint import save_checkpoint
 
 FIGURES = ("mae", "sor", "sa_sor", "recall", "matched_iou", "f_measure", "used", "by_objects")
@@ -39,7 +41,7 @@ def checkpoint(tiny_nano, samples, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
     recipe = Recipe(iterations=90, batch=3, points=256, learning_rate=3e-3, clip=5.0,
                     milestones=(), warmup=0.05)  # fmt: skip
-    train(replace(tiny_nano, size=96), Source(), out, recipe)
+    train(TrainingPlan(replace(tiny_nano, size=96), recipe), Source(), out)
     return out / "last.safetensors"
 
 
@@ -189,8 +191,9 @@ def test_a_split_without_images_has_no_figures(checkpoint, assr, tiny_nano, samp
         (assr / f"obj_seg_data_{split}.json").write_text("[]")
     with pytest.raises(ValueError, match="has no images in its split test"):
         evaluate(checkpoint, str(assr))
-    with pytest.raises(ValueError, match="no images to evaluate on: give --val another split"):
-        train(tiny_nano, None, tmp_path / "run", validation=open_data(assr, "val"))
+    with pytest.raises(ValueError, match="no images to evaluate on"):
+        plan = TrainingPlan(tiny_nano, Recipe())
+        train(plan, None, tmp_path / "run", validation=open_data(assr, "val"))
 
 
 def test_a_best_checkpoint_needs_something_to_order(tiny_nano, samples, tmp_path, caplog):
@@ -201,7 +204,7 @@ def test_a_best_checkpoint_needs_something_to_order(tiny_nano, samples, tmp_path
     recipe = Recipe(iterations=1, batch=2, points=64, milestones=())
     for chosen, count in ((samples[2:3], 0), (samples[:2], 1)):
         out = tmp_path / str(count)
-        train(tiny_nano, Source(), out, recipe, validation=chosen)
+        train(TrainingPlan(tiny_nano, recipe), Source(), out, validation=chosen)
         assert len(list(out.glob("best.safetensors"))) == count
     said = [record for record in caplog.records if "two objects to order" in record.message]
     assert len(said) == 1
@@ -214,7 +217,8 @@ def test_a_device_that_is_not_there_is_refused(device, checkpoint, assr, monkeyp
     with pytest.raises(ValueError, match=there):
         evaluate(checkpoint, str(assr), device=device)
     with pytest.raises(ValueError, match=there):
-        run("nano", str(assr), assr / "run", device=device)
+        options = RunOptions(device=device)
+        train_on(DataSplits(str(assr)), CONFIGS["nano"], Recipe(), assr / "run", options)
 
 
 def test_dots_in_names_do_not_mix_images_up(tmp_path, samples):

@@ -23,13 +23,23 @@ from dsgnn.data.sample import Sample
 from dsgnn.data.transforms import ImageTruth, collate, example
 from dsgnn.model import build_model
 from dsgnn.scenes.composite import CompositeScenes
+from dsgnn.training import loop
 from dsgnn.training.batches import Epochs, Scenes, load, mix
 from dsgnn.training.journal import curve, read_log
-from dsgnn.training.loop import Step, run, train
+from dsgnn.training.loop import RunOptions
 from dsgnn.training.parallel import join
 from dsgnn.training.peaks import seed_centres
-from dsgnn.training.recipe import NANO, PUBLISHED, Recipe, parameter_groups, recipe_for
+from dsgnn.training.recipe import (
+    NANO,
+    PUBLISHED,
+    Recipe,
+    TrainingPlan,
+    parameter_groups,
+    recipe_for,
+)
+from dsgnn.training.run import DataSplits, train_on
 from dsgnn.training.state import start
+from dsgnn.training.step import Step
 from dsgnn.weights.checkpoint import load_checkpoint
 
 SHORT = Recipe(iterations=4, batch=2, points=64, learning_rate=1e-3, clip=1.0)
@@ -45,9 +55,14 @@ class Blocks:
         return example(self.samples[number % len(self.samples)])
 
 
+def train(config, source, out, recipe, validation=None, seed=0, amp="off", **options):
+    plan = TrainingPlan(config, recipe, seed, amp)
+    return loop.train(plan, source, out, RunOptions(**options), validation)
+
+
 def make_step(config, recipe, out):
-    state = start(config, recipe, out, None, False, "off", 0, torch.device("cpu"))
-    return Step(config, recipe, state, "off", 0, out)
+    plan = TrainingPlan(config, recipe)
+    return Step(plan, start(plan, out, torch.device("cpu")), out)
 
 
 def losses(out):
@@ -145,18 +160,21 @@ def test_scenes_are_without_end_and_leave_room_to_be_padded():
 
 
 def test_another_seed_gives_other_scenes(monkeypatch, tmp_path):
-    given = {}
-    monkeypatch.setattr("dsgnn.training.loop.train", lambda c, source, *_, **options: given.update(
-        options, source=source))  # fmt: skip
-    images = []
+    given = []
+    monkeypatch.setattr("dsgnn.training.run.train", lambda *arguments: given.append(arguments))
+    splits = DataSplits("composite:2", validation=None)
     for seed in (0, 1):
-        run("nano", "composite:2", tmp_path, seed=seed, device="cpu", val="none")
-        images.append(given["source"].example(0, 96).image)
+        train_on(splits, CONFIGS["nano"], NANO, tmp_path, RunOptions(), seed)
+    images = [source.example(0, 96).image for _, source, *_ in given]
     scenes = CompositeScenes(length=2)
     assert torch.equal(images[0], Scenes(scenes).example(0, 96).image)  # the shipped model's
     assert not torch.equal(*(F.pad(x, (0, 96 - x.shape[2], 0, 96 - x.shape[1])) for x in images))
-    assert given["data"] == {"split": "train", "val": "none", "training images": 2,
-                             "validation images": 0}  # fmt: skip
+    assert given[0][0].data == {
+        "split": "train",
+        "val": "none",
+        "training images": 2,
+        "validation images": 0,
+    }
 
 
 def test_a_broken_annotation_arrives_as_it_was_raised_from_a_worker_too():
@@ -231,9 +249,11 @@ def test_training_learns(tiny_nano, samples, tmp_path):
 def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(tiny_nano, samples, tmp_path):
     recipe = replace(SHORT, iterations=1)
     train(tiny_nano, Blocks(samples), tmp_path, recipe)
-    with pytest.raises(ValueError, match="holds a run already: --resume continues it"):
+    with pytest.raises(ValueError, match="holds a run already: resume it"):
         train(tiny_nano, Blocks(samples), tmp_path, recipe)
-    with pytest.raises(ValueError, match=r"seed was 0, now 1.*--init .*last.safetensors"):
+    with pytest.raises(
+        ValueError, match=r"\(seed was 0, now 1\).*from the weights .*last.safetensors"
+    ):
         train(tiny_nano, Blocks(samples), tmp_path, recipe, resume=True, seed=1)
 
 
@@ -243,7 +263,7 @@ def test_a_resumed_optimiser_counts_on_the_cpu(tiny_nano, samples, tmp_path):
     recipe = replace(SHORT, iterations=1)
     train(tiny_nano, Blocks(samples), tmp_path, recipe)
     elsewhere = torch.device("meta")  # stands for a GPU
-    state = start(tiny_nano, recipe, tmp_path, None, True, "off", 0, elsewhere)
+    state = start(TrainingPlan(tiny_nano, recipe), tmp_path, elsewhere, resume=True)
     assert state.iteration == 1 and state.optimiser.state
     for values in state.optimiser.state.values():
         assert values["step"].device.type == "cpu" and values["step"] == 1
@@ -354,8 +374,12 @@ def test_another_precision_is_refused(tiny, samples, tmp_path):
 @pytest.mark.parametrize(
     ("device", "rank", "message"),
     [
-        ("cuda:1", "0", "torchrun gives each process its own GPU: use --device cuda, got cuda:1"),
-        ("cuda", "2", r"process 2 of this machine has no GPU of its own \(2 seen\): lower --nproc"),
+        ("cuda:1", "0", "torchrun gives each process its own GPU: use the device cuda, got cuda:1"),
+        (
+            "cuda",
+            "2",
+            r"process 2 of this machine has no GPU of its own \(2 seen\): let torchrun start 2",
+        ),
     ],
 )
 def test_processes_without_a_gpu_of_their_own_are_told(monkeypatch, device, rank, message):
@@ -375,8 +399,8 @@ from dsgnn.training.batches import Epochs
 from dsgnn.config import config_from_dict
 from dsgnn.data import open_data
 from dsgnn.training.parallel import join, leave, process
-from dsgnn.training.recipe import Recipe
-from dsgnn.training.loop import train
+from dsgnn.training.recipe import Recipe, TrainingPlan
+from dsgnn.training.loop import RunOptions, train
 
 class Poisoned(Epochs):
     def example(self, number, size):
@@ -390,13 +414,13 @@ recipe = Recipe(iterations=2, batch=1, accumulate=2, points=64, learning_rate=1e
 for config in map(config_from_dict, json.loads(configs)):
     folder = Path(out) / config.name
     source = Epochs(open_data(data, "train"), "flip", 0)
-    model = train(
-        config, source, folder, replace(recipe, ema=0.5 * (not config.texture)),
-        validation=open_data(data, "val"), log_every=1, device=device,
-    )
+    plan = TrainingPlan(config, replace(recipe, ema=0.5 * (not config.texture)))
+    options = RunOptions(log_every=1, device=device)
+    model = train(plan, source, folder, options, open_data(data, "val"))
     torch.save(model.state_dict(), folder / f"rank{rank}.pt")
 try:
-    train(config, Poisoned(open_data(data, "train"), "flip", 0), Path(out) / "bad", recipe)
+    poisoned = Poisoned(open_data(data, "train"), "flip", 0)
+    train(TrainingPlan(config, recipe), poisoned, Path(out) / "bad")
 except FloatingPointError as error:
     (Path(out) / f"error{rank}.txt").write_text(str(error))
 leave()
@@ -442,12 +466,12 @@ def test_the_command_trains_resumes_and_reports_wrong_use(assr, tmp_path, monkey
     assert {"last.safetensors", "best.safetensors", "state.pt", "log.jsonl", "curve.png"} <= names
     assert "iteration 2: sa_sor" in done.output
     again = CliRunner().invoke(cli.train, base)
-    assert again.exit_code == 2 and "--resume continues it" in again.output
+    assert again.exit_code == 2 and "--resume" in again.output
     assert CliRunner().invoke(cli.train, [*base, "--resume"]).exit_code == 0
     other = CliRunner().invoke(cli.train, [*base, "--resume", "--val", "test"])
     assert other.exit_code == 2 and "val was val, now test" in " ".join(other.output.split())
     leak = CliRunner().invoke(cli.train, [*base, "--split", "train+val"])
-    assert leak.exit_code == 2 and "give --val another, or none" in leak.output
+    assert leak.exit_code == 2 and "--val" in leak.output
     both = [*base[:4], "--out", str(tmp_path / "both"), *base[6:], "--split", "train+val",
             "--val", "none", "--init", str(out / "last.safetensors")]  # fmt: skip
     done = CliRunner().invoke(cli.train, both)

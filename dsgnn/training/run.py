@@ -1,0 +1,83 @@
+"""A whole training run on a data set: what `dsgnn-train` calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dsgnn.config import Config
+from dsgnn.data import open_data
+from dsgnn.data.records import Samples
+from dsgnn.runtime.errors import OptionError
+from dsgnn.scenes.composite import CompositeScenes
+from dsgnn.training.batches import Epochs, ExampleSource, Scenes
+from dsgnn.training.journal import curve
+from dsgnn.training.loop import RunOptions, train
+from dsgnn.training.parallel import join, leave, process
+from dsgnn.training.recipe import Recipe, TrainingPlan
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A data set, what of it is trained on, and what is evaluated on.
+
+    data, split, validation: as for `dsgnn.data.open_data`; validation may be None. Raises
+    OptionError when the same split would serve both.
+    """
+
+    data: str
+    split: str = "train"
+    validation: str | None = "val"
+
+    def __post_init__(self) -> None:
+        if self.validation in self.split.split("+"):
+            raise OptionError(
+                f"the split {self.validation} would be trained on too: evaluate on another one, "
+                "or on none",
+                "validation",
+            )
+
+    def open(self) -> tuple[Samples, Samples | None]:
+        """The images to train on and to evaluate on."""
+        samples = open_data(self.data, self.split)
+        return samples, open_data(self.data, self.validation) if self.validation else None
+
+
+def train_on(
+    splits: DataSplits,
+    config: Config,
+    recipe: Recipe,
+    out: Path,
+    options: RunOptions,
+    seed: int = 0,
+    amp: str = "off",
+) -> None:
+    """Open the data, join the process group, train into the folder `out`, draw the curve.
+
+    Made-up scenes are trained on without end. options.device: "auto", "cpu", "cuda" or "cuda:N".
+    seed, amp: as for `TrainingPlan`. Errors as for `train`, and DataError for broken data.
+    """
+    samples, validation = splits.open()
+    facts = {
+        "split": splits.split,
+        "val": splits.validation or "none",
+        "training images": len(samples),
+        "validation images": len(validation or ()),
+    }
+    plan = TrainingPlan(config, recipe, seed, amp, facts)
+    source = source_of(samples, config, seed)
+    options = replace(options, device=join(str(options.device)))
+    try:
+        train(plan, source, out, options, validation)
+        if process()[0] == 0:
+            curve(out)
+    finally:
+        leave()
+
+
+def source_of(samples: Samples, config: Config, seed: int) -> ExampleSource:
+    """Examples without end: new scenes, or the images of a data set time after time."""
+    if isinstance(samples, CompositeScenes):
+        samples.load()
+        return Scenes(samples, seed)
+    return Epochs(samples, config.augmentation, seed)
