@@ -17,7 +17,8 @@ from dsgnn.benchmarks.subjects import (
     read,
 )
 from dsgnn.data import open_data
-from dsgnn.evaluation.loop import measure, model_ranker
+from dsgnn.evaluation.loop import measure
+from dsgnn.evaluation.rankers import model_ranker
 from dsgnn.metrics import summarise
 from dsgnn.runtime.letterbox import Rule
 

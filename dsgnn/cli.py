@@ -228,7 +228,7 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
     Exit status: 0 done, 1 the data is broken, 2 wrong use, or the model cannot be run.
     """
     from dsgnn.evaluation.loop import evaluate as measure
-    from dsgnn.evaluation.loop import table
+    from dsgnn.evaluation.table import table
 
     with reported(), needs("train"):
         figures = measure(model, data, **options)

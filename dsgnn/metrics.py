@@ -34,6 +34,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from dsgnn.runtime.errors import DataError, OptionError
+
 PROTOCOLS = ("dsgnn", "official")
 PALETTES = ("assr", "irsr")
 ASSR_GREYS = np.array([255, 229, 204, 178, 153]) / 255  # most salient first
@@ -63,8 +65,8 @@ def evaluate(
                     gt_masks, gt_ranks, pred_masks, pred_scores, protocol, palette, iou_threshold
                 )
             )
-        except ValueError as error:
-            raise ValueError(f"sample {number}: {error}") from error
+        except DataError as error:
+            raise DataError(f"sample {number}: {error}") from error
     return summarise(per_image, protocol, palette, iou_threshold)
 
 
@@ -327,11 +329,11 @@ def _constant(values: np.ndarray) -> bool:
 
 def _check_options(protocol: str, palette: str, iou_threshold: float) -> None:
     if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+        raise OptionError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     if palette not in PALETTES:
-        raise ValueError(f"palette must be one of {', '.join(PALETTES)}, got {palette!r}")
+        raise OptionError(f"palette must be one of {', '.join(PALETTES)}, got {palette!r}")
     if not 0 < iou_threshold <= 1:
-        raise ValueError(f"iou_threshold must be in (0, 1], got {iou_threshold}")
+        raise OptionError(f"iou_threshold must be in (0, 1], got {iou_threshold}")
 
 
 def _check_sample(
@@ -342,16 +344,16 @@ def _check_sample(
         ("pred", pred_masks, pred_scores, "scores"),
     ):
         if masks.dtype != bool or masks.ndim != 3 or values.shape != masks.shape[:1]:
-            raise ValueError(
+            raise DataError(
                 f"{kind}_masks must be (N, h, w) bool with {kind}_{what} (N,), got {masks.shape} "
                 f"{masks.dtype} with {values.shape}"
             )
         if not np.isfinite(values).all():
-            raise ValueError(f"{kind}_{what} must be finite, got {values}")
+            raise DataError(f"{kind}_{what} must be finite, got {values}")
     if gt_masks.shape[1:] != pred_masks.shape[1:]:
-        raise ValueError(
+        raise DataError(
             f"masks must have one size: gt_masks are {gt_masks.shape[1:]}, pred_masks "
             f"{pred_masks.shape[1:]} (h, w); bring predictions to the photo's own size"
         )
     if not gt_masks.shape[1] * gt_masks.shape[2]:
-        raise ValueError(f"masks must have pixels, got (h, w) = {gt_masks.shape[1:]}")
+        raise DataError(f"masks must have pixels, got (h, w) = {gt_masks.shape[1:]}")

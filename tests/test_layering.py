@@ -72,7 +72,8 @@ def is_torch_free(module: str) -> bool:
 
 def is_light(module: str) -> bool:
     """True for what may import the base only until it is called: also the command lines."""
-    return is_torch_free(module) or module == "dsgnn.evaluation.loop" or module.endswith(".cli")
+    evaluation = module.startswith("dsgnn.evaluation")
+    return is_torch_free(module) or evaluation or module.endswith(".cli")
 
 
 class Import(NamedTuple):

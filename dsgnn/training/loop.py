@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from dsgnn.data.records import Samples
-from dsgnn.evaluation.loop import measure, model_ranker
+from dsgnn.evaluation.loop import measure
+from dsgnn.evaluation.rankers import model_ranker
 from dsgnn.metrics import summarise
 from dsgnn.model import DSGNN
 from dsgnn.runtime.errors import OptionError

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from dsgnn import cli
 from dsgnn.data.coco import CocoReader, read_photos
 from dsgnn.data.polygons import segmentation_to_mask
-from dsgnn.evaluation.loop import evaluate, table
+from dsgnn.evaluation.loop import evaluate
+from dsgnn.evaluation.table import table
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
 from dsgnn.runtime.errors import DataError
 

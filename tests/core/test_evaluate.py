@@ -16,7 +16,9 @@ from dsgnn import cli
 from dsgnn.config import CONFIGS
 from dsgnn.data import open_data
 from dsgnn.data.transforms import example
-from dsgnn.evaluation.loop import evaluate, in_query_order, measure, model_ranker, table, truth
+from dsgnn.evaluation.loop import evaluate, in_query_order, measure
+from dsgnn.evaluation.rankers import model_ranker, predictions_ranker, truth
+from dsgnn.evaluation.table import table
 from dsgnn.model import build_model, normalise
 from dsgnn.runtime import rle
 from dsgnn.runtime.letterbox import Fixed, LongestSide, letterbox
@@ -182,7 +184,7 @@ def test_predictions_are_measured_as_they_are(samples, assr, tmp_path):
     assert "where nothing passes the threshold, none of the queries count" in table(figures)
     for option in ({"size": (64, 96)}, {"if_none": "none"}, {"backend": "openvino"},
                    {"device": "cuda"}, {"threads": 1}):  # fmt: skip
-        with pytest.raises(ValueError, match="leave out --size, --if-none, --backend, --device"):
+        with pytest.raises(ValueError, match="these options are of a model"):
             evaluate(None, str(assr), predictions=path, split="train", **option)
 
 
@@ -228,8 +230,6 @@ def test_dots_in_names_do_not_mix_images_up(tmp_path, samples):
         entry["file"] = sample.name
     path = tmp_path / "results.json"
     path.write_text(json.dumps(content))
-    from dsgnn.evaluation.loop import predictions_ranker
-
     rank, _ = predictions_ranker(path)
     assert [image["recall"] if "recall" in image else image["matched"]
             for image in measure(rank, [first, second])] == [2, 3]  # fmt: skip
@@ -273,18 +273,24 @@ def test_the_command(checkpoint, assr, tmp_path):
         assert "Traceback" not in done.output
 
     data = ("--data", str(assr))
-    wrong(2, "give either a model or --predictions", *data)
-    wrong(2, "give either a model or --predictions", *command[:3], "--predictions",
+    wrong(2, "give either a model or predictions", *data)
+    wrong(2, "give either a model or predictions", *command[:3], "--predictions",
           str(out / "results.json"))  # fmt: skip
-    wrong(2, "give --out too", *command[:3], "--worst", "3")
+    wrong(2, "(see --out)", *command[:3], "--worst", "3")
     wrong(2, "expected HxW such as 448x576", *command[:3], "--size", "448")
     for size in ("100x96", "²x³"):
         wrong(2, f"multiples of 32, got {size}", *command[:3], "--size", size)
     wrong(2, "'none-such' is not one of 'auto', 'onnxruntime'", *command[:3], "--backend",
           "none-such")  # fmt: skip
-    with pytest.raises(ValueError, match="--size must be multiples of 32, got 100x96"):
+    with pytest.raises(ValueError, match="size must be multiples of 32, got 100x96"):
         evaluate(checkpoint, str(assr), size=(100, 96))
-    wrong(2, "--backend is for exported artifacts", *command[:3], "--backend", "openvino")
+    wrong(
+        2,
+        "only exported artifacts have a backend (see --backend)",
+        *command[:3],
+        "--backend",
+        "openvino",
+    )
     wrong(2, "split must be one of train, val, test", *command[:3], "--split", "trial")
     refused = {
         "old.pth": "convert published weights first",
