@@ -7,6 +7,8 @@ padded to whole windows *before* the cyclic shift, and each of the four outputs 
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from timm.models.swin_transformer import (
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dsgnn.config import Config
+from dsgnn.runtime.errors import OptionError
 
 STRIDES = (4, 8, 16, 32)
 LOADING = ("checkpoint_path", "cache_dir")  # of timm.create_model, besides `pretrained…`
@@ -44,7 +47,7 @@ class PadThenShiftBlock(SwinTransformerBlock):
 class Backbone(nn.Module):
     """Feature maps of a photo at strides 4, 8, 16 and 32.
 
-    channels: of the four maps. Raises ValueError when timm does not know the name, the network has
+    channels: of the four maps. Raises OptionError when timm does not know the name, the network has
     other strides, or `backbone_options` would fetch or load weights: a checkpoint carries its
     configuration, and opening one must read no other file. Some of timm's networks work at one size
     only: give them `img_size` in `backbone_options`.
@@ -53,24 +56,24 @@ class Backbone(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         if not timm.is_model(config.backbone):
-            raise ValueError(
+            raise OptionError(
                 f"backbone {config.backbone!r} is not a timm model; timm.list_models() names them"
             )
         options = dict(config.backbone_options)
         loading = [o for o in options if o.startswith("pretrained") or o in LOADING]
         if loading:
-            raise ValueError(
+            raise OptionError(
                 f"config {config.name}: backbone_options must not load weights, got "
-                f"{', '.join(loading)}: start from weights with --init"
+                f"{', '.join(loading)}: give a training the weights to start from instead"
             )
         self.is_swin = config.backbone.startswith("swin_")
         if config.backbone.startswith(("swin_", "swinv2_")) and "_cr_" not in config.backbone:
             options |= {"always_partition": True, "strict_img_size": False}
         # timm lists stride 2 too, where a network has it: take the last four.
-        self.body = timm.create_model(config.backbone, features_only=True, **options)
+        self.body: Any = timm.create_model(config.backbone, features_only=True, **options)
         reductions = self.body.feature_info.reduction()
         if tuple(reductions[-4:]) != STRIDES:
-            raise ValueError(
+            raise OptionError(
                 f"backbone {config.backbone} has strides {reductions}; "
                 "maps at strides 4, 8, 16 and 32 are needed"
             )

@@ -95,12 +95,14 @@ def convert(source: Path, output: Path, config: str | None) -> None:
     if not output.parent.is_dir():
         raise click.UsageError(f"the folder {output.parent} does not exist")
     try:
-        chosen = convert_file(source, output, config)
+        converted = convert_file(source, output, config)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error}") from None
-    click.echo(f"{output}: {chosen.name}, {output.stat().st_size / 1e6:.0f} MB")
+    chosen, weights = converted
+    origin = "published" if weights == "published" else "converted, origin unknown"
+    click.echo(f"{output}: {chosen.name}, {origin}, {output.stat().st_size / 1e6:.0f} MB")
 
 
 @click.command(context_settings=HELP)
@@ -159,13 +161,15 @@ def train(
     """Train a network. One process, or as many as torchrun starts.
 
     \b
-    dsgnn-train --config nano --data composite:300 --out runs/nano
+    dsgnn-train --config nano --data composite:300 --init lite0.pth --out runs/nano
     dsgnn-train --config r50-assr --data ASSR --init mask2former.pth --out runs/r50
     torchrun --nproc-per-node 8 --no-python dsgnn-train --config swin-l-irsr \\
         --data IRSR --init mask2former-swin-large --amp bf16 --out runs/swin
 
     RUN gets last.safetensors and best.safetensors (highest SA-SOR on --val), state.pt (for
     --resume), log.jsonl, curve.png, init.json (what --init took) and tensorboard/.
+
+    A run that is resumed with more --iterations than before is extended.
 
     Exit status: 0 done, 1 stopped (a loss was not finite, or the data is broken), 2 wrong use.
     """
@@ -176,7 +180,7 @@ def train(
 
     with reported():
         network = CONFIGS[config]
-        train_on(
+        trained = train_on(
             DataSplits(data, split, None if val == "none" else val),
             network,
             adapted(recipe_for(network), iterations, batch, accumulate),
@@ -185,6 +189,8 @@ def train(
             seed,
             amp,
         )
+    if trained:
+        click.echo(f"trained: {trained}; measure it with: dsgnn-eval {trained} --data {data}")
 
 
 @click.command(context_settings=HELP)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
+from dsgnn.runtime.errors import CheckpointError, OptionError
+
 
 @dataclass(frozen=True)
 class Config:
@@ -58,17 +60,17 @@ class Config:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(
+                raise OptionError(
                     f"config {self.name}: {name} must be one of {', '.join(allowed)}, "
                     f"got {getattr(self, name)!r}"
                 )
         if self.seeds == "peaks" and self.texture:
-            raise ValueError(
+            raise OptionError(
                 f"config {self.name}: seeds='peaks' needs texture=False, the texture "
                 "branch has learned seeds only"
             )
         if self.width % 32:
-            raise ValueError(
+            raise OptionError(
                 f"config {self.name}: width must be a multiple of 32, got {self.width}"
             )
 
@@ -78,15 +80,19 @@ class Config:
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:
-    """The `Config` that `to_dict` wrote. ValueError names fields that are unknown or missing."""
+    """The `Config` that `to_dict` wrote.
+
+    Raises CheckpointError that names fields that are unknown or missing, and OptionError for values
+    that cannot be.
+    """
     if not isinstance(values, dict):
-        raise ValueError(f"expected the fields of a configuration, got {values!r}")
+        raise CheckpointError(f"expected the fields of a configuration, got {values!r}")
     known = {f.name for f in fields(Config)}
     needed = {f.name for f in fields(Config) if f.default is f.default_factory is MISSING}
     if missing := sorted(needed - set(values)):
-        raise ValueError(f"the configuration has no {', '.join(missing)}")
+        raise CheckpointError(f"the configuration has no {', '.join(missing)}")
     if unknown := sorted(set(values) - known):
-        raise ValueError(
+        raise CheckpointError(
             f"unknown fields in the configuration: {', '.join(unknown)}; "
             "was this checkpoint written by a newer version of dsgnn?"
         )
@@ -144,11 +150,11 @@ CONFIGS: dict[str, Config] = {
 
 
 def get_config(config: str | Config) -> Config:
-    """A configuration by name (or itself); ValueError lists the names there are."""
+    """A configuration by name (or itself). OptionError lists the names there are."""
     if isinstance(config, Config):
         return config
     if config not in CONFIGS:
-        raise ValueError(f"unknown configuration {config!r}; choose one of {', '.join(CONFIGS)}")
+        raise OptionError(f"unknown configuration {config!r}; choose one of {', '.join(CONFIGS)}")
     return CONFIGS[config]
 
 

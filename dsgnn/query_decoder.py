@@ -77,7 +77,9 @@ class PeakSeeds(nn.Module):
         self.queries = queries
         self.heat = nn.Sequential(conv_norm(width, width // 2, 3), nn.Conv2d(width // 2, 1, 1))
         self.feature = nn.Linear(width, width)
-        nn.init.constant_(self.heat[-1].bias, -4.0)
+        last = self.heat[-1]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        nn.init.constant_(last.bias, -4.0)
 
     def forward(
         self, memory: Tensor, centres: Tensor | None = None

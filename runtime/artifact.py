@@ -22,7 +22,7 @@ from dsgnn.runtime.letterbox import PAD, Fixed, LongestSide, Rule
 METADATA_KEY = "dsgnn"
 DESCRIPTION_SCHEMA = "dsgnn.artifact/1"
 SIDECAR_SCHEMA = "dsgnn.sidecar/1"
-WEIGHTS = ("trained", "published", "synthetic")
+WEIGHTS = ("trained", "published", "converted", "synthetic")
 ENGINES = (".engine", ".plan")
 PRECISIONS = ("fp32", "w16", "fp16", "bf16", "int8")  # w16: float32 on weights stored as float16
 

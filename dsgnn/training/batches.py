@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dsgnn.data.records import Samples
 from dsgnn.data.transforms import Example, Examples, augment, collate, example
+from dsgnn.runtime.errors import DataError, DsgnnError
 from dsgnn.scenes.composite import CompositeScenes
 
 Key = tuple[int, int]  # number of an example, and its size in pixels
@@ -48,12 +49,12 @@ class Scenes:
 class Epochs:
     """The samples of a data set, shuffled anew each time round, and augmented.
 
-    augmentation: as in `Config`. ValueError when there are no samples.
+    augmentation: as in `Config`. Raises DataError when there are no samples.
     """
 
     def __init__(self, samples: Samples, augmentation: str, seed: int):
         if not len(samples):
-            raise ValueError("there are no images to train on; is the split empty?")
+            raise DataError("there are no images to train on; is the split empty?")
         self.samples, self.augmentation, self.seed = samples, augmentation, seed
         self._epoch, self._order = -1, np.arange(0)
 
@@ -95,7 +96,7 @@ class _Numbered(Dataset):
     def __getitem__(self, key: Key) -> Example | Exception:
         try:
             return self.source.example(*key)
-        except (ValueError, OSError) as error:
+        except (DsgnnError, OSError) as error:
             return error
 
 

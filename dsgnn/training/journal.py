@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dsgnn.runtime.disk.files import whole_file, write_whole
+from dsgnn.runtime.errors import DataError
 
 LOG = "log.jsonl"
 EVALUATED = ("sa_sor", "sor", "mae", "recall", "matched_iou", "f_measure", "false_objects")
@@ -35,6 +36,10 @@ class Journal:
         # disable=None: only on a terminal
         self.bar = tqdm(total=end, initial=start, unit="it", disable=None, dynamic_ncols=True)
         self._shown: dict[str, str] = {}
+
+    def say(self, text: str) -> None:
+        """Print for whoever watches, above the progress bar."""
+        tqdm.write(text)
 
     def losses(self, record: Mapping[str, Any]) -> None:
         """record: as in log.jsonl."""
@@ -73,7 +78,7 @@ class Journal:
 def read_log(out: Path) -> list[dict[str, Any]]:
     """The records of a run folder, [] if it has none; a last line that was cut off is left out.
 
-    Raises ValueError for any other damaged line.
+    Raises DataError for any other damaged line.
     """
     path = out / LOG
     if not path.is_file():
@@ -83,7 +88,7 @@ def read_log(out: Path) -> list[dict[str, Any]]:
         try:
             records.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+            raise DataError(f"{path}, line {number}: not JSON ({error})") from None
     return records
 
 

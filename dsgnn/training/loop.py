@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -99,6 +100,7 @@ class Trainer:
         self.clock = Stopwatch()
         self.first_iteration = self.state.iteration
         self.journal: Journal | None = None  # of the first process only
+        self.time_told = False
 
     def run(self) -> DSGNN:
         """Train to the end of the recipe → the model that was kept."""
@@ -107,6 +109,7 @@ class Trainer:
         self._warn()
         if process()[0] == 0:
             self.journal = Journal(self.out, self.state.iteration, iterations)
+            self.journal.say(self.summary())
         batches = load(self.source, self._keys(), self.options.workers)
         self.clock.start()
         try:
@@ -126,6 +129,23 @@ class Trainer:
             if self.journal:
                 self.journal.close()
         return self.state.kept.eval()
+
+    def summary(self) -> str:
+        """What is about to be trained, on what, for how long, and where it is written."""
+        parameters = list(self.state.model.parameters())
+        total = sum(p.numel() for p in parameters)
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        data = ", ".join(f"{name} {value}" for name, value in self.plan.data.items())
+        return "\n".join(
+            [
+                f"{self.plan.config.name}: {total / 1e6:.2f} million parameters, of which "
+                f"{trained / 1e6:.2f} million are trained, on {self.step.device}",
+                f"data: {data or 'not described'}",
+                f"iterations: {self.state.iteration} of {self.plan.recipe.iterations} done, each "
+                f"of {self.images_per_iteration} images; the time is told when it was measured",
+                f"written into: {self.out}",
+            ]
+        )
 
     @property
     def images_per_iteration(self) -> int:
@@ -164,6 +184,14 @@ class Trainer:
                 "losses": losses,
             }
             self.journal.losses(record)
+            if not self.time_told and done < recipe.iterations:
+                self.time_told = True
+                left = (recipe.iterations - done) * self.clock.seconds
+                seconds = round(left / (done - self.first_iteration))
+                self.journal.say(
+                    f"expected time: {timedelta(seconds=seconds)} for the iterations that are left "
+                    "(hours:minutes:seconds), evaluations not counted"
+                )
 
     def _evaluate(self) -> None:
         """Measure the weights that are kept, and save them where they are the best so far."""

@@ -66,8 +66,8 @@ def distance_cost(cells: Tensor, coverage: Tensor) -> Tensor:
 
 def dense_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Cross-entropy of "any object is here", scalar. logits: (B, h, w); masks: (B, G, H, W)."""
-    union = masks.amax(1, keepdim=True)
-    union = F.adaptive_avg_pool2d(union, logits.shape[-2:]).squeeze(1)
+    h, w = logits.shape[-2:]
+    union = F.adaptive_avg_pool2d(masks.amax(1, keepdim=True), (h, w)).squeeze(1)
     return F.binary_cross_entropy_with_logits(logits, union)
 
 

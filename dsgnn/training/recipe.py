@@ -105,8 +105,12 @@ def adapted(
     recipe: Recipe, iterations: int | None, batch: int | None, accumulate: int | None
 ) -> Recipe:
     """The recipe with these values in place of its own, where they are given."""
-    given = {"iterations": iterations, "batch": batch, "accumulate": accumulate}
-    return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    return replace(
+        recipe,
+        iterations=recipe.iterations if iterations is None else iterations,
+        batch=recipe.batch if batch is None else batch,
+        accumulate=recipe.accumulate if accumulate is None else accumulate,
+    )
 
 
 AMP = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

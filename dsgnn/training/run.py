@@ -15,6 +15,7 @@ from dsgnn.training.journal import curve
 from dsgnn.training.loop import RunOptions, train
 from dsgnn.training.parallel import join, leave, process
 from dsgnn.training.recipe import Recipe, TrainingPlan
+from dsgnn.training.state import BEST, LAST
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,11 @@ def train_on(
     options: RunOptions,
     seed: int = 0,
     amp: str = "off",
-) -> None:
+) -> Path | None:
     """Open the data, join the process group, train into the folder `out`, draw the curve.
+
+    → the checkpoint to use: the best one, or the last one where none is known to be the best. In a
+    process group only the first process gets it, the others None.
 
     Made-up scenes are trained on without end. options.device: "auto", "cpu", "cuda" or "cuda:N".
     seed, amp: as for `TrainingPlan`. Errors as for `train`, and DataError for broken data.
@@ -69,10 +73,12 @@ def train_on(
     options = replace(options, device=join(str(options.device)))
     try:
         train(plan, source, out, options, validation)
-        if process()[0] == 0:
-            curve(out)
+        if process()[0] != 0:
+            return None
+        curve(out)
     finally:
         leave()
+    return out / BEST if (out / BEST).is_file() else out / LAST
 
 
 def source_of(samples: Samples, config: Config, seed: int) -> ExampleSource:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ import torch
 
 from dsgnn.model import DSGNN, build_model
 from dsgnn.runtime.disk.files import whole_file, write_whole
-from dsgnn.runtime.errors import OptionError
+from dsgnn.runtime.errors import CheckpointError, OptionError
 from dsgnn.training.parallel import gather, process
 from dsgnn.training.recipe import TrainingPlan, parameter_groups
 from dsgnn.weights.checkpoint import save_checkpoint
 from dsgnn.weights.pretrained import initialise
 
-STATE_FILE, LAST, BEST = "state.pt", "last.safetensors", "best.safetensors"
+STATE_FILE, STATE_BEFORE = "state.pt", "state.before.pt"
+LAST, BEST = "last.safetensors", "best.safetensors"
 log = logging.getLogger("dsgnn")
 
 
@@ -47,18 +49,31 @@ class TrainingState:
         return self.average or self.model
 
     def save(self, out: Path) -> None:
-        """Write state.pt and last.safetensors, each whole or not at all."""
+        """Write state.pt and last.safetensors, each whole or not at all.
+
+        The state.pt that was there stays as state.before.pt.
+        """
         content = {name: part.state_dict() for name, part in self._parts().items()}
         content |= {"run": self.facts, "iteration": self.iteration, "best": self.best_sa_sor}
         with whole_file(out / STATE_FILE) as file:
             torch.save(content, file)
+            if (out / STATE_FILE).exists():
+                os.replace(out / STATE_FILE, out / STATE_BEFORE)
         save_checkpoint(out / LAST, self.kept)
 
     def load(self, out: Path) -> None:
-        """Take over the state of the run in `out`. Raises OptionError when its plan is another."""
-        # To the CPU: the parts move to their device what belongs there, AdamW's counters do not.
-        content = torch.load(out / STATE_FILE, map_location="cpu", weights_only=True)
-        if changed := list(_differences(content["run"], self.facts)):
+        """Take over the state of the run in `out`, which may be extended to more iterations.
+
+        Raises OptionError when its plan is another one, and CheckpointError when its file is
+        damaged.
+        """
+        content = _read_state(out)
+        changed = list(_differences(content["run"], self.facts))
+        iterations = content["run"]["recipe"]["iterations"]
+        extended = self.facts["recipe"]["iterations"] > iterations
+        if extended:
+            changed = [text for text in changed if not text.startswith("recipe.iterations ")]
+        if changed:
             raise OptionError(
                 f"{out} cannot be resumed with other settings ({'; '.join(changed)}): resume it "
                 f"with the same ones, or start another run from the weights {out / LAST}",
@@ -68,6 +83,14 @@ class TrainingState:
         for name, part in self._parts().items():
             part.load_state_dict(content[name])
         self.iteration, self.best_sa_sor = content["iteration"], content["best"]
+        if extended and process()[0] == 0:
+            log.warning(
+                "%s is extended from %d to %d iterations; the schedule of what is left is that of "
+                "the longer run",
+                out,
+                iterations,
+                self.facts["recipe"]["iterations"],
+            )
 
     def _parts(self) -> dict[str, Any]:
         parts = {"model": self.model, "optimiser": self.optimiser, "scaler": self.scaler}
@@ -85,12 +108,20 @@ def start(
 
     initial_weights: what a fresh state starts from, see `dsgnn.weights.pretrained`. Raises
     OptionError when `out` holds a run that is not to be resumed, or one with another plan, and
-    CheckpointError for weights that cannot be used.
+    when a part of the network that is not trained would start from random weights; CheckpointError
+    for weights or a state that cannot be used.
     """
-    found = (out / STATE_FILE).is_file()
+    found = any((out / name).is_file() for name in (STATE_FILE, STATE_BEFORE))
     if found and not resume:
         raise OptionError(
             f"{out} holds a run already: resume it, or choose another folder", "resume", "out"
+        )
+    if plan.config.frozen and not found and initial_weights is None:
+        raise OptionError(
+            f"{plan.config.name} does not train {', '.join(plan.config.frozen)} of its backbone, "
+            "which would stay random: give weights to start from, such as those of a classifier "
+            "with this backbone",
+            "initial_weights",
         )
     state = _fresh(plan, device)
     if found:
@@ -109,7 +140,7 @@ def start(
 def _fresh(plan: TrainingPlan, device: torch.device) -> TrainingState:
     """Random weights, the same ones for the same seed."""
     torch.manual_seed(plan.seed)
-    model = build_model(plan.config).to(device, memory_format=layout(device)).train()
+    model = build_model(plan.config).to(device).to(memory_format=layout(device)).train()
     return TrainingState(
         model,
         build_model(plan.config).to(device) if plan.recipe.ema else None,
@@ -131,14 +162,29 @@ def _begin(
     out.mkdir(parents=True, exist_ok=True)
     if resume:
         log.warning("%s: there is no run to resume here yet, so one is started", out)
-    if plan.config.frozen and not report:
-        log.warning(
-            "%s are not trained and start from random weights: --init brings a backbone's",
-            ", ".join(f"backbone.body.{name}" for name in plan.config.frozen),
-        )
     if report:
         log.warning("%s", report)
         write_whole(out / "init.json", json.dumps(asdict(report), indent=1).encode())
+
+
+def _read_state(out: Path) -> dict[str, Any]:
+    """What `TrainingState.save` wrote. Raises CheckpointError that says what can be done."""
+    path, before = out / STATE_FILE, out / STATE_BEFORE
+    why = "it is not there"
+    if path.is_file():
+        try:
+            # To the CPU: the parts move to their device what belongs there, AdamW's counters do not
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file can raise anything
+            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'empty'}"
+        else:
+            if isinstance(content, dict) and {"model", "run", "iteration", "best"} <= set(content):
+                return content
+            why = "it is not the state of a run"
+    rest = f"or start another run from the weights {out / LAST}"
+    if before.is_file():
+        rest = f"rename {before} to {path.name} to go on from the state before it, {rest}"
+    raise CheckpointError(f"{path} is damaged and cannot be resumed ({why}): {rest}")
 
 
 def _differences(

@@ -16,14 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dsgnn.config import CONFIGS, Config, config_from_dict, get_config
+from dsgnn.config import CONFIGS, ZOO, Config, config_from_dict, get_config
 from dsgnn.model import DSGNN, build_model
+from dsgnn.runtime.artifact import sha256_of
 from dsgnn.runtime.disk.files import write_whole
-from dsgnn.runtime.errors import CheckpointError
+from dsgnn.runtime.errors import CheckpointError, OptionError
 from dsgnn.weights.pickles import read_tensors
 
 SCHEMA = "dsgnn.checkpoint/1"
-WEIGHTS = ("trained", "published", "synthetic")
+WEIGHTS = ("trained", "published", "converted", "synthetic")
 
 # Upstream's name → ours: the first prefix that fits, and then all of its rules in order. Parts
 # that no rule names are called the same.
@@ -202,32 +203,58 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> Config:
     if backbone is None or data is None:
         raise CheckpointError(
             "no published configuration has a backbone of width {} with {} blocks in its third "
-            "stage and {} queries; choose one with --config to see what differs".format(*shapes)
+            "stage and {} queries; name its configuration to see what differs".format(*shapes)
         )
     return CONFIGS[f"{backbone}-{data}"]
 
 
-def convert(source: str | Path, target: str | Path, config: str | None = None) -> Config:
-    """Published `.pth` → our safetensors, and the configuration it has (inferred if not named).
+def convert(
+    source: str | Path, target: str | Path, config: str | None = None
+) -> tuple[Config, str]:
+    """Published `.pth` → our safetensors.
 
-    Raises CheckpointError when the file is not a published checkpoint, ValueError when the
+    config: its configuration, inferred if not named. → the configuration and what the weights are
+    called: "published" only where `dsgnn.config.ZOO` knows the sha256 of the file. Any other file
+    of this form is "converted", and nothing is known of its origin.
+
+    Raises CheckpointError when the file is not a published checkpoint, OptionError when the
     configuration is unknown. `target` is written whole or not at all.
     """
     state = read_tensors(source)
     chosen = get_config(config) if config else infer_config(state)
     model = build_model(chosen)
     load_upstream(model, state)
-    save_checkpoint(target, model, weights="published")
-    return chosen
+    known = sha256_of(Path(source)) in {weights.sha256 for weights in ZOO}
+    weights = "published" if known else "converted"
+    save_checkpoint(target, model, weights)
+    return chosen, weights
 
 
 def save_checkpoint(path: str | Path, model: DSGNN, weights: str = "trained") -> None:
-    """Write a checkpoint, whole or not at all. weights: "trained", "published" or "synthetic"."""
+    """Write a checkpoint, whole or not at all.
+
+    weights: "trained" by us, "published" by the paper's authors, "converted" from a file of unknown
+    origin, or "synthetic" (random).
+    """
     if weights not in WEIGHTS:
-        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+        raise OptionError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     header = {"schema": SCHEMA, "weights": weights, "config": json.dumps(model.config.to_dict())}
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    write_whole(Path(path), save(tensors, metadata=header))
+    write_whole(Path(path), _in_order(save(tensors, metadata=header)))
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in order, so that equal content has one sha256.
+
+    The library writes them in the order of a hash table, which differs from process to process. A
+    file is the length of its JSON header in 8 bytes, the header, and the numbers.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    content = json.loads(data[8:end])
+    content["__metadata__"] = dict(sorted(content["__metadata__"].items()))
+    header = json.dumps(content, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the numbers stay aligned
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def load_checkpoint(path: str | Path) -> tuple[DSGNN, str]:

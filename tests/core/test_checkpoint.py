@@ -16,8 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dsgnn import cli
-from dsgnn.config import CONFIGS, ZOO, config_from_dict, zoo_table
+from dsgnn.config import CONFIGS, ZOO, Weights, config_from_dict, zoo_table
 from dsgnn.model import build_model
+from dsgnn.runtime.artifact import sha256_of
 from dsgnn.runtime.errors import CheckpointError
 from dsgnn.weights.checkpoint import (
     SCHEMA,
@@ -122,7 +123,7 @@ def test_unknown_shapes_name_what_was_found():
     state = published_names("swin-l-assr")
     state["panoptic_head.structure_query_feat.weight"] = torch.empty(7, 256)
     with pytest.raises(
-        CheckpointError, match="width 192 with 18 blocks .* and 7 queries; .*--conf"
+        CheckpointError, match="width 192 with 18 blocks .* and 7 queries; name its"
     ):
         infer_config(state)
     with pytest.raises(CheckpointError, match="no DSGNN checkpoint.*the file holds a, b, c …"):
@@ -134,7 +135,7 @@ def test_unknown_shapes_name_what_was_found():
 # --- conversion ----------------------------------------------------------------------------------
 
 
-def test_a_published_file_converts(tmp_path):
+def test_a_published_file_converts(tmp_path, monkeypatch):
     """Each parameter has its number for a value, so that they cannot be mixed up."""
     names = shapes("r50-assr")
     state = {
@@ -145,14 +146,35 @@ def test_a_published_file_converts(tmp_path):
     target = tmp_path / "model.safetensors"
     done = CliRunner().invoke(cli.convert, [str(path), "-o", str(target)])
     assert done.exit_code == 0, done.output
-    assert done.output == f"{target}: r50-assr, {target.stat().st_size / 1e6:.0f} MB\n"
+    size = f"{target.stat().st_size / 1e6:.0f} MB"
+    assert done.output == f"{target}: r50-assr, converted, origin unknown, {size}\n"
     converted = load_file(target)
     assert len(converted) == len(state)
     for i, name in enumerate(state):
         assert (converted.pop(upstream_name(name)) == i).all(), name
     with safe_open(target, "pt") as file:
-        assert file.metadata()["weights"] == "published"
+        assert file.metadata()["weights"] == "converted"
         assert json.loads(file.metadata()["config"])["name"] == "r50-assr"
+    known = Weights("r50-assr", "ASSR", 0.716, "here", "", sha256_of(path))
+    monkeypatch.setattr("dsgnn.weights.checkpoint.ZOO", (known,))
+    done = CliRunner().invoke(cli.convert, [str(path), "-o", str(target)])
+    assert done.output == f"{target}: r50-assr, published, {size}\n"
+    assert load_checkpoint(target)[1] == "published"
+
+
+def test_equal_tensors_give_equal_files(tmp_path):
+    """The library writes metadata in the order of a hash table, another one each time."""
+    path, again = tmp_path / "first.safetensors", tmp_path / "again.safetensors"
+    model = build_model(SMALL)
+    save_checkpoint(path, model)
+    loaded, _ = load_checkpoint(path)
+    for _ in range(10):
+        save_checkpoint(again, loaded)
+        assert sha256_of(again) == sha256_of(path)
+    header = int.from_bytes(path.read_bytes()[:8], "little")
+    assert header % 8 == 0
+    for name, value in load_file(path).items():
+        assert torch.equal(value, model.state_dict()[name]), name
 
 
 def test_a_named_configuration_must_fit(tmp_path):
@@ -260,7 +282,7 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path, monkeypatch):
 
 
 def test_only_known_sources_of_weights(tmp_path):
-    with pytest.raises(ValueError, match="weights must be one of trained, published, synthetic"):
+    with pytest.raises(ValueError, match="weights must be one of trained, published"):
         save_checkpoint(tmp_path / "model.safetensors", build_model(SMALL), weights="good")
     assert not os.listdir(tmp_path)
 

@@ -22,6 +22,7 @@ from dsgnn.config import CONFIGS
 from dsgnn.data.sample import Sample
 from dsgnn.data.transforms import ImageTruth, collate, example
 from dsgnn.model import build_model
+from dsgnn.runtime.errors import CheckpointError, DataError, OptionError
 from dsgnn.scenes.composite import CompositeScenes
 from dsgnn.training import loop
 from dsgnn.training.batches import Epochs, Scenes, load, mix
@@ -180,7 +181,7 @@ def test_another_seed_gives_other_scenes(monkeypatch, tmp_path):
 def test_a_broken_annotation_arrives_as_it_was_raised_from_a_worker_too():
     class Broken:
         def example(self, number, size):
-            raise ValueError("labels.json: [3].segmentation is no polygon")
+            raise DataError("labels.json: [3].segmentation is no polygon")
 
     for workers in (0, 1):
         with pytest.raises(ValueError, match=r"^labels.json: \[3\].segmentation is no polygon$"):
@@ -255,6 +256,77 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(tiny_nano,
         ValueError, match=r"\(seed was 0, now 1\).*from the weights .*last.safetensors"
     ):
         train(tiny_nano, Blocks(samples), tmp_path, recipe, resume=True, seed=1)
+
+
+def test_what_differs_is_named_and_nothing_else(tiny_nano, samples, tmp_path):
+    train(tiny_nano, Blocks(samples), tmp_path, replace(SHORT, iterations=2))
+    other = replace(tiny_nano, threshold=0.4)
+    shorter = replace(SHORT, iterations=1)
+    for config, recipe, difference in (
+        (other, replace(SHORT, iterations=2), "config.threshold was 0.7, now 0.4"),
+        (tiny_nano, shorter, "recipe.iterations was 2, now 1"),
+    ):
+        with pytest.raises(OptionError, match=rf"other settings \({difference}\): resume") as error:
+            train(config, Blocks(samples), tmp_path, recipe, resume=True)
+        assert "resume" in error.value.about
+
+
+def test_a_run_can_be_extended(tiny_nano, samples, tmp_path, caplog):
+    train(tiny_nano, Blocks(samples), tmp_path, replace(SHORT, iterations=2), log_every=1)
+    longer = replace(SHORT, iterations=4)
+    train(tiny_nano, Blocks(samples), tmp_path, longer, log_every=1, resume=True)
+    assert "extended from 2 to 4 iterations" in caplog.text
+    assert [record["iteration"] for record in read_log(tmp_path)] == [1, 2, 3, 4]
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["iteration"] == 4 and state["run"]["recipe"]["iterations"] == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "other", "gone"])
+def test_a_damaged_state_offers_the_one_before(damage, tiny_nano, samples, tmp_path):
+    recipe = replace(SHORT, iterations=2)
+    whole = train(tiny_nano, Blocks(samples), tmp_path / "whole", recipe, every=1)
+    train(tiny_nano, Blocks(samples), tmp_path / "run", recipe, every=1)
+    state, before = tmp_path / "run" / "state.pt", tmp_path / "run" / "state.before.pt"
+    content = {"cut": state.read_bytes()[:5000], "empty": b"", "text": b"iteration: 2\n"}
+    if damage == "other":
+        torch.save({"weights": torch.zeros(2)}, state)
+    elif damage == "gone":
+        state.unlink()
+    else:
+        state.write_bytes(content[damage])
+    advice = r"state.pt is damaged.*rename .*state.before.pt to state.pt .*or start another run"
+    with pytest.raises(CheckpointError, match=advice):
+        train(tiny_nano, Blocks(samples), tmp_path / "run", recipe, resume=True, every=1)
+    before.rename(state)
+    resumed = train(tiny_nano, Blocks(samples), tmp_path / "run", recipe, resume=True, every=1)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_frozen_stem_is_not_left_random(tiny_nano, samples, tmp_path):
+    frozen = replace(tiny_nano, frozen=("conv1", "layer1"))
+    recipe = replace(SHORT, iterations=1)
+    with pytest.raises(OptionError, match="does not train conv1, layer1 .*stay random") as error:
+        train(frozen, Blocks(samples), tmp_path / "random", recipe)
+    assert error.value.about == ("initial_weights",)  # the command says --init
+    assert not (tmp_path / "random").exists()
+    train(tiny_nano, Blocks(samples), tmp_path / "first", recipe)
+    weights, out = tmp_path / "first" / "last.safetensors", tmp_path / "second"
+    train(frozen, Blocks(samples), out, recipe, initial_weights=weights)
+    resumed = train(frozen, Blocks(samples), out, recipe, resume=True)  # needs no weights again
+    loaded, _ = load_checkpoint(weights)
+    kept = "backbone.body.conv1.weight"
+    assert torch.equal(resumed.state_dict()[kept], loaded.state_dict()[kept])
+
+
+def test_a_run_says_what_it_is_about_to_do(tiny_nano, samples, tmp_path, capsys):
+    train(tiny_nano, Blocks(samples), tmp_path, SHORT, log_every=2)
+    count = sum(p.numel() for p in build_model(tiny_nano).parameters()) / 1e6
+    said = capsys.readouterr().out
+    assert f"tiny-nano: {count:.2f} million parameters" in said
+    assert "iterations: 0 of 4 done, each of 2 images" in said
+    assert f"written into: {tmp_path}" in said
+    assert said.count("expected time: 0:00:0") == 1
 
 
 @pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter")
@@ -465,6 +537,9 @@ def test_the_command_trains_resumes_and_reports_wrong_use(assr, tmp_path, monkey
     names = {path.name for path in out.iterdir()}
     assert {"last.safetensors", "best.safetensors", "state.pt", "log.jsonl", "curve.png"} <= names
     assert "iteration 2: sa_sor" in done.output
+    assert "training images 4, validation images 2" in done.output
+    best = out / "best.safetensors"
+    assert f"trained: {best}; measure it with: dsgnn-eval {best} --data {assr}" in done.output
     again = CliRunner().invoke(cli.train, base)
     assert again.exit_code == 2 and "--resume" in again.output
     assert CliRunner().invoke(cli.train, [*base, "--resume"]).exit_code == 0
