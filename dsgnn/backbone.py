@@ -7,7 +7,7 @@ padded to whole windows *before* the cyclic shift, and each of the four outputs 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -70,7 +70,7 @@ class Backbone(nn.Module):
         if config.backbone.startswith(("swin_", "swinv2_")) and "_cr_" not in config.backbone:
             options |= {"always_partition": True, "strict_img_size": False}
         # timm lists stride 2 too, where a network has it: take the last four.
-        self.body: Any = timm.create_model(config.backbone, features_only=True, **options)
+        self.body = cast(Any, timm.create_model(config.backbone, features_only=True, **options))
         reductions = self.body.feature_info.reduction()
         if tuple(reductions[-4:]) != STRIDES:
             raise OptionError(

@@ -97,7 +97,7 @@ class DSGNN(nn.Module):
         self.config = config
         self.backbone = Backbone(config)
         if config.pixel_decoder == "deformable":
-            self.pixel_decoder: nn.Module = DeformablePixelDecoder(
+            self.pixel_decoder: DeformablePixelDecoder | FPNPixelDecoder = DeformablePixelDecoder(
                 self.backbone.channels, C, config.encoder_layers
             )
         else:
@@ -109,7 +109,7 @@ class DSGNN(nn.Module):
             self.dense = nn.Conv2d(C, 1, 1)  # training only
         if config.texture:
             self.texture = Branch(config)
-            self.graph: nn.Module = DomainSeparationHead(config.queries, C)
+            self.graph: GraphHead = DomainSeparationHead(config.queries, C)
         else:
             self.graph = GraphHead(config.queries, C)
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +33,22 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dsgnn.backbone import Backbone, PadThenShiftBlock
-from dsgnn.graph import CIGDS, DomainSeparationHead, GraphEncoder, GraphLayer, LinearBlock
+from dsgnn.graph import (
+    CIGDS,
+    DomainSeparationHead,
+    GraphEncoder,
+    GraphHead,
+    GraphLayer,
+    LinearBlock,
+)
 from dsgnn.model import DSGNN, MEAN, STD, Branch
 from dsgnn.pixel_decoder import (
     HEADS,
     LEVELS,
+    MSDA,
     POINTS,
     DeformablePixelDecoder,
+    EncoderLayer,
     FPNPixelDecoder,
     cell_centres,
     resize,
@@ -49,6 +58,7 @@ from dsgnn.query_decoder import DecoderLayer
 
 BLOCKED = -1e4  # added to attention logits; finite, so that half precision has no NaN
 Size = tuple[int, int]
+M = TypeVar("M", bound=nn.Module)
 
 
 def grid_sample(maps: Tensor, grid: Tensor) -> Tensor:
@@ -86,6 +96,13 @@ def _constant(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.detach().float().clone(), requires_grad=False)
 
 
+def _all(modules: nn.ModuleList, kind: type[M]) -> list[M]:
+    """The modules of a list, which are all of one kind: the list itself does not know it."""
+    found = [module for module in modules if isinstance(module, kind)]
+    assert len(found) == len(modules)
+    return found
+
+
 class DeploySwinBlock(PadThenShiftBlock):
     """Its windows masked by `BLOCKED`."""
 
@@ -110,7 +127,7 @@ class DeployMSDA(nn.Module):
     are constants folded in float64.
     """
 
-    def __init__(self, attention: nn.Module, sampler: Callable, shapes: list[Size] | None,
+    def __init__(self, attention: MSDA, sampler: Callable, shapes: list[Size] | None,
                  position: Tensor | None):  # fmt: skip
         super().__init__()
         self.sampler = sampler
@@ -179,7 +196,8 @@ class DeployDeformable(nn.Module):
             shapes = [(size[0] // s, size[1] // s) for s in (32, 16, 8)]
             position = self._position(shapes, decoder.levels.detach().double())
         self.attentions = nn.ModuleList(
-            DeployMSDA(layer.attention, sampler, shapes, position) for layer in decoder.layers
+            DeployMSDA(layer.attention, sampler, shapes, position)
+            for layer in _all(decoder.layers, EncoderLayer)
         )
         self.layers = decoder.layers
         self.folded = size is not None
@@ -202,7 +220,8 @@ class DeployDeformable(nn.Module):
         if not self.folded:
             position = self._position(shapes, self.levels)
             centres = torch.cat([cell_centres(h, w, x) for h, w in shapes])
-        for layer, attention in zip(self.layers, self.attentions, strict=True):
+        layers = _all(self.layers, EncoderLayer)
+        for layer, attention in zip(layers, self.attentions, strict=True):
             x = layer.norm1(x + attention(x, position, centres, shapes))
             x = layer.norm2(x + layer.ffn(x))
         tokens = list(x.split([h * w for h, w in shapes], 1))
@@ -212,12 +231,15 @@ class DeployDeformable(nn.Module):
         return self.fuse(fine + resize(top, fine.shape[-2:])), tokens, shapes
 
 
-def _fold_norms(module: nn.Module) -> nn.Module:
+def _fold_norms(module: M) -> M:
     """A copy whose BatchNorms are folded, in float64, into the convolutions before them."""
     module = copy.deepcopy(module)
     for block in module.modules():
-        if isinstance(block, nn.Sequential) and isinstance(block[1], nn.BatchNorm2d):
-            block[0] = fuse_conv_bn_eval(block[0].double(), block[1].double()).float()
+        if not isinstance(block, nn.Sequential):
+            continue
+        conv, norm = block[0], block[1]
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            block[0] = fuse_conv_bn_eval(conv.double(), norm.double()).float()
             block[1] = nn.Identity()
     return module
 
@@ -315,18 +337,26 @@ class DeployBranch(nn.Module):
     def __init__(self, branch: Branch, levels: Tensor, embed: nn.Conv2d | None = None):
         super().__init__()
         self.layers = nn.ModuleList(
-            DeployDecoderLayer(layer, levels[i % LEVELS]) for i, layer in enumerate(branch.layers)
+            DeployDecoderLayer(layer, levels[i % LEVELS])
+            for i, layer in enumerate(_all(branch.layers, DecoderLayer))
         )
         if hasattr(branch, "seeds"):
             self.features, self.positions = branch.seeds.features, branch.seeds.positions
         if embed is not None:
             self.norm, self.mlp = branch.heads.norm, branch.heads.embed[:-1]
             last = branch.heads.embed[-1]
+            assert isinstance(last, nn.Linear) and embed.bias is not None
             conv = embed.weight.detach().double().flatten(1)  # (C, C')
             bias = embed.bias.detach().double()[:, None]  # (C, 1)
             fold = torch.cat((conv, bias), 1)  # mask = e · (conv F + bias)
             self.mask_weight = _constant(last.weight.double().T @ fold)  # (C, C' + 1)
             self.mask_bias = _constant(last.bias.double() @ fold)
+
+    def layer(self, index: int) -> DeployDecoderLayer:
+        """One of the layers, which is of this kind as all of them are."""
+        layer = self.layers[index]
+        assert isinstance(layer, DeployDecoderLayer)
+        return layer
 
     def mask_embedding(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, Q, C) → weights on the pixel features (B, Q, C') and offset (B, Q, 1)."""
@@ -366,17 +396,21 @@ class DeployGraphEncoder(nn.Module):
     def __init__(self, encoder: GraphEncoder):
         super().__init__()
         self.summary, self.ffm, self.project = encoder.summary, encoder.ffm, encoder.edges.project
-        weight, bias = torch.eye(encoder.ffm.norm.normalized_shape[0], dtype=torch.float64), 0.0
+        width = encoder.ffm.norm.normalized_shape[0]
+        weight = torch.eye(width, dtype=torch.float64)
+        bias = torch.zeros(width, dtype=torch.float64)
         for attention in (encoder.edges.node_attention, encoder.edges.edge_attention):
             C = attention.embed_dim
             v = attention.in_proj_weight.detach().double()[2 * C :]
             bv = attention.in_proj_bias.detach().double()[2 * C :]
             out = attention.out_proj
             weight = out.weight.detach().double() @ v @ weight
-            bias = out.weight.double() @ (v @ bias + bv if isinstance(bias, Tensor) else bv)
+            bias = out.weight.double() @ (v @ bias + bv)
             bias = (bias + out.bias.double()).detach()
         self.edge_weight, self.edge_bias = _constant(weight.T), _constant(bias)
-        self.layers = nn.ModuleList(DeployGraphLayer(layer) for layer in encoder.layers)
+        self.layers = nn.ModuleList(
+            DeployGraphLayer(layer) for layer in _all(encoder.layers, GraphLayer)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         g = _group_norm(self.summary.gather(x.flatten(1)), self.summary.norm1).relu()
@@ -391,9 +425,9 @@ class DeployGraphEncoder(nn.Module):
 class DeployGraphHead(nn.Module):
     """Queries of the branches → saliency (B, Q) and score (B, Q)."""
 
-    def __init__(self, head: nn.Module):
+    def __init__(self, head: GraphHead):
         super().__init__()
-        separate: CIGDS = head.separate
+        separate = head.separate
         self.encode_s = DeployGraphEncoder(head.encode_s)
         self.squeeze = _without_dropout(separate.squeeze)
         self.separate = DeployGraphEncoder(separate.encode)
@@ -405,7 +439,7 @@ class DeployGraphHead(nn.Module):
             torch.cat((head.rank.bias, head.classify.bias[:1] - head.classify.bias[1:]))
         )
         self.domains = isinstance(head, DomainSeparationHead)
-        if self.domains:
+        if isinstance(head, DomainSeparationHead):
             self.encode_t = DeployGraphEncoder(head.encode_t)
             self.common = DeployGraphEncoder(head.common)
             self.fuse_s, self.fuse_t = (
@@ -497,7 +531,7 @@ class DeployGraph(nn.Module):
             blocked = (weight @ small[level] + offset) < 0  # (B, Q, K)
             blocked = blocked & ~blocked.all(-1, keepdim=True)
             bias = torch.where(blocked, BLOCKED, 0.0)[:, None]  # (B, 1, Q, K)
-            layers = [branch.layers[i] for branch in self.branches]
+            layers = [branch.layer(i) for branch in self.branches]
             asked = torch.cat([
                 layer.cross.absorb(x + p)
                 for layer, x, p in zip(layers, queries, positions, strict=True)

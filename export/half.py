@@ -19,8 +19,9 @@ def round_weights(model: DSGNN) -> DSGNN:
     """In place: BatchNorm scales move into the convolutions before them (exporters fold them
     anyway), then every large weight becomes the nearest float16 value. Returns the model."""
     for conv, norm in _pairs(model):
+        assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        norm.bias -= norm.running_mean * scale
+        norm.bias.sub_(norm.running_mean * scale)
         conv.weight *= scale[:, None, None, None]
         norm.running_mean.zero_()
         norm.running_var.fill_(1 - norm.eps)
