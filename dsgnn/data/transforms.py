@@ -20,6 +20,7 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional as F
 
 from dsgnn.data.sample import Sample
+from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.letterbox import PAD, LongestSide
 from dsgnn.training.losses import Target
 
@@ -90,7 +91,7 @@ def augment(sample: Sample, kind: str, size: int, generator: torch.Generator) ->
         image, masks = _resize(image, masks, geometry.resized)
         padded = geometry.padded
     else:
-        raise ValueError(f'augmentation must be "jitter" or "flip", got {kind!r}')
+        raise OptionError(f'augmentation must be "jitter" or "flip", got {kind!r}')
     image, masks = (_pad(x, padded) for x in (image, masks))
     return _without_vanished(Example(image, masks, item.ranks, item.name))
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from dsgnn.data import open_data
 from dsgnn.data.polygons import segmentation_to_mask
-from dsgnn.data.records import Samples
+from dsgnn.data.records import Samples, ranks_from
 from dsgnn.data.sample import Sample
 from dsgnn.metrics import image_metrics, summarise
 from dsgnn.runtime.artifact import sha256_of
@@ -98,8 +98,8 @@ def evaluate(
             record = stack.enter_context(results_file(out / "results.json", facts))
             rank = _recorded(rank, record)
         images = measure(rank, samples, protocol=protocol, palette=palette, progress=True)
-    ranks = "written rule" if getattr(samples, "by_rule", False) else "annotations"
-    figures = {"model": dict(facts), "data": {"spec": data, "split": split, "ranks": ranks}}
+    origin = ranks_from(samples)
+    figures = {"model": dict(facts), "data": {"spec": data, "split": split, "ranks": origin}}
     figures |= summarise(images, protocol, palette)
     if out is not None:
         brief = {name: value for name, value in figures.items() if name != "per_image"}
