@@ -146,18 +146,20 @@ def train(config: str, data: str, out: Path, **options: Any) -> None:
 @click.option("--data", required=True, metavar="DATA",
               help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N[:FOLDER].")  # fmt: skip
 @click.option("--split", default="test", show_default=True, help="Split to measure.")
-@click.option("--protocol", type=click.Choice(["dsgnn", "official"]), default="dsgnn",
+@click.option("--protocol", type=click.Choice(["dsgnn", "official", "gaze"]), default="dsgnn",
               show_default=True,
-              help="As the published code, or SA-SOR as its authors.")  # fmt: skip
+              help="As the published code, or SA-SOR as its authors, or against people: DATA is a "
+              "folder with fixations.json, in COCO form with human_rank or fixations, or with "
+              "images/ and masks/.")  # fmt: skip
 @click.option("--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
               help="Write metrics.json, per_image.csv and results.json there.")  # fmt: skip
 @click.option("--size", metavar="HxW", callback=_size,
               help="A checkpoint sees photos at this size, as a static artifact does.")  # fmt: skip
 @click.option("--worst", type=click.IntRange(0), default=0, metavar="N",
               help="Draw the N images of lowest SA-SOR and the truth, into DIR/worst.")  # fmt: skip
-@click.option("--if-none", type=click.Choice(["all", "none"]), default="all", show_default=True,
+@click.option("--if-none", type=click.Choice(["all", "none"]),
               help="Where no object passes the threshold, count all, as the published code does, "
-              "or none.")  # fmt: skip
+              "or none.  [default: all; none with --protocol gaze]")  # fmt: skip
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto",
               show_default=True,
               help="Inference library for an artifact.")  # fmt: skip
@@ -171,22 +173,30 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
     dsgnn-eval runs/r50/best.safetensors --data ASSR --out scores --worst 20
     dsgnn-eval r50-assr.onnx --data ASSR --protocol official
     dsgnn-eval --predictions ranked/results.json --data IRSR
+    dsgnn-eval nano.onnx --data GAZE --protocol gaze --split val
 
     Artifacts and predictions need no PyTorch.
 
     Exit status: 0 done, 1 the data is broken, 2 wrong use, or the model cannot be run.
     """
-    from dsgnn.evaluation.loop import evaluate as measure
-    from dsgnn.evaluation.loop import table
+    from dsgnn.evaluation import gaze, loop
 
+    people = options["protocol"] == "gaze"
+    options["if_none"] = options["if_none"] or ("none" if people else "all")
+    if people and options.pop("worst"):
+        raise click.UsageError("--worst draws the images of lowest SA-SOR: not for --protocol gaze")
     try:
         with needs("train"):
-            figures = measure(model, data, **options)
+            if people:
+                del options["protocol"]
+                shown = gaze.table(gaze.evaluate(model, data, **options))
+            else:
+                shown = loop.table(loop.evaluate(model, data, **options))
     except (DataError, OSError) as error:
         raise click.ClickException(str(error)) from None
     except (BackendError, ValueError) as error:
         raise click.UsageError(str(error)) from None
-    click.echo(table(figures))
+    click.echo(shown)
 
 
 @click.command(context_settings=HELP)

@@ -31,7 +31,7 @@ the photos, so its interval comes from drawing photos again with replacement.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -46,7 +46,7 @@ HALF = "one half of the viewers about the other"
 AREA, ANNOTATED = "their area", "of all annotated objects"
 CENTRE_MAP, MIDDLE_BOX = "a centre map", "a box in the middle"
 
-# What each measure is called, what it is a mean over, and whether more is better.
+# What each measure is called, and what it is a mean over.
 FIGURES = {
     "pairs": ("pairs of objects in people's order", "pairs"),
     "first": ("first object is people's first", "photos"),
@@ -307,18 +307,3 @@ def _viewers_map(points: np.ndarray, h: int, w: int) -> np.ndarray:
     counts, _, _ = np.histogram2d(*points.T[::-1], bins=(h, w), range=((0, h), (0, w)))
     sigma = VIEWERS_SPREAD * max(h, w)
     return cv2.GaussianBlur(counts, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
-
-
-def clear_figures(figures: Mapping[str, Mapping[str, Mapping]]) -> str:
-    """The figures for a terminal: one line each, and its baselines below it."""
-    lines = []
-    for name, rows in figures.items():
-        heading, over = FIGURES[name]
-        for who, row in rows.items():
-            low, high = row["interval"]
-            label = heading if who == MODEL else f"    {who}"
-            count = f"{row['count']:7} {over}" if who == MODEL or who == HALF else ""
-            lines.append(
-                f"  {label:<44}{row['value']:7.3f}  [{low:.3f}, {high:.3f}] {count}".rstrip()
-            )
-    return "\n".join(lines)

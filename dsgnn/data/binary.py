@@ -1,7 +1,8 @@
 """Photos with one binary mask each: every salient object of a photo as one region, without ranks.
 
     images/   the photos, of any kind that the runtime reads
-    masks/    one mask for each photo, of the same name but for the suffix; grey above 127 is salient
+    masks/    one mask for each photo, of the same name but for the suffix; salient is what is
+              brighter than 127
 
 This is the form of DUTS, ECSSD and their kind, which background removers are measured on.
 """
