@@ -204,29 +204,31 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
 @click.option("--split", default="train", show_default=True, help="Split, or several joined by +.")
 @click.version_option(package_name="dsgnn")
 def check(data: str, split: str) -> None:
-    """List what is wrong with a data set before training finds out.
+    """List all that is wrong with a data set, before training finds out.
 
     \b
     dsgnn-check ASSR --split train+val
 
+    Also says which splits there are, how many objects the images have and how large they are.
     Reads every image. Needs no PyTorch.
 
-    Exit status: 0 nothing found, 1 problems (each named), 2 wrong use.
+    Exit status: 0 nothing is wrong, 1 problems (each named), 2 wrong use.
     """
     from tqdm import tqdm
 
-    from dsgnn.data import open_data
-    from dsgnn.data.check import check_data
+    from dsgnn.data.check import check_folder, splits_of
 
     try:
-        samples = open_data(data, split)
-        problems = check_data(samples, lambda numbers: tqdm(numbers, unit="image", disable=None))
+        report = check_folder(data, split, lambda n: tqdm(n, unit="image", disable=None))
     except DataError as error:  # the set cannot be opened, so no image was looked at
         click.echo(str(error))
         raise SystemExit(1) from None
     except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from None
-    click.echo("".join(f"{problem}\n" for problem in problems), nl=False)
-    click.echo(f"{len(samples)} images, {len(problems)} problems", err=True)
-    if problems:
+    click.echo("".join(f"{problem}\n" for problem in report.problems), nl=False)
+    splits = ", ".join(f"{name} {images}" for name, images in splits_of(data).items())
+    notes = [*report.remarks, *report.facts(), f"images of each split: {splits}"]
+    click.echo("".join(f"{note}\n" for note in notes), nl=False, err=True)
+    click.echo(f"{report.images} images, {len(report.problems)} problems", err=True)
+    if report.problems:
         raise SystemExit(1)

@@ -53,9 +53,16 @@ def _open_one(
 ) -> Samples:
     if spec.startswith("composite:"):
         return _open_composite(spec, split, rank_masks)
+    from dsgnn.data.people import only_measures
+
     root = Path(spec)
     if not root.exists():
         raise FileNotFoundError(f"no data at {root}; expected one of{FORMS}")
+    if only_measures(root):
+        raise DataError(
+            f"{root} says what people look at, but holds no ranked objects to train on; models are "
+            'measured on it with the protocol "gaze"'
+        )
     if any(root.glob("obj_seg_data_*.json")):
         from dsgnn.data.assr import AssrReader
 
@@ -77,7 +84,8 @@ def _open_coco(
     """A split is either a file of its own, or a part of the only file there is.
 
     Without a file for val, the photos of train are told apart by their names: some are for val,
-    the rest for train.
+    the rest for train. Photos that the file itself holds out are for val too, and those that it
+    keeps for measuring against people are for neither.
     """
     from dsgnn.data.coco import CocoReader
     from dsgnn.data.records import Subset, for_validation
@@ -100,8 +108,13 @@ def _open_coco(
     reader = CocoReader(path or root, images, rank_masks, problems)
     if not held_out:
         return reader
-    names = [photo.path.name for photo in reader.photos]
-    return Subset(reader, [i for i, x in enumerate(names) if for_validation(x) == (split == "val")])
+    val = [photo.held_out or for_validation(photo.path.name) for photo in reader.photos]
+    chosen = [
+        index
+        for index, photo in enumerate(reader.photos)
+        if not photo.human and val[index] == (split == "val")
+    ]
+    return Subset(reader, chosen)
 
 
 def _open_composite(spec: str, split: str, rank_masks: RankMasks | None) -> Samples:

@@ -106,8 +106,9 @@ class Instance:
 class Photo:
     """One photo of a COCO-format file, not read yet, without its crowd regions.
 
-    fixations: how many there were in all, None where the file does not say. human: the file keeps
-    the photo for testing against people.
+    fixations: how many there were in all, None where the file does not say. held_out: the file
+    keeps the photo from being trained on. human: it keeps the photo for measuring against people,
+    so that nothing is trained or chosen on it.
     """
 
     id: int
@@ -116,6 +117,7 @@ class Photo:
     width: int
     instances: tuple[Instance, ...]
     fixations: int | None = None
+    held_out: bool = False
     human: bool = False
 
     @property
@@ -210,7 +212,8 @@ def read_photos(
                 "height": whole_number(entry, "height", where, least=1),
                 "width": whole_number(entry, "width", where, least=1),
                 "fixations": _optional(entry, "fixations", where),
-                "human": bool(entry.get("human", False)),
+                "held_out": entry.get("held_out") is True,
+                "human": entry.get("human") is True,
             }
     instances: dict[int, list[Instance]] = {number: [] for number in photos}
     for i, annotation in lists["annotations"]:
@@ -258,8 +261,8 @@ class CocoReader:
       at are samples, as of the others nothing is known.
     - a `RankMasks`: from the shares of looks that it gives, whatever the file says.
     - "rule": from the written rule.
-    - None: the first of "visiting_order", "human" and "rule" for which the file has what it needs;
-      the rule is logged.
+    - None: "visiting_order" where the file has it, "human" where people looked at every photo, and
+      otherwise "rule", which is logged.
 
     ranks_from: where they come from, in words. A sample without a salient object has G = 0.
     Raises OptionError for other ranks, DataError where the file lacks these ranks or two objects of
@@ -285,6 +288,8 @@ class CocoReader:
         if isinstance(ranks, str) and not has[ranks]:
             needed = {"human": "human_rank or annotations[].fixations"}.get(ranks, ranks)
             raise DataError(f"{source}: there is no annotations[].{needed}")
+        if ranks is None:
+            has["human"] = all(photo.seen_by_people for photo in self.photos)
         self.ranks = ranks or next(name for name in known if has[name])
         if ranks is None and self.ranks == "rule":
             log.warning(

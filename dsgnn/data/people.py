@@ -1,4 +1,4 @@
-"""Photos of which it is known what people look at, or what is salient: what models are held against.
+"""Photos of which it is known what people look at: what models are measured against.
 
 Three forms of a folder are known, see `FORMS`. Each photo belongs to one split by its file name
 alone (`dsgnn.data.gaze.gaze_split`), except that photos which their file keeps for testing (`dev`,
@@ -57,8 +57,8 @@ def open_people(
     return [photo for photo in photos if split in ("all", split_of(photo))]
 
 
-def has_people(spec: Path | str) -> bool:
-    """Whether the folder has one of the forms that hold no ranked objects, so only measure."""
+def only_measures(spec: Path | str) -> bool:
+    """Whether the folder has one of the forms without ranked objects, which are no samples."""
     return (Path(spec) / ANNOTATIONS).is_file() or (Path(spec) / "masks").is_dir()
 
 

@@ -53,7 +53,8 @@ def evaluate(
     """Measure one split of a folder of which it is known what people look at.
 
     Returns `model`, `data`, `protocol` ("gaze"), `images` (their number), `objects` (found per
-    photo, on average) and `figures`, as `dsgnn.gaze_measures.summarise_gaze` gives them.
+    photo, on average), `figures`, as `dsgnn.gaze_measures.summarise_gaze` gives them, and
+    `by_source`: the same of the photos of each source, where the folder has several.
     model: a checkpoint (.safetensors) or an artifact; or predictions: a results.json. data, split:
     as for `dsgnn.data.people.open_people`. out: folder for metrics.json, per_image.csv and
     results.json (the predictions). The other arguments are as for `dsgnn.evaluation.loop.evaluate`.
@@ -89,6 +90,7 @@ def evaluate(
         "images": len(photos),
         "objects": float(np.mean(counts)),
         "figures": summarise_gaze(measured),
+        "by_source": _by_source(photos, measured),
     }
     if out is not None:
         write_whole(out / "metrics.json", (json.dumps(result, indent=1) + "\n").encode())
@@ -120,6 +122,19 @@ def _figures(photo: MeasuredPhoto, ranking: Ranking) -> PhotoFigures:
     return union_figures(photo.read_mask(masks.shape[1:]), masks)
 
 
+def _by_source(
+    photos: Sequence[MeasuredPhoto], measured: Sequence[PhotoFigures]
+) -> dict[str, dict[str, Any]]:
+    groups: dict[str, list[PhotoFigures]] = {}
+    for photo, figures in zip(photos, measured, strict=True):
+        groups.setdefault(getattr(photo, "source", ""), []).append(figures)
+    return {
+        source: {"images": len(group), "figures": summarise_gaze(group)}
+        for source, group in sorted(groups.items())
+        if len(groups) > 1
+    }
+
+
 def _per_image(
     names: Sequence[str], counts: Sequence[int], measured: Sequence[PhotoFigures]
 ) -> str:
@@ -142,12 +157,18 @@ def table(result: Mapping[str, Any]) -> str:
         f"{result['protocol']}, {result['objects']:.2f} objects found per photo",
         f"  {'':<44}{'value':>7}  95% interval",
     ]
-    for name, rows in result["figures"].items():
+    lines += _rows(result["figures"])
+    for source, part in result["by_source"].items():
+        lines += [f"{source}: {part['images']} photos", *_rows(part["figures"])]
+    return "\n".join(lines)
+
+
+def _rows(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for name, rows in figures.items():
         heading, over = FIGURES[name]
         for who, row in rows.items():
             low, high = row["interval"]
             label = heading if who == MODEL else f"    {who}"
             line = f"  {label:<44}{row['value']:7.3f}  {low:.3f} to {high:.3f}"
             counted = who in (MODEL, HALF) or row["count"] != rows[MODEL]["count"]
-            lines.append(f"{line}  {row['count']} {over}" if counted else line)
-    return "\n".join(lines)
+            yield f"{line}  {row['count']} {over}" if counted else line
