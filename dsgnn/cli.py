@@ -203,18 +203,20 @@ def train(
 @click.option("--data", required=True, metavar="DATA",
               help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N[:FOLDER].")  # fmt: skip
 @click.option("--split", default="test", show_default=True, help="Split to measure.")
-@click.option("--protocol", type=click.Choice(["dsgnn", "official"]), default="dsgnn",
+@click.option("--protocol", type=click.Choice(["dsgnn", "official", "gaze"]), default="dsgnn",
               show_default=True,
-              help="As the published code, or SA-SOR as its authors.")  # fmt: skip
+              help="As the published code, or SA-SOR as its authors, or against people: DATA is a "
+              "folder with fixations.json, in COCO form with human_rank or fixations, or with "
+              "images/ and masks/.")  # fmt: skip
 @click.option("--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
               help="Write metrics.json, per_image.csv and results.json there.")  # fmt: skip
 @click.option("--size", metavar="HxW", callback=_size,
               help="A checkpoint sees photos at this size, as a static artifact does.")  # fmt: skip
 @click.option("--worst", type=click.IntRange(0), default=0, metavar="N",
               help="Draw the N images of lowest SA-SOR and the truth, into DIR/worst.")  # fmt: skip
-@click.option("--if-none", type=click.Choice(["all", "none"]), default="all", show_default=True,
+@click.option("--if-none", type=click.Choice(["all", "none"]),
               help="Where no object passes the threshold, count all, as the published code does, "
-              "or none.")  # fmt: skip
+              "or none.  [default: all; none with --protocol gaze]")  # fmt: skip
 @click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto",
               show_default=True,
               help="Inference library for an artifact.")  # fmt: skip
@@ -228,17 +230,28 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
     dsgnn-eval runs/r50/best.safetensors --data ASSR --out scores --worst 20
     dsgnn-eval r50-assr.onnx --data ASSR --protocol official
     dsgnn-eval --predictions ranked/results.json --data IRSR
+    dsgnn-eval nano.onnx --data GAZE --protocol gaze --split val
 
     Artifacts and predictions need no PyTorch.
 
     Exit status: 0 done, 1 the data is broken, 2 wrong use, or the model cannot be run.
     """
-    from dsgnn.evaluation.loop import evaluate as measure
-    from dsgnn.evaluation.table import table
-
+    people = options["protocol"] == "gaze"
+    options["if_none"] = options["if_none"] or ("none" if people else "all")
+    if people and options.pop("worst"):
+        raise click.UsageError("--worst draws the images of lowest SA-SOR: not for --protocol gaze")
     with reported(), needs("train"):
-        figures = measure(model, data, **options)
-    click.echo(table(figures))
+        if people:
+            from dsgnn.evaluation import gaze
+
+            del options["protocol"]
+            shown = gaze.table(gaze.evaluate(model, data, **options))
+        else:
+            from dsgnn.evaluation.loop import evaluate as measure
+            from dsgnn.evaluation.table import table
+
+            shown = table(measure(model, data, **options))
+    click.echo(shown)
 
 
 @click.command(context_settings=HELP)
@@ -246,29 +259,31 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
 @click.option("--split", default="train", show_default=True, help="Split, or several joined by +.")
 @click.version_option(package_name="dsgnn")
 def check(data: str, split: str) -> None:
-    """List what is wrong with a data set before training finds out.
+    """List all that is wrong with a data set, before training finds out.
 
     \b
     dsgnn-check ASSR --split train+val
 
+    Also says which splits there are, how many objects the images have and how large they are.
     Reads every image. Needs no PyTorch.
 
-    Exit status: 0 nothing found, 1 problems (each named), 2 wrong use.
+    Exit status: 0 nothing is wrong, 1 problems (each named), 2 wrong use.
     """
     from tqdm import tqdm
 
-    from dsgnn.data import open_data
-    from dsgnn.data.check import check_data
+    from dsgnn.data.check import check_folder, splits_of
 
     try:
-        samples = open_data(data, split)
-        problems = check_data(samples, lambda numbers: tqdm(numbers, unit="image", disable=None))
+        report = check_folder(data, split, lambda n: tqdm(n, unit="image", disable=None))
     except DataError as error:  # the set cannot be opened, so no image was looked at
         click.echo(str(error))
         raise SystemExit(1) from None
     except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from None
-    click.echo("".join(f"{problem}\n" for problem in problems), nl=False)
-    click.echo(f"{len(samples)} images, {len(problems)} problems", err=True)
-    if problems:
+    click.echo("".join(f"{problem}\n" for problem in report.problems), nl=False)
+    splits = ", ".join(f"{name} {images}" for name, images in splits_of(data).items())
+    notes = [*report.remarks, *report.facts(), f"images of each split: {splits}"]
+    click.echo("".join(f"{note}\n" for note in notes), nl=False, err=True)
+    click.echo(f"{report.images} images, {len(report.problems)} problems", err=True)
+    if report.problems:
         raise SystemExit(1)

@@ -96,9 +96,7 @@ def image_metrics(
 
     gt, pred, pixels = _regions(gt_masks, pred_masks)  # (G, R), (P, R), (R,)
     gt_pixels = gt @ pixels  # (G,)
-    shared = gt * pixels @ pred.T  # (G, P) pixels in both
-    union = gt_pixels[:, None] + pred @ pixels - shared
-    iou = shared / np.maximum(union, 1)  # two empty masks do not overlap
+    iou = _iou(gt, pred, pixels)
     match = _match(iou, iou_threshold)
     matched = match >= 0
 
@@ -118,6 +116,17 @@ def image_metrics(
         "matched_iou": float(iou[matched, match[matched]].mean()) if matched.any() else None,
         "false_objects": len(pred_ranks) - int(matched.sum()),
     }
+
+
+def match_masks(
+    gt_masks: np.ndarray, pred_masks: np.ndarray, iou_threshold: float = 0.5
+) -> np.ndarray:
+    """Which prediction serves each ground truth, as for SA-SOR: (G,) int64, -1 where none does.
+
+    gt_masks: (G, h, w) bool. pred_masks: (P, h, w) bool.
+    """
+    gt, pred, pixels = _regions(gt_masks, pred_masks)
+    return _match(_iou(gt, pred, pixels), iou_threshold)
 
 
 def summarise(
@@ -217,6 +226,13 @@ def _true(flags: np.ndarray) -> np.ndarray:
     which = np.flatnonzero(eights != 0)
     inside = np.flatnonzero(eights[which].view(bool))
     return which[inside >> 3] << 3 | inside & 7
+
+
+def _iou(gt: np.ndarray, pred: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """(G, P), from what `_regions` returns."""
+    shared = gt * pixels @ pred.T  # (G, P) pixels in both
+    union = (gt @ pixels)[:, None] + pred @ pixels - shared
+    return shared / np.maximum(union, 1)  # two empty masks do not overlap
 
 
 def _match(iou: np.ndarray, threshold: float) -> np.ndarray:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsgnn.runtime.errors import DataError, OptionError
+
 if TYPE_CHECKING:
+    from dsgnn.data.ranks import RankMasks
     from dsgnn.data.records import Samples
 
 FORMS = """
@@ -17,31 +20,49 @@ FORMS = """
   made up      composite:N or composite:N:FOLDER, N scenes (of cutouts/, backgrounds/, photos/)"""
 
 
-def open_data(spec: Path | str, split: str) -> Samples:
+def open_data(
+    spec: Path | str,
+    split: str,
+    rank_masks: RankMasks | None = None,
+    problems: list[str] | None = None,
+) -> Samples:
     """Open one split, or several joined as in "train+val", of the data set that spec names.
 
     spec: a folder or file of one of the `FORMS`, recognised by what is in it, or "composite:N…".
     Where the authors give no validation split, val is a fixed part of train, which train then lacks
-    (see each reader). Images are read when asked for. `palette` of the result, where it has one,
-    is the palette its MAE is published with ("irsr" otherwise); a true `by_rule` says that ranks
-    come from the written rule of `dsgnn.data.saliency`, not from people.
-    Raises ValueError when nothing is recognised or there is no such split, FileNotFoundError and
-    `dsgnn.data.records.DataError` (a ValueError) for what is missing or broken.
+    (see each reader). Images are read when asked for.
+    rank_masks: gives COCO-format data and made-up scenes their ranks, whatever the file says; data
+    sets whose ranks come from people keep them. problems: takes messages about entries that are
+    wrong where the file is checked as it is opened, instead of the first being raised; these
+    entries are left out.
+    `palette` of the result, where it has one, is the palette its MAE is published with ("irsr"
+    otherwise), and `ranks_from` says where the ranks come from.
+    Raises OptionError for a split that there is not, FileNotFoundError for files that are missing
+    and DataError for a folder that is not recognised or is broken.
     """
     from dsgnn.data.records import Joined
 
     if not split or not all(split.split("+")):
-        raise ValueError(f"split must be a name or names joined by +, got {split!r}")
-    parts = [_open_one(str(spec), name) for name in split.split("+")]
+        raise OptionError(f"split must be a name or names joined by +, got {split!r}")
+    parts = [_open_one(str(spec), name, rank_masks, problems) for name in split.split("+")]
     return parts[0] if len(parts) == 1 else Joined(parts)
 
 
-def _open_one(spec: str, split: str) -> Samples:
+def _open_one(
+    spec: str, split: str, rank_masks: RankMasks | None, problems: list[str] | None
+) -> Samples:
     if spec.startswith("composite:"):
-        return _open_composite(spec, split)
+        return _open_composite(spec, split, rank_masks)
+    from dsgnn.data.people import only_measures
+
     root = Path(spec)
     if not root.exists():
         raise FileNotFoundError(f"no data at {root}; expected one of{FORMS}")
+    if only_measures(root):
+        raise DataError(
+            f"{root} says what people look at, but holds no ranked objects to train on; models are "
+            'measured on it with the protocol "gaze"'
+        )
     if any(root.glob("obj_seg_data_*.json")):
         from dsgnn.data.assr import AssrReader
 
@@ -54,12 +75,18 @@ def _open_one(spec: str, split: str) -> Samples:
         from dsgnn.data.sifr import SifrReader
 
         return SifrReader(root, split)
-    return _open_coco(root, split)
+    return _open_coco(root, split, rank_masks, problems)
 
 
-def _open_coco(root: Path, split: str) -> Samples:
-    """A split's own file, or of the only file all; train and val are parts of one file, told apart
-    by the photos' names, where val has no file of its own."""
+def _open_coco(
+    root: Path, split: str, rank_masks: RankMasks | None, problems: list[str] | None
+) -> Samples:
+    """A split is either a file of its own, or a part of the only file there is.
+
+    Without a file for val, the photos of train are told apart by their names: some are for val,
+    the rest for train. Photos that the file itself holds out are for val too, and those that it
+    keeps for measuring against people are for neither.
+    """
     from dsgnn.data.coco import CocoReader
     from dsgnn.data.records import Subset, for_validation
 
@@ -70,40 +97,46 @@ def _open_coco(root: Path, split: str) -> Samples:
 
     held_out = split in ("train", "val") and file_of("val") is None
     name = "train" if held_out else split
+    images = None
     if path := file_of(name):
         folders = [root / "images" / name, root / name, root / "images", root]
-        reader = CocoReader(path, images=next(f for f in folders if f.is_dir()))
+        images = next(f for f in folders if f.is_dir())
     elif not root.is_file() and not (root / "instances.json").is_file():
-        raise ValueError(f"{root} has no split {split!r} in a known form; expected one of{FORMS}")
+        raise DataError(f"{root} has no split {split!r} in a known form; expected one of{FORMS}")
     elif split not in ("train", "val", "all"):
-        raise ValueError(f"{root} is one set: its splits are train, val and all, got {split!r}")
-    else:
-        reader = CocoReader(root)
+        raise OptionError(f"{root} is one set: its splits are train, val and all, got {split!r}")
+    reader = CocoReader(path or root, images, rank_masks, problems)
     if not held_out:
         return reader
-    names = [photo.path.name for photo in reader.photos]
-    return Subset(reader, [i for i, x in enumerate(names) if for_validation(x) == (split == "val")])
+    val = [photo.held_out or for_validation(photo.path.name) for photo in reader.photos]
+    chosen = [
+        index
+        for index, photo in enumerate(reader.photos)
+        if not photo.human and val[index] == (split == "val")
+    ]
+    return Subset(reader, chosen)
 
 
-def _open_composite(spec: str, split: str) -> Samples:
+def _open_composite(spec: str, split: str, rank_masks: RankMasks | None) -> Samples:
     """Scenes of the test split's material for test, and other ones of the same for val."""
     from dsgnn.scenes.composite import CompositeScenes
 
     _, count, *folder = spec.split(":", 2)
     if not count.isdigit() or not int(count):
-        raise ValueError(f"expected composite:N or composite:N:FOLDER, N scenes, got {spec!r}")
+        raise OptionError(f"expected composite:N or composite:N:FOLDER, N scenes, got {spec!r}")
     if split not in ("train", "val", "test"):
-        raise ValueError(f"the splits of composite scenes are train, val, test, got {split!r}")
+        raise OptionError(f"the splits of composite scenes are train, val, test, got {split!r}")
     material: dict[str, Any] = {}
     if folder:
         root = Path(folder[0])
         names = {"cutouts": "cutouts", "backgrounds": "backgrounds", "coco": "photos"}
         material = {key: root / name for key, name in names.items() if (root / name).is_dir()}
         if not material:
-            raise ValueError(f"{root} has none of {', '.join(names.values())}")
+            raise DataError(f"{root} has none of {', '.join(names.values())}")
     return CompositeScenes(
         **material,
         split="train" if split == "train" else "test",
         seed=1 if split == "val" else 0,
         length=int(count),
+        rank_masks=rank_masks,
     )

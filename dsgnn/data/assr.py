@@ -21,7 +21,7 @@ SALIENT_ABOVE = 0.5
 class AssrReader(RankedImages):
     """One split of ASSR: train, val or test.
 
-    root: the folder with the files above. Raises ValueError for another split, FileNotFoundError
+    root: the folder with the files above. Raises OptionError for another split, FileNotFoundError
     when the split's annotations are not there, DataError when they are broken.
     """
 

@@ -2,59 +2,162 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from dsgnn.data.records import Joined, RankedImages, Record, Samples
-from dsgnn.data.sample import Sample
-from dsgnn.runtime.errors import DataError
+from dsgnn.data import open_data
+from dsgnn.data.binary import BinaryPhoto
+from dsgnn.data.gaze import GazePhoto
+from dsgnn.data.people import MeasuredPhoto, only_measures, open_people, path_of, read
+from dsgnn.data.records import Joined, RankedImages, Record, Samples, ranks_from
+from dsgnn.runtime.errors import DataError, DsgnnError
+
+Progress = Callable[[Iterable[int]], Iterable[int]]  # wraps the image numbers, such as `tqdm`
+COMMON_SIZES = 3  # how many of the commonest sizes are told
 
 
-def check_data(
-    data: Samples, progress: Callable[[Iterable[int]], Iterable[int]] = iter
-) -> list[str]:
-    """List the problems of a split, one message each, naming file and field; none: an empty list.
+@dataclass(frozen=True)
+class DataReport:
+    """What a check found.
 
-    data: what `dsgnn.data.open_data` gives. progress: wraps the image numbers, such as `tqdm`.
-    Reads every image. Found: no images or a number other than the published one, names that occur
-    twice, broken annotations, missing or unreadable or resized images, broken segmentations,
-    objects without a pixel, tied ranks, gaps in the ranks.
+    problems: what is wrong, one message each, naming file and field. remarks: what may be as it is
+    meant. images: how many were looked at. objects: how many of them have how many objects.
+    sizes: how many have which (height, width) in pixels.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    images: int = 0
+    objects: Counter[int] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def facts(self) -> list[str]:
+        """What whoever trains needs to know, one line each."""
+        lines = []
+        if self.objects:
+            total = sum(count * images for count, images in self.objects.items())
+            spread = ", ".join(f"{n}: {images}" for n, images in sorted(self.objects.items()))
+            mean = total / sum(self.objects.values())
+            lines.append(f"objects per image: {mean:.2f} on average (objects: images) {spread}")
+        if self.sizes:
+            common = self.sizes.most_common(COMMON_SIZES)
+            shown = ", ".join(f"{w}×{h}: {images}" for (h, w), images in common)
+            rest = len(self.sizes) - len(common)
+            lines.append(
+                f"width×height in pixels: {shown}" + (f", and {rest} other sizes" if rest else "")
+            )
+        return lines
+
+
+def check_folder(spec: str, split: str, progress: Progress = iter) -> DataReport:
+    """Check a split of whatever `dsgnn.data.open_data` or `dsgnn.data.people.open_people` opens.
+
+    Reads every image. Raises what these raise where nothing could be looked at.
+    """
+    problems: list[str] = []
+    if only_measures(spec):
+        report = check_people(open_people(spec, split, problems), progress)
+    else:
+        report = check_data(open_data(spec, split, problems=problems), progress)
+    report.problems[:0] = problems
+    return report
+
+
+def splits_of(spec: str) -> dict[str, int]:
+    """The splits that a data set has, and how many images each."""
+    opened: Callable[..., Samples | Sequence[MeasuredPhoto]]
+    opened = open_people if only_measures(spec) else open_data
+    found = {}
+    for split in ("train", "val", "test", "all"):
+        try:
+            found[split] = len(opened(spec, split, problems=[]))
+        except (DsgnnError, FileNotFoundError):
+            continue
+    return found
+
+
+def check_data(data: Samples, progress: Progress = iter) -> DataReport:
+    """Check the images of a split.
+
+    data: what `dsgnn.data.open_data` gives. Reads every image. Problems are names that occur twice,
+    broken annotations, missing or unreadable or resized images, broken segmentations, objects
+    without a pixel, tied ranks, gaps in the ranks, and a split without images. A number of images
+    other than the published one is a remark, as the folder may be one's own.
     """
     whole = data if isinstance(data, Joined) else Joined([data])
-    problems = [problem for part in whole.parts for problem in _count_problems(part)]
+    report = DataReport([], [], len(whole))
+    for part in whole.parts:
+        _check_count(part, report)
     seen: dict[str, str] = {}
     for number in progress(range(len(whole))):
         part, index = whole.place(number)
-        problems += _image_problems(whole.parts[part], index, seen)
-    return problems
+        report.problems.extend(_image_problems(whole.parts[part], index, seen, report))
+    report.remarks.append(f"ranks come from {ranks_from(data)}")
+    return report
 
 
-def _count_problems(data: Samples) -> Iterator[str]:
+def check_people(photos: Sequence[MeasuredPhoto], progress: Progress = iter) -> DataReport:
+    """Check photos of which it is known what people look at. Reads every photo and mask."""
+    report = DataReport([], [], len(photos))
+    if not photos:
+        report.problems.append("there are no photos in this split")
+    for number in progress(range(len(photos))):
+        photo = photos[number]
+        try:
+            size = read(photo).shape[:2]
+            report.sizes[size] += 1
+            if isinstance(photo, BinaryPhoto) and not photo.read_mask(size).any():
+                report.problems.append(f"{photo.mask}: the mask is empty")
+        except DataError as error:
+            report.problems.append(str(error))
+            continue
+        if isinstance(photo, GazePhoto):
+            x, y = photo.points.T
+            outside = (x < 0) | (y < 0) | (x >= photo.width) | (y >= photo.height)
+            if not len(photo.points):
+                report.problems.append(f"{path_of(photo).name} has no fixation that counts")
+            elif outside.all():
+                report.problems.append(f"{path_of(photo).name}: all fixations lie outside of it")
+    return report
+
+
+def _check_count(data: Samples, report: DataReport) -> None:
     if not len(data):
-        yield f"{type(data).__name__}: there are no images in this split"
+        report.problems.append(f"{type(data).__name__}: there are no images in this split")
     elif isinstance(data, RankedImages) and data.published_images not in (None, len(data)):
-        yield (
+        report.remarks.append(
             f"{type(data).__name__}, split {data.split}: {len(data)} images, "
-            f"{data.published_images} were published; is the download complete?"
+            f"{data.published_images} were published; if this is a copy of the published data set, "
+            "the download is not complete"
         )
 
 
-def _image_problems(data: Samples, index: int, seen: dict[str, str]) -> Iterator[str]:
+def _image_problems(
+    data: Samples, index: int, seen: dict[str, str], report: DataReport
+) -> Iterator[str]:
+    """Also counts objects and sizes in the report."""
     if not isinstance(data, RankedImages):  # these readers check when they are opened
         try:
             sample = data[index]
-        except (ValueError, OSError) as error:
+        except (DsgnnError, OSError) as error:
             yield str(error)
             return
+        report.objects[len(sample.masks)] += 1
+        report.sizes[sample.image.shape[:2]] += 1
         yield from _name_problems(sample.name, f"image {index}", seen)
-        yield from _empty_objects(sample)
+        for number, mask in enumerate(sample.masks):
+            if not mask.any():
+                yield f"{sample.name}: object {number} covers no pixel"
         return
     try:
         record = data.record(index)
     except DataError as error:
         yield str(error)
         return
+    report.objects[len(record.objects)] += 1
     yield from _name_problems(record.image.stem, record.where, seen)
     yield from _rank_problems(record)
     try:
@@ -62,6 +165,7 @@ def _image_problems(data: Samples, index: int, seen: dict[str, str]) -> Iterator
     except DataError as error:
         yield str(error)
         return
+    report.sizes[height, width] += 1
     for where in record.objects:
         try:
             if not record.draw(where, height, width).any():
@@ -75,12 +179,6 @@ def _name_problems(name: str, where: str, seen: dict[str, str]) -> Iterator[str]
     if name in seen:
         yield f"{where}: the image {name} occurs twice, first at {seen[name]}"
     seen.setdefault(name, where)
-
-
-def _empty_objects(sample: Sample) -> Iterator[str]:
-    for number, mask in enumerate(sample.masks):
-        if not mask.any():
-            yield f"{sample.name}: object {number} covers no pixel"
 
 
 def _rank_problems(record: Record) -> Iterator[str]:

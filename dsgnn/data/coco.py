@@ -1,9 +1,14 @@
-"""COCO-format instance files: polygons and run lengths, without pycocotools.
+"""COCO-format instance files: polygons and run lengths, and whatever ranks the file holds.
 
 `read_photos` gives photos with their instances (kind and outline), for composing scenes;
-`CocoReader` gives ranked `Sample`s. Ranks come from `visiting_order` where the annotations carry
-it (COCO-format re-releases of ASSR and IRSR), with the object visited first as the most salient;
-otherwise from the written rule of `dsgnn.data.saliency`.
+`CocoReader` gives ranked `Sample`s. Annotations may say in which order people look at the objects:
+
+- `visiting_order`, the lowest was looked at first (COCO-format re-releases of ASSR and IRSR);
+- `human_rank`, 1 = most looked at, null or absent for objects that are not ranked;
+- `fixations`, how many of the fixations that the image's own `fixations` counts fell on the object.
+
+Where none of these is given, ranks come from a `dsgnn.data.ranks.RankMasks`, or from the written
+rule of `dsgnn.data.saliency`.
 
 `CocoReader` draws masks exactly as COCO's tools do. Scenes draw them with OpenCV (`Instance.draw`),
 on any canvas and faster, up to one pixel of the border different.
@@ -11,8 +16,9 @@ on any canvas and faster, up to one pixel of the border different.
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +28,20 @@ import cv2
 import numpy as np
 
 from dsgnn.data.polygons import FARTHEST, segmentation_to_mask
+from dsgnn.data.ranks import (
+    ANNOTATIONS,
+    MIN_FIXATIONS,
+    MIN_SHARE,
+    PEOPLE,
+    PREDICTED,
+    RULE,
+    RankMasks,
+    most_looked_at,
+)
+from dsgnn.data.records import field, inside, read_json, whole_number
 from dsgnn.data.saliency import saliency_scores, salient_objects
 from dsgnn.data.sample import Sample
-from dsgnn.runtime.errors import DataError
+from dsgnn.runtime.errors import DataError, OptionError
 
 _SUBPIXEL_BITS = 4  # fillPoly takes fixed-point coordinates
 _FINER = 4  # and fills a grid this many times finer
@@ -35,14 +52,17 @@ log = logging.getLogger("dsgnn")
 class Instance:
     """One object. segmentation: as in the file, for `dsgnn.data.polygons`. parts: its outlines,
     each some (N, 2) float32 XY rings in photo pixels; a part is filled by the even-odd rule (so a
-    ring may be a hole), parts are united. visiting_order: lowest = looked at first, None where
-    the file does not say.
+    ring may be a hole), parts are united. visiting_order: lowest = looked at first. human_rank: 1 =
+    most looked at. fixations: how many of the photo's fell on it. Each of these is None where the
+    file does not say.
     """
 
     kind: str
     segmentation: Any
     parts: tuple[tuple[np.ndarray, ...], ...]
     visiting_order: int | None = None
+    human_rank: int | None = None
+    fixations: int | None = None
 
     @cached_property
     def box(self) -> tuple[float, float, float, float]:
@@ -84,13 +104,57 @@ class Instance:
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo of a COCO-format file, not read yet, without its crowd regions."""
+    """One photo of a COCO-format file, not read yet, without its crowd regions.
+
+    fixations: how many there were in all, None where the file does not say. held_out: the file
+    keeps the photo from being trained on. human: it keeps the photo for measuring against people,
+    so that nothing is trained or chosen on it.
+    """
 
     id: int
     path: Path
     height: int
     width: int
     instances: tuple[Instance, ...]
+    fixations: int | None = None
+    held_out: bool = False
+    human: bool = False
+
+    @property
+    def seen_by_people(self) -> bool:
+        """Whether it is known how people look at each object."""
+        return self.fixations is not None or any(i.human_rank is not None for i in self.instances)
+
+    @cached_property
+    def human_ranks(self) -> np.ndarray:
+        """Ranks by people: (G,) int64, 1 = most looked at, 0 = not ranked.
+
+        Where the file has fixations only, they order the objects, and those with fewer than
+        `MIN_FIXATIONS` or less than `MIN_SHARE` of the photo's are not ranked.
+        """
+        ranks = np.array([i.human_rank or 0 for i in self.instances], np.int64)
+        if ranks.any() or not self.fixations:
+            return ranks
+        counts = np.array([i.fixations or 0 for i in self.instances])
+        looked_at = (counts >= MIN_FIXATIONS) & (counts >= MIN_SHARE * self.fixations)
+        order = np.argsort(-counts, kind="stable")
+        order = order[looked_at[order]]
+        ranks[order] = np.arange(1, len(order) + 1)
+        return ranks
+
+    @property
+    def shares(self) -> np.ndarray | None:
+        """Shares of looks: (G,) float64 in 0…1, or None where the file counts no fixations."""
+        if not self.fixations:
+            return None
+        return np.array([i.fixations or 0 for i in self.instances]) / self.fixations
+
+    def masks(self) -> np.ndarray:
+        """The instances as COCO's tools draw them: (G, height, width) bool."""
+        size = self.height, self.width
+        return stack_masks(
+            [segmentation_to_mask(i.segmentation, *size) for i in self.instances], size
+        )
 
     def read(self) -> np.ndarray:
         """Read the photo: (height, width, 3) uint8 RGB. Raises DataError if that fails."""
@@ -105,123 +169,192 @@ class Photo:
         return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
-def read_photos(source: Path | str, images: Path | str | None = None) -> list[Photo]:
+def read_photos(
+    source: Path | str, images: Path | str | None = None, problems: list[str] | None = None
+) -> list[Photo]:
     """Read a COCO-format file into photos sorted by id; pixels stay on disk.
 
     source: the JSON file, or a folder with `instances.json` in it. images: folder of the photos,
     by default `images/` beside the JSON file, or the JSON file's folder if there is none.
-    Crowd regions (`iscrowd` 1) are left out. Raises DataError, naming file and field.
+    problems: takes a message for each entry that is wrong, which is then left out; without it the
+    first raises DataError. The messages name file and field. Crowd regions (`iscrowd` 1) are left
+    out. Raises DataError for a file that is missing or not of this form at all.
     """
     path = Path(source)
     if path.is_dir():
         path = path / "instances.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, dict)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; give a COCO JSON file or its folder") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
     if images is None:
         images = path.parent / "images" if (path.parent / "images").is_dir() else path.parent
-
-    kinds = {
-        _field(path, c, "id", int, f"categories[{i}]"): _field(
-            path, c, "name", str, f"categories[{i}]"
-        )
-        for i, c in enumerate(_field(path, data, "categories", list, ""))
+    lists = {
+        name: enumerate(field(content, name, list, f"{path}"))
+        for name in ("categories", "images", "annotations")
     }
-    entries: dict[int, dict[str, Any]] = {}
-    for i, entry in enumerate(_field(path, data, "images", list, "")):
-        where = f"images[{i}]"
-        number = _field(path, entry, "id", int, where)
-        if number in entries:
-            raise DataError(f"{path}: {where}.id {number} occurs twice")
-        for key, kind in (("file_name", str), ("width", int), ("height", int)):
-            _field(path, entry, key, kind, where)
-        entries[number] = entry
-    instances: dict[int, list[Instance]] = {number: [] for number in entries}
-    for i, annotation in enumerate(_field(path, data, "annotations", list, "")):
-        where = f"annotations[{i}]"
-        number = _field(path, annotation, "image_id", int, where)
-        if number not in entries:
-            raise DataError(f"{path}: {where}.image_id {number} is not the id of any image")
-        category = _field(path, annotation, "category_id", int, where)
-        if category not in kinds:
-            raise DataError(f"{path}: {where}.category_id {category} is not in categories")
-        if annotation.get("iscrowd", 0):
-            continue
-        entry = entries[number]
-        parts = _parts(path, annotation, where, (entry["height"], entry["width"]))
-        order = annotation.get("visiting_order")
-        if order is not None and (not isinstance(order, int) or isinstance(order, bool)):
-            raise DataError(f"{path}: {where}.visiting_order must be a whole number, got {order!r}")
-        instances[number].append(
-            Instance(kinds[category], annotation["segmentation"], parts, order)
-        )
+
+    kinds: dict[int, str] = {}
+    for i, category in lists["categories"]:
+        with _noted(problems):
+            where = f"{path}: categories[{i}]"
+            kinds[field(category, "id", int, where)] = field(category, "name", str, where)
+    photos: dict[int, dict[str, Any]] = {}
+    for i, entry in lists["images"]:
+        with _noted(problems):
+            where = f"{path}: images[{i}]"
+            number = field(entry, "id", int, where)
+            if number in photos:
+                raise DataError(f"{where}.id {number} occurs twice")
+            photos[number] = {
+                "id": number,
+                "path": Path(images) / inside(field(entry, "file_name", str, where), where),
+                "height": whole_number(entry, "height", where, least=1),
+                "width": whole_number(entry, "width", where, least=1),
+                "fixations": _optional(entry, "fixations", where),
+                "held_out": entry.get("held_out") is True,
+                "human": entry.get("human") is True,
+            }
+    instances: dict[int, list[Instance]] = {number: [] for number in photos}
+    for i, annotation in lists["annotations"]:
+        with _noted(problems):
+            where = f"{path}: annotations[{i}]"
+            number = field(annotation, "image_id", int, where)
+            if number not in photos:
+                raise DataError(f"{where}.image_id {number} is not the id of any image")
+            category = field(annotation, "category_id", int, where)
+            if category not in kinds:
+                raise DataError(f"{where}.category_id {category} is not in categories")
+            if not annotation.get("iscrowd", 0):
+                instances[number].append(
+                    _instance(annotation, where, kinds[category], photos[number])
+                )
     return [
-        Photo(
-            id=number,
-            path=Path(images) / entry["file_name"],
-            height=entry["height"],
-            width=entry["width"],
-            instances=tuple(instances[number]),
-        )
-        for number, entry in sorted(entries.items())
+        Photo(**photos[number], instances=tuple(instances[number])) for number in sorted(photos)
     ]
+
+
+def _instance(annotation: dict[str, Any], where: str, kind: str, photo: dict[str, Any]) -> Instance:
+    fixations = _optional(annotation, "fixations", where)
+    if fixations is not None and (photo["fixations"] or -1) < fixations:
+        raise DataError(
+            f"{where} has {fixations} fixations, but the image it is on has "
+            f"{photo['fixations']} in all; give images[].fixations, the number of all of them"
+        )
+    return Instance(
+        kind,
+        annotation.get("segmentation"),
+        _parts(annotation, where, (photo["height"], photo["width"])),
+        _optional(annotation, "visiting_order", where, least=None),
+        _optional(annotation, "human_rank", where, least=1),
+        fixations,
+    )
 
 
 class CocoReader:
     """The photos of a COCO-format file as ranked samples, read lazily, sorted by id.
 
-    source, images: as for `read_photos`. ranks: "visiting_order" (DataError where no annotation
-    has it or two of a photo share it; objects without it are clutter), "rule", or None to take
-    the former if the file has it, and otherwise the rule, which is logged. `by_rule`: whether they
-    come from the rule. A sample without a salient object has G = 0.
+    source, images, problems: as for `read_photos`. ranks: where the ranks come from.
+
+    - "visiting_order": from the annotations. Objects without it are clutter.
+    - "human": from the annotations' `human_rank` or `fixations`. Only the photos that people looked
+      at are samples, as of the others nothing is known.
+    - a `RankMasks`: from the shares of looks that it gives, whatever the file says.
+    - "rule": from the written rule.
+    - None: "visiting_order" where the file has it, "human" where people looked at every photo, and
+      otherwise "rule", which is logged.
+
+    ranks_from: where they come from, in words. A sample without a salient object has G = 0.
+    Raises OptionError for other ranks, DataError where the file lacks these ranks or two objects of
+    a photo share one.
     """
 
     def __init__(
-        self, source: Path | str, images: Path | str | None = None, ranks: str | None = None
+        self,
+        source: Path | str,
+        images: Path | str | None = None,
+        ranks: str | RankMasks | None = None,
+        problems: list[str] | None = None,
     ) -> None:
-        if ranks not in (None, "rule", "visiting_order"):
-            raise ValueError(f'ranks must be "rule", "visiting_order" or None, got {ranks!r}')
-        self.photos = read_photos(source, images)
-        visited = any(_first_to_last(photo) for photo in self.photos)
-        if ranks == "visiting_order" and not visited:
-            raise DataError(f'{source}: no annotations[].visiting_order; use ranks="rule"')
-        self.ranks = ranks or ("visiting_order" if visited else "rule")
-        self.by_rule = self.ranks == "rule"
-        if ranks is None and self.by_rule:
+        known = ("visiting_order", "human", "rule")
+        if isinstance(ranks, str) and ranks not in known:
+            raise OptionError(f"ranks must be one of {', '.join(known)}, got {ranks!r}")
+        self.photos = read_photos(source, images, problems)
+        has = {
+            "visiting_order": any(_visited(photo) for photo in self.photos),
+            "human": any(photo.seen_by_people for photo in self.photos),
+            "rule": True,
+        }
+        if isinstance(ranks, str) and not has[ranks]:
+            needed = {"human": "human_rank or annotations[].fixations"}.get(ranks, ranks)
+            raise DataError(f"{source}: there is no annotations[].{needed}")
+        if ranks is None:
+            has["human"] = all(photo.seen_by_people for photo in self.photos)
+        self.ranks = ranks or next(name for name in known if has[name])
+        if ranks is None and self.ranks == "rule":
             log.warning(
                 "%s: there is no annotations[].visiting_order, so ranks come from the written rule "
                 "of dsgnn.data.saliency, not from people",
                 source,
             )
-        for photo in self.photos if self.ranks == "visiting_order" else ():
-            orders = [i.visiting_order for i in _first_to_last(photo)]
-            if len(set(orders)) < len(orders):
-                raise DataError(
-                    f"{source}: annotations[].visiting_order of image {photo.id} must differ, "
-                    f"got {orders}"
-                )
+        origins = {"visiting_order": ANNOTATIONS, "human": PEOPLE, "rule": RULE}
+        self.ranks_from = origins.get(str(self.ranks), PREDICTED)
+        if self.ranks == "human":
+            self.photos = [photo for photo in self.photos if photo.seen_by_people]
+        for photo in self.photos:
+            with _noted(problems):
+                _check_order(f"{source}", photo)
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, index: int) -> Sample:
         photo = self.photos[index]
-        image = photo.read()
-        instances = photo.instances if self.by_rule else _first_to_last(photo)
-        size = photo.height, photo.width
-        masks = stack_masks([segmentation_to_mask(i.segmentation, *size) for i in instances], size)
-        if self.by_rule:
-            scores = saliency_scores(image, masks, [i.kind for i in instances])
-            masks = masks[salient_objects(scores, masks.mean((1, 2)))]
+        image, masks = photo.read(), photo.masks()
+        if self.ranks == "visiting_order":
+            order = np.array(_visited(photo), np.int64)
+        elif self.ranks == "human":
+            order = np.argsort(photo.human_ranks, kind="stable")
+            order = order[photo.human_ranks[order] > 0]
+        elif self.ranks == "rule":
+            scores = saliency_scores(image, masks, [i.kind for i in photo.instances])
+            order = salient_objects(scores, masks.mean((1, 2)))
+        else:
+            order = most_looked_at(self.ranks(image, masks), masks.mean((1, 2)))
+        masks = masks[order]
         return Sample(image, masks, np.arange(len(masks), 0, -1), photo.path.stem)
 
 
-def _first_to_last(photo: Photo) -> list[Instance]:
-    visited = [(i.visiting_order, i) for i in photo.instances if i.visiting_order is not None]
-    return [instance for _, instance in sorted(visited, key=lambda pair: pair[0])]
+def _visited(photo: Photo) -> list[int]:
+    """Indices of the instances that were visited, the first visited first."""
+    visited = {i: x.visiting_order for i, x in enumerate(photo.instances)}
+    return sorted((i for i, order in visited.items() if order is not None), key=visited.__getitem__)
+
+
+def _check_order(source: str, photo: Photo) -> None:
+    for name in ("visiting_order", "human_rank"):
+        values = [getattr(instance, name) for instance in photo.instances]
+        given = [value for value in values if value is not None]
+        if len(set(given)) < len(given):
+            raise DataError(
+                f"{source}: annotations[].{name} of image {photo.id} must differ, got {given}"
+            )
+
+
+@contextmanager
+def _noted(problems: list[str] | None) -> Iterator[None]:
+    """Note what is wrong and go on, where there is a list to note it in."""
+    try:
+        yield
+    except DataError as error:
+        if problems is None:
+            raise
+        problems.append(str(error))
+
+
+def _optional(entry: Any, name: str, where: str, least: int | None = 0) -> int | None:
+    """A whole number, or None where the entry has null or nothing."""
+    return None if entry.get(name) is None else whole_number(entry, name, where, least)
 
 
 def stack_masks(masks: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
@@ -229,17 +362,8 @@ def stack_masks(masks: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     return np.stack(masks) if masks else np.zeros((0, *size), bool)
 
 
-def _field(path: Path, holder: Any, key: str, kind: type, where: str) -> Any:
-    name = f"{where}.{key}" if where else key
-    if not isinstance(holder, dict) or key not in holder:
-        raise DataError(f"{path}: {name} is missing")
-    if not isinstance(holder[key], kind):
-        raise DataError(f"{path}: {name} must be {kind.__name__}, got {type(holder[key]).__name__}")
-    return holder[key]
-
-
 def _parts(
-    path: Path, annotation: dict[str, Any], where: str, size: tuple[int, int]
+    annotation: dict[str, Any], where: str, size: tuple[int, int]
 ) -> tuple[tuple[np.ndarray, ...], ...]:
     name = f"{where}.segmentation"
     outline: Any = annotation.get("segmentation")
@@ -247,10 +371,10 @@ def _parts(
     if runs and all(isinstance(run, dict) for run in runs):
         try:
             mask = segmentation_to_mask(outline, *size)
-        except ValueError as error:
-            raise DataError(f"{path}: {name}: {error}") from None
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
         if not mask.any():
-            raise DataError(f"{path}: {name} marks no pixel; remove the annotation")
+            raise DataError(f"{name} marks no pixel; remove the annotation")
         return (_rings(mask),)
     if isinstance(outline, list) and outline:
         for k, polygon in enumerate(outline):
@@ -259,11 +383,11 @@ def _parts(
             )
             if not numbers or len(polygon) < 6 or len(polygon) % 2:
                 raise DataError(
-                    f"{path}: {name}[{k}] must be finite x, y pairs of three points or more, none "
+                    f"{name}[{k}] must be finite x, y pairs of three points or more, none "
                     f"beyond ±{FARTHEST} pixels, got {str(polygon)[:60]}"
                 )
         return tuple((np.asarray(p, np.float32).reshape(-1, 2),) for p in outline)
-    raise DataError(f"{path}: {name} must be a list of polygons or run lengths, got {outline!r}")
+    raise DataError(f"{name} must be a list of polygons or run lengths, got {outline!r}")
 
 
 def _rings(mask: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -38,7 +38,7 @@ PUBLISHED_IMAGES = {"test": 2929}
 class IrsrReader(RankedImages):
     """One split of IRSR: train (without the images held out), val (those) or test.
 
-    root: the folder with the files above. Raises ValueError for another split, FileNotFoundError
+    root: the folder with the files above. Raises OptionError for another split, FileNotFoundError
     when the split's annotations are not there, DataError when they are broken or hold
     anything but plain values.
     """

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dsgnn.runtime.errors import DataError
+
 UPSAMPLING = 5  # COCO walks each outline on a grid this many times finer than the pixels
 FARTHEST = 100_000  # pixels; an outline that goes farther is a mistake, and would cost gigabytes
 
@@ -22,7 +24,7 @@ def segmentation_to_mask(segmentation: Sequence | Mapping, height: int, width: i
 
     segmentation: a list of polygons, or {"size": [h, w], "counts": …} (see `rle_to_mask`), or a
     list of those, which are united.
-    Returns (height, width) bool. Raises ValueError for a broken segmentation or another size.
+    Returns (height, width) bool. Raises DataError for a broken segmentation or another size.
     """
     if not isinstance(segmentation, Mapping):
         runs = segmentation if isinstance(segmentation, list | tuple) else ()
@@ -31,7 +33,7 @@ def segmentation_to_mask(segmentation: Sequence | Mapping, height: int, width: i
         return polygons_to_mask(segmentation, height, width)
     size = segmentation.get("size")
     if isinstance(size, Sequence | np.ndarray) and tuple(size) != (height, width):
-        raise ValueError(  # before anything of the other size is made
+        raise DataError(  # before anything of the other size is made
             f"run-length mask of size {list(size)} (height, width) on an image of {[height, width]}"
         )
     return rle_to_mask(segmentation)
@@ -42,12 +44,12 @@ def polygons_to_mask(polygons: Sequence, height: int, width: int) -> np.ndarray:
 
     polygons: list of [x1, y1, x2, y2, …] in pixels, where pixel i covers i…i+1; closed implicitly;
     parts outside the image are cut off. Returns (height, width) bool.
-    Raises ValueError when there is no polygon or one has fewer than 3 points, an odd number of
+    Raises DataError when there is no polygon or one has fewer than 3 points, an odd number of
     values, or values that are no finite coordinates.
     """
     is_list = isinstance(polygons, Sequence | np.ndarray) and not isinstance(polygons, str | bytes)
     if not is_list or not len(polygons):
-        raise ValueError(
+        raise DataError(
             "expected a list of polygons [[x1, y1, x2, y2, …], …] or a run-length code "
             f"{{'size', 'counts'}}, got {_brief(polygons)}"
         )
@@ -64,7 +66,7 @@ def rle_to_mask(rle: Mapping) -> np.ndarray:
 
     rle: {"size": [h, w], "counts": run lengths down the columns, the first outside the object, as a
     list of integers or as COCO's compressed text}. Returns (h, w) bool.
-    Raises ValueError when fields are missing or the runs do not fill the image.
+    Raises DataError when fields are missing or the runs do not fill the image.
     """
     try:
         (height, width), counts = (int(side) for side in rle["size"]), rle["counts"]
@@ -72,12 +74,12 @@ def rle_to_mask(rle: Mapping) -> np.ndarray:
             counts = _decompress(counts.encode() if isinstance(counts, str) else counts)
         runs = np.asarray(counts, np.int64)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise ValueError(
+        raise DataError(
             f"expected a run-length code {{'size': [h, w], 'counts': …}}, got {_brief(rle)}"
         ) from error
     out_of_range = (runs < 0) | (runs > height * width)  # sums of larger ones may wrap around
     if runs.ndim != 1 or out_of_range.any() or runs.sum() != height * width:
-        raise ValueError(
+        raise DataError(
             f"the runs of a {height}x{width} run-length mask must add up to {height * width}, "
             f"got {runs.sum()}"
         )
@@ -94,14 +96,14 @@ def _points(polygon: Sequence, number: int) -> np.ndarray:
     try:
         values = np.asarray(polygon, np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"polygon {number}: expected numbers, got {_brief(polygon)}") from error
+        raise DataError(f"polygon {number}: expected numbers, got {_brief(polygon)}") from error
     if values.ndim != 1 or len(values) < 6 or len(values) % 2:
-        raise ValueError(
+        raise DataError(
             f"polygon {number}: expected x and y of at least 3 points (an even number of values, "
             f"6 or more), got {_brief(polygon)}"
         )
     if not (np.abs(values) <= FARTHEST).all():  # also true of NaN
-        raise ValueError(
+        raise DataError(
             f"polygon {number}: a coordinate is not finite or beyond ±{FARTHEST} pixels: "
             f"{_brief(polygon)}"
         )

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from dsgnn.data.polygons import segmentation_to_mask
+from dsgnn.data.ranks import ANNOTATIONS
 from dsgnn.data.sample import Sample
-from dsgnn.runtime.errors import DataError
+from dsgnn.runtime.errors import DataError, InputError, OptionError
 from dsgnn.runtime.images import read_image
 
 
@@ -63,7 +64,7 @@ class Record:
             raise DataError(
                 f"{self.where}: no image {self.image}; is the folder complete?"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, InputError) as error:
             raise DataError(f"{self.where}: cannot read {self.image}: {error}") from error
         if self.size is not None and image.shape[:2] != self.size:
             raise DataError(
@@ -77,7 +78,7 @@ class Record:
         """One of the objects as (height, width) bool. Raises DataError if it is broken."""
         try:
             return segmentation_to_mask(self.objects[where]["segmentation"], height, width)
-        except ValueError as error:
+        except DataError as error:
             raise DataError(f"{where}.segmentation: {error}") from None
 
     def load(self) -> Sample:
@@ -122,7 +123,8 @@ class Joined:
     def __init__(self, parts: Sequence[Samples]) -> None:
         self.parts = parts
         self.palette = getattr(parts[0], "palette", RankedImages.palette)
-        self.by_rule = any(getattr(part, "by_rule", False) for part in parts)
+        origins = dict.fromkeys(ranks_from(part) for part in parts)
+        self.ranks_from = " and ".join(origins)
         self.starts = np.cumsum([0] + [len(part) for part in parts])  # and the end
 
     def __len__(self) -> int:
@@ -144,13 +146,18 @@ class Subset:
     def __init__(self, data: Samples, indices: Sequence[int]) -> None:
         self.data, self.indices = data, indices
         self.palette = getattr(data, "palette", RankedImages.palette)
-        self.by_rule = getattr(data, "by_rule", False)
+        self.ranks_from = ranks_from(data)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
         return self.data[self.indices[index]]
+
+
+def ranks_from(data: Samples) -> str:
+    """Where the ranks of a data set come from: one of the names in `dsgnn.data.ranks`."""
+    return getattr(data, "ranks_from", ANNOTATIONS)
 
 
 def for_validation(name: str) -> bool:
@@ -162,9 +169,9 @@ def for_validation(name: str) -> bool:
 
 
 def check_split(split: str, splits: Iterable[str]) -> None:
-    """Raise ValueError unless the split is one of those."""
+    """Raise OptionError unless the split is one of those."""
     if split not in splits:
-        raise ValueError(f"split must be one of {', '.join(splits)}, got {split!r}")
+        raise OptionError(f"split must be one of {', '.join(splits)}, got {split!r}")
 
 
 def read_json(path: Path, expected: type) -> Any:
@@ -176,15 +183,16 @@ def read_json(path: Path, expected: type) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"no {path}; is the folder complete?") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); download it again") from None
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise DataError(f"{path}: not JSON ({why}); download it again") from None
     if not isinstance(content, expected):
         raise DataError(f"{path} must hold {_a(expected)}, got {_a(type(content))}")
     return content
 
 
 def field(entry: Any, name: str, expected: type | tuple[type, ...], where: str) -> Any:
-    """`entry[name]`, or an DataError that says what is wrong with it and where."""
+    """`entry[name]`, or a DataError that says what is wrong with it and where."""
     if not isinstance(entry, Mapping):
         raise DataError(f"{where} must be a dict with {name!r}, got {_a(type(entry))}")
     if name not in entry:
@@ -201,15 +209,36 @@ def objects(entry: Any, name: str, where: str) -> dict[str, Any]:
 
 
 def number(value: Any, where: str) -> float:
-    """A finite number as float, or an DataError."""
+    """A finite number as float, or a DataError."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise DataError(f"{where} must be a finite number, got {value!r}")
     return float(value)
 
 
 def numbers(values: Iterable[Any], where: str) -> list[float]:
-    """Finite numbers as floats, or an DataError that says which is none."""
+    """Finite numbers as floats, or a DataError that says which is none."""
     return [number(value, f"{where}[{index}]") for index, value in enumerate(values)]
+
+
+def whole_number(entry: Any, name: str, where: str, least: int | None = None) -> int:
+    """The whole number `entry[name]`, or a DataError. least: no smaller one will do."""
+    value = field(entry, name, object, where)
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or (least is not None and value < least):
+        least_text = "" if least is None else f" from {least}"
+        raise DataError(f"{where}.{name} must be a whole number{least_text}, got {value!r}")
+    return int(value)
+
+
+def inside(name: str, where: str) -> str:
+    """The name of a file below a folder of the data set, or a DataError where it leads elsewhere.
+
+    Annotations come from others; a name such as "../../x" would read what they should not reach.
+    """
+    path = PureWindowsPath(name)  # knows both kinds of slashes, and drives
+    if not path.name or path.anchor or ".." in path.parts or "\0" in name:
+        raise DataError(f"{where} names a file outside of the data set's folder: {name!r}")
+    return name
 
 
 def stated_size(entry: Mapping, where: str) -> tuple[int, int] | None:

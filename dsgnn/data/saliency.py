@@ -32,12 +32,14 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from dsgnn.data.ranks import MIN_AREA
+from dsgnn.runtime.errors import OptionError
+
 POINTS = {"kind": 3.5, "size": 2.5, "contrast": 1.5, "centre": 1.5, "sharpness": 1.0}
 TRUNCATION_POINTS = 1.5
 THRESHOLD = 4.0  # below this an object is clutter
 SPAN = 3.0  # and so it is this far below the most salient one
 MIN_GAP = 0.25  # adjacent scores closer than this are not learnable as an order
-MIN_AREA = 0.003  # share of the frame
 MAX_OBJECTS = 5
 GRID_PX = 128  # longest side on which colours, rings and centroids are measured
 
@@ -78,11 +80,11 @@ def saliency_scores(image: np.ndarray, masks: np.ndarray, kinds: Sequence[str]) 
     """Score every object by the rule of this module.
 
     image: (h, w, 3) uint8 RGB. masks: (G, h, w) bool, visible parts. kinds: G names.
-    Returns (G,) float64 in 0…10; an empty mask scores 0. Raises ValueError on shapes that differ.
+    Returns (G,) float64 in 0…10; an empty mask scores 0. Raises OptionError on shapes that differ.
     """
     h, w = image.shape[:2]
     if masks.shape != (len(kinds), h, w):
-        raise ValueError(
+        raise OptionError(
             f"masks must be ({len(kinds)}, {h}, {w}) for {len(kinds)} kinds and this image, "
             f"got {masks.shape}"
         )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dsgnn.runtime.errors import DataError
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -13,7 +15,7 @@ class Sample:
 
     image: (h, w, 3) uint8 RGB. masks: (G, h, w) bool. ranks: (G,) int64, a permutation of 1…G
     with 1 = least and G = most salient. name: unique within its data set, used in reports.
-    Raises ValueError when these do not fit together.
+    Raises DataError when these do not fit together.
     """
 
     image: np.ndarray
@@ -25,16 +27,16 @@ class Sample:
         h, w = self.image.shape[:2]
         g = len(self.ranks)
         if self.image.shape != (h, w, 3) or self.image.dtype != np.uint8:
-            raise ValueError(
+            raise DataError(
                 f"{self.name}: image must be (h, w, 3) uint8, got "
                 f"{self.image.shape} {self.image.dtype}"
             )
         if self.masks.shape != (g, h, w) or self.masks.dtype != bool:
-            raise ValueError(
+            raise DataError(
                 f"{self.name}: masks must be ({g}, {h}, {w}) bool, got "
                 f"{self.masks.shape} {self.masks.dtype}"
             )
         if sorted(self.ranks.tolist()) != list(range(1, g + 1)):
-            raise ValueError(
+            raise DataError(
                 f"{self.name}: ranks must be a permutation of 1…{g}, got {self.ranks.tolist()}"
             )

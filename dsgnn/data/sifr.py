@@ -29,7 +29,7 @@ from dsgnn.data.records import (
 class SifrReader(RankedImages):
     """One split of SIFR: train (without the images held out), val (those) or test.
 
-    root: the folder with the files above. Raises ValueError for another split, FileNotFoundError
+    root: the folder with the files above. Raises OptionError for another split, FileNotFoundError
     when the split's annotations are not there, DataError when they are broken.
     """
 

@@ -20,6 +20,7 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional as F
 
 from dsgnn.data.sample import Sample
+from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.letterbox import PAD, LongestSide
 
 JITTER = (0.1, 2.0)  # range of large-scale jitter (Ghiasi et al., CVPR 2021)
@@ -99,7 +100,7 @@ def augment(sample: Sample, kind: str, size: int, generator: torch.Generator) ->
         image, masks = _resize(image, masks, geometry.resized)
         padded = geometry.padded
     else:
-        raise ValueError(f'augmentation must be "jitter" or "flip", got {kind!r}')
+        raise OptionError(f'augmentation must be "jitter" or "flip", got {kind!r}')
     image, masks = (_pad(x, padded) for x in (image, masks))
     return _without_vanished(Example(image, masks, item.ranks, item.name))
 

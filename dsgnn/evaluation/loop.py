@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dsgnn.data import open_data
-from dsgnn.data.records import Samples
+from dsgnn.data.records import Samples, ranks_from
 from dsgnn.data.sample import Sample
 from dsgnn.evaluation.drawings import draw_worst
 from dsgnn.evaluation.rankers import Facts, Rank, open_model, predictions_ranker
@@ -68,7 +68,7 @@ def evaluate(
             record = stack.enter_context(results_file(out / "results.json", facts))
             measured = _recorded(rank, record)
         images = measure(measured, samples, protocol=protocol, palette=palette, progress=True)
-    ranks = "written rule" if getattr(samples, "by_rule", False) else "annotations"
+    ranks = ranks_from(samples)
     figures = {"model": dict(facts), "data": {"spec": data, "split": split, "ranks": ranks}}
     figures |= summarise(images, protocol, palette)
     if out is not None:

@@ -1,4 +1,4 @@
-"""Endless training scenes with exact masks and ranks from the written rule.
+"""Endless training scenes with exact masks and ranks.
 
     scenes = CompositeScenes("material/cutouts", "material/backgrounds", "photos", split="train")
     scenes[7]                          # a Sample, the same one for ever
@@ -15,11 +15,12 @@ everything is procedural):
     procedural  shapes and cut-outs on textures
     empty       nothing salient: a background or part of a photo, often with clutter
 
-Everything in a scene, pasted as object or as clutter or in the photo before, is scored by
-`dsgnn.data.saliency`; nothing is salient for having been pasted. What is hidden by more than
-60% is clutter. Pasted objects the rule cannot place clearly (within `MIN_GAP` of the next one or
-of the limit to clutter) are taken off again, so that the order can be learnt; objects of photos
-stay and are ordered by the rule however close they are.
+Everything in a scene is scored, whether it was pasted as an object, pasted as clutter, or was in
+the photo before; nothing is salient for having been pasted. The score is the share of looks that a
+`dsgnn.data.ranks.RankMasks` gives, or that of the written rule of `dsgnn.data.saliency` where there
+is none. What is hidden by more than 60% is clutter. A pasted object is taken off again where its
+place is not clear, because its score lies too close to the next one or to the limit of clutter, so
+that the order can be learnt. Objects of photos stay and are ordered however close they are.
 """
 
 from __future__ import annotations
@@ -29,18 +30,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dsgnn.data import ranks, saliency
 from dsgnn.data.coco import Photo, stack_masks
-from dsgnn.data.saliency import (
-    MAX_OBJECTS,
-    MIN_AREA,
-    MIN_GAP,
-    SPAN,
-    THRESHOLD,
-    kind_weight,
-    saliency_scores,
-    salient_objects,
-)
+from dsgnn.data.ranks import PREDICTED, RULE, RankMasks
+from dsgnn.data.saliency import kind_weight
 from dsgnn.data.sample import Sample
+from dsgnn.runtime.errors import OptionError
 from dsgnn.scenes import procedural
 from dsgnn.scenes.material import MIN_COPY_WEIGHT, Cutout, Library
 from dsgnn.scenes.paint import Layer, develop, flatten, make_layer
@@ -63,10 +58,11 @@ class CompositeScenes:
     id is divisible by 5 belong to "test". size: longest side in pixels, aspect at random, or
     (H, W). length: what `len` says; `scene` takes any number. Decoded files are kept in memory
     (`load` decodes all at once, to be shared with worker processes started afterwards).
-    Raises ValueError for wrong arguments or a split with no file in it, DataError for the JSON.
+    rank_masks: what gives the objects their shares of looks; None stands for the written rule.
+    max_objects: salient ones of a scene at most, by default the most that are ranked at all.
+    Raises OptionError for wrong arguments, DataError for a split with no file in it or for the
+    JSON.
     """
-
-    by_rule = True  # where ranks come from
 
     def __init__(
         self,
@@ -76,13 +72,18 @@ class CompositeScenes:
         split: str = "train",
         size: Size = 256,
         seed: int = 0,
-        max_objects: int = MAX_OBJECTS,
+        max_objects: int | None = None,
         length: int = 10_000,
+        rank_masks: RankMasks | None = None,
     ) -> None:
         if split not in ("train", "test"):
-            raise ValueError(f'split must be "train" or "test", got {split!r}')
-        if not 1 <= max_objects <= MAX_OBJECTS:
-            raise ValueError(f"max_objects must be 1…{MAX_OBJECTS}, got {max_objects}")
+            raise OptionError(f'split must be "train" or "test", got {split!r}')
+        self.rank_masks = rank_masks
+        self.ranks_from = PREDICTED if rank_masks else RULE
+        most = ranks.MAX_OBJECTS if rank_masks else saliency.MAX_OBJECTS
+        max_objects = most if max_objects is None else max_objects
+        if not 1 <= max_objects <= most:
+            raise OptionError(f"max_objects must be 1…{most}, got {max_objects}")
         self.split, self.size, self.seed, self.length = split, size, seed, length
         self.max_objects = max_objects
         self.library = library = Library(cutouts, backgrounds, coco, split)
@@ -131,9 +132,11 @@ class CompositeScenes:
         stacked = stack_masks([masks[i] for i in salient], frame)
         as_it_is = kind == "photo" and self.split == "test"
         image = develop(rng, image, 0.6 if as_it_is else 1.0)
-        ranks = np.arange(len(salient), 0, -1)
+        counting_up = np.arange(len(salient), 0, -1)
         order = rng.permutation(len(salient))  # the place in the list must not tell the rank
-        return Sample(image, stacked[order], ranks[order], f"{self.split}-{number:07d}-{kind}")
+        return Sample(
+            image, stacked[order], counting_up[order], f"{self.split}-{number:07d}-{kind}"
+        )
 
     def _compose(
         self, rng: np.random.Generator, kind: str, frame: tuple[int, int]
@@ -172,21 +175,27 @@ class CompositeScenes:
         """
         limit = self.max_objects if limit is None else limit
         stacked = stack_masks(masks, image.shape[:2])
-        scores = saliency_scores(image, stacked, kinds)
         pixels = np.array([cv2.countNonZero(m.view(np.uint8)) for m in masks], float)
         areas = pixels / image[..., 0].size
         areas[pixels < MIN_VISIBLE * np.array(full)] = 0
-        order = salient_objects(scores, areas).tolist()
+        if self.rank_masks is not None:
+            scores = self.rank_masks(image, stacked)
+            order = ranks.most_looked_at(scores, areas).tolist()
+            floor, gap = ranks.MIN_SHARE, ranks.CLEAR
+        else:
+            scores = saliency.saliency_scores(image, stacked, kinds)
+            order = saliency.salient_objects(scores, areas).tolist()
+            best = scores[order[0]] if order else 0.0
+            floor, gap = max(saliency.THRESHOLD, best - saliency.SPAN), saliency.MIN_GAP
         salient, movable = order[:limit], len(masks) if movable is None else movable
-        floor = max(THRESHOLD, scores[order[0]] - SPAN) if order else THRESHOLD
         unclear = {
             i
             for i in range(movable, len(masks))
-            if areas[i] >= MIN_AREA and scores[i] >= floor - MIN_GAP and i not in salient
+            if areas[i] >= ranks.MIN_AREA and scores[i] >= floor - gap and i not in salient
         }
-        unclear |= {i for i in salient if i >= movable and scores[i] < floor + MIN_GAP}
+        unclear |= {i for i in salient if i >= movable and scores[i] < floor + gap}
         for first, second in zip(salient, salient[1:], strict=False):
-            if scores[first] - scores[second] < MIN_GAP:
+            if scores[first] - scores[second] < gap:
                 # Either will do; the lower one first, as its place in the order is the less sure.
                 pasted = [i for i in (second, first) if i >= movable]
                 unclear |= set(pasted[:1]) if not {first, second} & unclear else set()

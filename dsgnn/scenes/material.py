@@ -21,6 +21,7 @@ import numpy as np
 
 from dsgnn.data.coco import Instance, Photo, read_photos
 from dsgnn.data.saliency import kind_weight
+from dsgnn.runtime.errors import DataError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 CUTOUT_PX = 384  # longest side kept
@@ -65,14 +66,14 @@ def image_files(folder: Path | str) -> list[Path]:
 def read_cutout(path: Path, kind: str) -> Cutout:
     """Read an RGBA image at most `CUTOUT_PX` long, cropped to where it is not transparent.
 
-    Raises ValueError when the file is not an image with an alpha channel or is all transparent.
+    Raises DataError when the file is not an image with an alpha channel or is all transparent.
     """
     bgra = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if bgra is None or bgra.dtype != np.uint8 or bgra.ndim != 3 or bgra.shape[2] != 4:
-        raise ValueError(f"{path}: a cut-out must be an 8-bit RGBA image")
+        raise DataError(f"{path}: a cut-out must be an 8-bit RGBA image")
     x, y, w, h = cv2.boundingRect((bgra[..., 3] > 127).view(np.uint8))
     if w == 0:
-        raise ValueError(f"{path}: the image is transparent everywhere")
+        raise DataError(f"{path}: the image is transparent everywhere")
     rgba = cv2.cvtColor(bgra[y : y + h, x : x + w], cv2.COLOR_BGRA2RGBA)
     return Cutout(shrink(premultiplied(rgba), CUTOUT_PX), kind)
 
@@ -88,7 +89,7 @@ def read_background(path: Path) -> np.ndarray:
     """Read an image as (h, w, 3) uint8 RGB, at most `BACKGROUND_PX` long."""
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if bgr is None:
-        raise ValueError(f"{path}: not a readable image")
+        raise DataError(f"{path}: not a readable image")
     return cv2.cvtColor(shrink(bgr, BACKGROUND_PX), cv2.COLOR_BGR2RGB)
 
 
@@ -142,7 +143,7 @@ class Library:
 
     cutouts, backgrounds: folders; coco: folder or JSON file; any may be None. A fifth of the files
     by name (`held_out`) and the COCO photos whose id is divisible by 5 belong to split "test",
-    the rest to "train". Raises ValueError when nothing of a given folder falls into the split.
+    the rest to "train". Raises DataError when nothing of a given folder falls into the split.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class Library:
             (coco, self.photos),
         ):
             if folder is not None and not files:
-                raise ValueError(f"{folder}: no file falls into the {split} split; add files")
+                raise DataError(f"{folder}: no file falls into the {split} split; add files")
         # Photos with objects that may be copied, judged by outlines alone.
         self.sources = [i for i, p in enumerate(self.photos) if any(map(_copyable, p.instances))]
         self._cache: dict[tuple[str, int], Any] = {}

@@ -1,0 +1,175 @@
+"""Measure a checkpoint, an exported artifact or anybody's predictions against people.
+
+What is measured depends on what the folder knows, see `dsgnn.data.people`; how it is measured, and
+the baselines, are in `dsgnn.gaze_measures`. Only checkpoints need PyTorch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsgnn.data.coco import Photo
+from dsgnn.data.gaze import GazePhoto
+from dsgnn.data.people import MeasuredPhoto, open_people, path_of, read
+from dsgnn.data.sample import Sample
+from dsgnn.evaluation.loop import in_query_order
+from dsgnn.evaluation.rankers import Rank, open_model, predictions_ranker
+from dsgnn.gaze_measures import (
+    FIGURES,
+    HALF,
+    MODEL,
+    PhotoFigures,
+    looks_figures,
+    ranked_figures,
+    summarise_gaze,
+    union_figures,
+)
+from dsgnn.runtime.disk.files import write_whole
+from dsgnn.runtime.disk.outputs import results_file
+from dsgnn.runtime.errors import DataError, OptionError
+from dsgnn.runtime.ranking import Ranking
+
+
+def evaluate(
+    model: Path | None,
+    data: str,
+    *,
+    predictions: Path | None = None,
+    split: str = "test",
+    out: Path | None = None,
+    size: tuple[int, int] | None = None,
+    if_none: str = "none",
+    backend: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Measure one split of a folder of which it is known what people look at.
+
+    Returns `model`, `data`, `protocol` ("gaze"), `images` (their number), `objects` (found per
+    photo, on average), `figures`, as `dsgnn.gaze_measures.summarise_gaze` gives them, and
+    `by_source`: the same of the photos of each source, where the folder has several.
+    model: a checkpoint (.safetensors) or an artifact; or predictions: a results.json. data, split:
+    as for `dsgnn.data.people.open_people`. out: folder for metrics.json, per_image.csv and
+    results.json (the predictions). The other arguments are as for `dsgnn.evaluation.loop.evaluate`.
+    Raises DsgnnError and OSError for what does not fit, is missing or damaged.
+    """
+    if (model is None) == (predictions is None):
+        raise OptionError("give either a model or predictions, not both")
+    photos = open_people(data, split)
+    if not photos:
+        raise DataError(f"{data} has no photos in its split {split}")
+    if predictions is not None:
+        rank, facts = predictions_ranker(predictions)
+    else:
+        assert model is not None
+        rank, facts = open_model(model, size, if_none, backend, device, threads)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    names, counts, measured = [], [], []
+    with ExitStack() as stack:
+        record = None
+        if out is not None and predictions is None:
+            record = stack.enter_context(results_file(out / "results.json", facts))
+        for name, ranking, figures in measure_gaze(rank, photos):
+            names.append(name)
+            counts.append(len(ranking.objects))
+            measured.append(figures)
+            if record is not None:
+                record({"file": name, **ranking.to_dict()})
+    result = {
+        "model": dict(facts),
+        "data": {"spec": data, "split": split},
+        "protocol": "gaze",
+        "images": len(photos),
+        "objects": float(np.mean(counts)),
+        "figures": summarise_gaze(measured),
+        "by_source": _by_source(photos, measured),
+    }
+    if out is not None:
+        write_whole(out / "metrics.json", (json.dumps(result, indent=1) + "\n").encode())
+        write_whole(out / "per_image.csv", _per_image(names, counts, measured).encode())
+    return result
+
+
+def measure_gaze(
+    rank: Rank, photos: Sequence[MeasuredPhoto]
+) -> Iterator[tuple[str, Ranking, PhotoFigures]]:
+    """Rank and measure each photo: (name, its ranking, its figures), with a bar on terminals."""
+    from tqdm import tqdm
+
+    for photo in tqdm(photos, unit="image", disable=None):
+        image = read(photo)
+        nothing = np.zeros((0, *image.shape[:2]), bool)
+        name = path_of(photo).stem
+        ranking = rank(Sample(image, nothing, np.zeros(0, np.int64), name))
+        yield name, ranking, _figures(photo, ranking)
+
+
+def _figures(photo: MeasuredPhoto, ranking: Ranking) -> PhotoFigures:
+    masks, saliency = in_query_order(ranking)
+    if isinstance(photo, GazePhoto):
+        attention = getattr(ranking, "attention", None)
+        return looks_figures(photo.points, photo.viewers, masks, saliency, attention)
+    if isinstance(photo, Photo):
+        return ranked_figures(photo.masks(), photo.human_ranks, photo.shares, masks, saliency)
+    return union_figures(photo.read_mask(masks.shape[1:]), masks)
+
+
+def _by_source(
+    photos: Sequence[MeasuredPhoto], measured: Sequence[PhotoFigures]
+) -> dict[str, dict[str, Any]]:
+    groups: dict[str, list[PhotoFigures]] = {}
+    for photo, figures in zip(photos, measured, strict=True):
+        groups.setdefault(getattr(photo, "source", ""), []).append(figures)
+    return {
+        source: {"images": len(group), "figures": summarise_gaze(group)}
+        for source, group in sorted(groups.items())
+        if len(groups) > 1
+    }
+
+
+def _per_image(
+    names: Sequence[str], counts: Sequence[int], measured: Sequence[PhotoFigures]
+) -> str:
+    """The model's own figures of each photo, as CSV."""
+    shown = [figure for figure in FIGURES if any(figure in photo for photo in measured)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", "objects", *shown])
+    for name, count, photo in zip(names, counts, measured, strict=True):
+        tallies = [photo.get(figure, {}).get(MODEL, (0.0, 0)) for figure in shown]
+        values = [total / number if number else "" for total, number in tallies]
+        writer.writerow([name, count, *values])
+    return text.getvalue()
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The figures for a terminal: each with its 95% interval and its baselines below it."""
+    lines = [
+        f"{result['data']['spec']} {result['data']['split']}: {result['images']} photos, protocol "
+        f"{result['protocol']}, {result['objects']:.2f} objects found per photo",
+        f"  {'':<44}{'value':>7}  95% interval",
+    ]
+    lines += _rows(result["figures"])
+    for source, part in result["by_source"].items():
+        lines += [f"{source}: {part['images']} photos", *_rows(part["figures"])]
+    return "\n".join(lines)
+
+
+def _rows(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for name, rows in figures.items():
+        heading, over = FIGURES[name]
+        for who, row in rows.items():
+            low, high = row["interval"]
+            label = heading if who == MODEL else f"    {who}"
+            line = f"  {label:<44}{row['value']:7.3f}  {low:.3f} to {high:.3f}"
+            counted = who in (MODEL, HALF) or row["count"] != rows[MODEL]["count"]
+            yield f"{line}  {row['count']} {over}" if counted else line
