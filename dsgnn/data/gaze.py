@@ -1,0 +1,236 @@
+"""Where people looked: the reader of `fixations.json`, the shares of looks, and one split for all.
+
+A folder holds `images/` and `fixations.json`: `{"images": [{"file_name", "width", "height",
+"source", "dev", …}]}`. Each photo has either `viewers`, one list per person of fixations
+`[x, y, ms]` in time order, or `points`, the fixations `[x, y]` of all people together. The first
+fixation of each viewer started at the centre of the screen before the photo appeared, so it says
+nothing about the photo and is left out.
+
+`share_of_looks` and `shares_under` give the same quantity from two sources: the part of all looks
+that falls on an object's visible mask, counted from people's fixations or summed over a predicted
+map. Where two objects share a pixel, the smaller one takes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from dsgnn.data.records import AnnotationError, field, file_name, number, read_json
+from dsgnn.runtime.images import read_image
+
+ANNOTATIONS = "fixations.json"
+SPLITS = ("train", "val", "test")
+# Of 100 photos the first 65 are for training, the next 15 for choices, the last 20 for the report.
+TRAIN_PERCENT, VAL_PERCENT = 65, 15
+COCO_HOLDOUT = 5  # COCO photos whose id is divisible by this are never trained on
+
+
+@dataclass(frozen=True)
+class GazePhoto:
+    """Where people looked on one photo; its pixels are not read yet.
+
+    image: the file. width, height: in pixels. source: the data set that the photo comes from.
+    points: (N, 2) float64, x and y in pixels of all fixations that count. viewers: the same
+    fixations, one (n, 2) array per person in time order, or empty where persons are not told
+    apart. dev: the photo belongs to a test set of another kind. coco_id: its number in COCO, where
+    it is one of COCO's photos.
+    """
+
+    image: Path
+    width: int
+    height: int
+    source: str
+    points: np.ndarray
+    viewers: tuple[np.ndarray, ...] = ()
+    dev: bool = False
+    coco_id: int | None = None
+
+    @property
+    def split(self) -> str:
+        """ "train", "val" or "test", by the file's name alone: `gaze_split`."""
+        return gaze_split(self.image.name)
+
+    @property
+    def may_train(self) -> bool:
+        """Whether a network may learn from this photo.
+
+        Only photos of the training split may be learnt from, and of these none that is marked
+        `dev` and none that the COCO set holds out.
+        """
+        held_out = self.coco_id is not None and self.coco_id % COCO_HOLDOUT == 0
+        return self.split == "train" and not self.dev and not held_out
+
+    def read_image(self) -> np.ndarray:
+        """(height, width, 3) uint8 RGB.
+
+        Raises AnnotationError if the file is missing, broken, or of another size than stated.
+        """
+        try:
+            image = read_image(self.image)
+        except FileNotFoundError:
+            raise AnnotationError(f"no image {self.image}; is the folder complete?") from None
+        except (OSError, ValueError) as error:
+            raise AnnotationError(f"cannot read {self.image}: {error}") from error
+        if image.shape[:2] != (self.height, self.width):
+            raise AnnotationError(
+                f"{self.image} has {image.shape[1]}×{image.shape[0]} pixels, but {ANNOTATIONS} "
+                f"states {self.width}×{self.height}; fixations only fit the published image"
+            )
+        return image
+
+
+def gaze_split(name: str) -> str:
+    """ "train" (65%), "val" (15%) or "test" (20%), by a hash of the file's name.
+
+    The folder does not count, and neither does anything else, so a photo stays where it is when
+    others come or go.
+    """
+    digest = hashlib.sha256(file_name({"file_name": name}).encode()).digest()
+    place = int.from_bytes(digest[:8], "big") % 100
+    if place < TRAIN_PERCENT:
+        return "train"
+    return "val" if place < TRAIN_PERCENT + VAL_PERCENT else "test"
+
+
+def read_gaze(folder: Path) -> list[GazePhoto]:
+    """All photos of a folder with `fixations.json`, in the file's order.
+
+    Raises FileNotFoundError when that file is missing, and AnnotationError, which names the entry
+    and the field, when it is not of the form above or two entries have the same name.
+    """
+    path = folder / ANNOTATIONS
+    entries = field(read_json(path, dict), "images", list, str(path))
+    photos = [_photo(entry, folder, f"{path}: images[{i}]") for i, entry in enumerate(entries)]
+    places: dict[str, int] = {}
+    for i, photo in enumerate(photos):
+        if photo.image.name in places:
+            raise AnnotationError(
+                f"{path}: images[{i}] and images[{places[photo.image.name]}] are both named "
+                f"{photo.image.name!r}; each photo must have one entry"
+            )
+        places[photo.image.name] = i
+    return photos
+
+
+def _photo(entry: Any, folder: Path, where: str) -> GazePhoto:
+    name = field(entry, "file_name", str, where)
+    if not file_name(entry) or file_name(entry) != name:
+        raise AnnotationError(f"{where}.file_name must be a name without a folder, got {name!r}")
+    width, height = (_positive(entry, side, where) for side in ("width", "height"))
+    dev = field(entry, "dev", bool, where) if "dev" in entry else False
+    coco_id = _positive(entry, "coco_id", where) if "coco_id" in entry else None
+    if ("viewers" in entry) == ("points" in entry):
+        raise AnnotationError(f"{where} must have either 'viewers' or 'points'")
+    viewers: tuple[np.ndarray, ...] = ()
+    if "viewers" in entry:
+        viewers = tuple(
+            _fixations(viewer, 3, f"{where}.viewers[{i}]")[1:]
+            for i, viewer in enumerate(field(entry, "viewers", list, where))
+        )
+        points = np.concatenate([np.empty((0, 2)), *viewers])
+    else:
+        points = _fixations(entry["points"], 2, f"{where}.points")
+    return GazePhoto(
+        folder / "images" / name, width, height, field(entry, "source", str, where), points,
+        viewers, dev, coco_id,
+    )  # fmt: skip
+
+
+def _positive(entry: Mapping, name: str, where: str) -> int:
+    value = number(field(entry, name, (int, float), where), f"{where}.{name}")
+    if value != int(value) or value < 1:
+        raise AnnotationError(f"{where}.{name} must be a whole number from 1, got {value!r}")
+    return int(value)
+
+
+def _fixations(rows: Any, columns: int, where: str) -> np.ndarray:
+    """(n, 2) float64: x and y of rows that hold `columns` finite numbers each."""
+    form = "[x, y, ms]" if columns == 3 else "[x, y]"
+    if not isinstance(rows, list):
+        raise AnnotationError(f"{where} must be a list of {form}, got {type(rows).__name__}")
+    for i, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != columns:
+            raise AnnotationError(f"{where}[{i}] must be {form}, got {row!r}")
+        for value in row:
+            number(value, f"{where}[{i}]")
+    return np.array([row[:2] for row in rows], np.float64).reshape(-1, 2)
+
+
+def owners(masks: np.ndarray) -> np.ndarray:
+    """Which object each pixel belongs to: (h, w) int64, -1 for none.
+
+    masks: (G, h, w) bool. Where masks overlap, the object with the fewest pixels takes the pixel;
+    of two that are equally large, the first. Raises ValueError for another form.
+    """
+    if masks.ndim != 3 or masks.dtype != bool:
+        raise ValueError(f"masks must be (G, h, w) bool, got {masks.shape} {masks.dtype}")
+    owner = np.full(masks.shape[1:], -1)
+    # Largest first, and of equally large ones the last, so that whoever takes a pixel overwrites.
+    for g in np.argsort(masks.sum((1, 2)), kind="stable")[::-1]:
+        owner[masks[g]] = g
+    return owner
+
+
+def _inside(points: np.ndarray, w: int, h: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the points, (N, 2) of x and y, that lie in a frame of w × h."""
+    x, y = np.floor(points).astype(int).T
+    inside = (x >= 0) & (y >= 0) & (x < w) & (y < h)
+    return y[inside], x[inside]
+
+
+def share_of_looks(points: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """The part of people's fixations that fall on each object: (G,) float64 in 0…1.
+
+    points: (N, 2), x and y in pixels of the masks' frame; those outside the frame count among all
+    looks and fall on no object. masks: (G, h, w) bool; the smaller object takes what two share.
+    The shares sum to 1 at most. Raises ValueError when there is no point, or on another form.
+    """
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
+        raise ValueError(f"points must be (N, 2) with N from 1, got {points.shape}")
+    owner = owners(masks)
+    found = owner[_inside(points, owner.shape[1], owner.shape[0])]
+    return np.bincount(found[found >= 0], minlength=len(masks)) / len(points)
+
+
+def shares_under(attention: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """The part of predicted looks that falls on each object: (G,) float64 in 0…1.
+
+    attention: (gh, gw), not negative, the looks in each cell of a grid over the photo without
+    padding; it is brought to the masks' size by linear interpolation. masks: (G, h, w) bool; the
+    smaller object takes what two share. The ranks are the order of the shares, largest first.
+    Raises ValueError on another form, or when the map holds nothing.
+    """
+    if attention.ndim != 2 or not np.isfinite(attention).all() or (attention < 0).any():
+        raise ValueError(f"attention must be (gh, gw) from 0 up, got {attention.shape}")
+    if not attention.any():
+        raise ValueError("attention must hold something, got zeros only")
+    owner = owners(masks)
+    h, w = owner.shape
+    spread = cv2.resize(attention.astype(np.float64), (w, h), interpolation=cv2.INTER_LINEAR)
+    found = owner >= 0
+    sums = np.bincount(owner[found], weights=spread[found], minlength=len(masks))
+    return sums / spread.sum()
+
+
+def density(photo: GazePhoto, grid: tuple[int, int], sigma: float) -> np.ndarray:
+    """How densely people looked: (gh, gw) float32 that sums to 1.
+
+    grid: (gh, gw), the number of cells down and across the photo. sigma: the standard deviation in
+    cells of the Gaussian that blurs the counts; what it carries over the edge is left out.
+    Fixations outside the photo are left out. Raises ValueError when none is left.
+    """
+    gh, gw = grid
+    cells = _inside(photo.points * (gw / photo.width, gh / photo.height), gw, gh)
+    counts = np.zeros(grid)
+    np.add.at(counts, cells, 1)
+    if not counts.any():
+        raise ValueError(f"{photo.image.name} has no fixation inside its frame")
+    blurred = cv2.GaussianBlur(counts, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+    return (blurred / blurred.sum()).astype(np.float32)
