@@ -22,7 +22,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dsgnn.data.records import AnnotationError, field, file_name, number, read_json
+from dsgnn.data.records import field, file_name, number, read_json
+from dsgnn.runtime.errors import DataError
 from dsgnn.runtime.images import read_image
 
 ANNOTATIONS = "fixations.json"
@@ -70,16 +71,16 @@ class GazePhoto:
     def read_image(self) -> np.ndarray:
         """(height, width, 3) uint8 RGB.
 
-        Raises AnnotationError if the file is missing, broken, or of another size than stated.
+        Raises DataError if the file is missing, broken, or of another size than stated.
         """
         try:
             image = read_image(self.image)
         except FileNotFoundError:
-            raise AnnotationError(f"no image {self.image}; is the folder complete?") from None
+            raise DataError(f"no image {self.image}; is the folder complete?") from None
         except (OSError, ValueError) as error:
-            raise AnnotationError(f"cannot read {self.image}: {error}") from error
+            raise DataError(f"cannot read {self.image}: {error}") from error
         if image.shape[:2] != (self.height, self.width):
-            raise AnnotationError(
+            raise DataError(
                 f"{self.image} has {image.shape[1]}×{image.shape[0]} pixels, but {ANNOTATIONS} "
                 f"states {self.width}×{self.height}; fixations only fit the published image"
             )
@@ -102,7 +103,7 @@ def gaze_split(name: str) -> str:
 def read_gaze(folder: Path) -> list[GazePhoto]:
     """All photos of a folder with `fixations.json`, in the file's order.
 
-    Raises FileNotFoundError when that file is missing, and AnnotationError, which names the entry
+    Raises FileNotFoundError when that file is missing, and DataError, which names the entry
     and the field, when it is not of the form above or two entries have the same name.
     """
     path = folder / ANNOTATIONS
@@ -111,7 +112,7 @@ def read_gaze(folder: Path) -> list[GazePhoto]:
     places: dict[str, int] = {}
     for i, photo in enumerate(photos):
         if photo.image.name in places:
-            raise AnnotationError(
+            raise DataError(
                 f"{path}: images[{i}] and images[{places[photo.image.name]}] are both named "
                 f"{photo.image.name!r}; each photo must have one entry"
             )
@@ -122,12 +123,12 @@ def read_gaze(folder: Path) -> list[GazePhoto]:
 def _photo(entry: Any, folder: Path, where: str) -> GazePhoto:
     name = field(entry, "file_name", str, where)
     if not file_name(entry) or file_name(entry) != name:
-        raise AnnotationError(f"{where}.file_name must be a name without a folder, got {name!r}")
+        raise DataError(f"{where}.file_name must be a name without a folder, got {name!r}")
     width, height = (_positive(entry, side, where) for side in ("width", "height"))
     dev = field(entry, "dev", bool, where) if "dev" in entry else False
     coco_id = _positive(entry, "coco_id", where) if "coco_id" in entry else None
     if ("viewers" in entry) == ("points" in entry):
-        raise AnnotationError(f"{where} must have either 'viewers' or 'points'")
+        raise DataError(f"{where} must have either 'viewers' or 'points'")
     viewers: tuple[np.ndarray, ...] = ()
     if "viewers" in entry:
         viewers = tuple(
@@ -146,7 +147,7 @@ def _photo(entry: Any, folder: Path, where: str) -> GazePhoto:
 def _positive(entry: Mapping, name: str, where: str) -> int:
     value = number(field(entry, name, (int, float), where), f"{where}.{name}")
     if value != int(value) or value < 1:
-        raise AnnotationError(f"{where}.{name} must be a whole number from 1, got {value!r}")
+        raise DataError(f"{where}.{name} must be a whole number from 1, got {value!r}")
     return int(value)
 
 
@@ -154,10 +155,10 @@ def _fixations(rows: Any, columns: int, where: str) -> np.ndarray:
     """(n, 2) float64: x and y of rows that hold `columns` finite numbers each."""
     form = "[x, y, ms]" if columns == 3 else "[x, y]"
     if not isinstance(rows, list):
-        raise AnnotationError(f"{where} must be a list of {form}, got {type(rows).__name__}")
+        raise DataError(f"{where} must be a list of {form}, got {type(rows).__name__}")
     for i, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != columns:
-            raise AnnotationError(f"{where}[{i}] must be {form}, got {row!r}")
+            raise DataError(f"{where}[{i}] must be {form}, got {row!r}")
         for value in row:
             number(value, f"{where}[{i}]")
     return np.array([row[:2] for row in rows], np.float64).reshape(-1, 2)

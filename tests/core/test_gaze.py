@@ -16,7 +16,7 @@ from dsgnn.data.gaze import (
     share_of_looks,
     shares_under,
 )
-from dsgnn.data.records import AnnotationError
+from dsgnn.runtime.errors import DataError
 
 VIEWERS = [
     [[8.0, 6.0, 250], [3.5, 2.0, 100], [12.0, 9.25, 180]],
@@ -79,12 +79,12 @@ def test_merged_points_all_count(tmp_path):
     ],
 )
 def test_a_broken_entry_is_named(tmp_path, broken, complaint):
-    with pytest.raises(AnnotationError, match=complaint):
+    with pytest.raises(DataError, match=complaint):
         read_gaze(write(tmp_path, broken))
 
 
 def test_a_name_may_come_once(tmp_path):
-    with pytest.raises(AnnotationError, match=r"images\[2\] and images\[0\] are both named"):
+    with pytest.raises(DataError, match=r"images\[2\] and images\[0\] are both named"):
         read_gaze(write(tmp_path, entry(), entry("osie_1003.webp"), entry()))
 
 
@@ -92,7 +92,7 @@ def test_a_missing_file_and_a_list_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is the folder complete"):
         read_gaze(tmp_path)
     (tmp_path / "fixations.json").write_text("[]")
-    with pytest.raises(AnnotationError, match="must hold a dict, got a list"):
+    with pytest.raises(DataError, match="must hold a dict, got a list"):
         read_gaze(tmp_path)
 
 
@@ -103,11 +103,11 @@ def test_pixels_are_read_when_asked_for(tmp_path):
     cv2.imwrite(str(other.image), np.zeros((16, 12, 3), np.uint8))
     broken.image.write_bytes(b"nothing")
     assert good.read_image().tolist() == np.full((12, 16, 3), (10, 20, 30)).tolist()
-    with pytest.raises(AnnotationError, match=r"no image .*gone.png; is the folder complete"):
+    with pytest.raises(DataError, match=r"no image .*gone.png; is the folder complete"):
         gone.read_image()
-    with pytest.raises(AnnotationError, match=r"cannot read .*broken.png"):
+    with pytest.raises(DataError, match=r"cannot read .*broken.png"):
         broken.read_image()
-    with pytest.raises(AnnotationError, match=r"12×16 pixels, but fixations.json states 16×12"):
+    with pytest.raises(DataError, match=r"12×16 pixels, but fixations.json states 16×12"):
         other.read_image()
 
 
