@@ -16,7 +16,7 @@ from dsgnn.data.gaze import (
     share_of_looks,
     shares_under,
 )
-from dsgnn.data.records import DataError
+from dsgnn.runtime.errors import DataError
 
 VIEWERS = [
     [[8.0, 6.0, 250], [3.5, 2.0, 100], [12.0, 9.25, 180]],

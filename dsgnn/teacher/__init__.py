@@ -1,0 +1,1 @@
+"""A network that predicts where people look, to give training photos their ranks and shares."""
