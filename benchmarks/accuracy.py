@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsgnn.benchmarks.environment import environment
-from dsgnn.benchmarks.results import SUBJECT, load, save
-from dsgnn.benchmarks.subjects import (
+from dsgnn.benchmarks.forms import (
     ARTIFACT,
     ArtifactSubject,
     BenchError,
@@ -16,13 +15,14 @@ from dsgnn.benchmarks.subjects import (
     TorchSubject,
     read,
 )
+from dsgnn.benchmarks.results import SUBJECT, load, save
 from dsgnn.data import open_data
 from dsgnn.evaluation.loop import measure, model_ranker
 from dsgnn.metrics import summarise
 from dsgnn.runtime.letterbox import Rule
 
 if TYPE_CHECKING:
-    from dsgnn.export.onnx import Source
+    from dsgnn.export.onnx import ExportSource
 
 FILE = "accuracy.json"
 PROTOCOL = "dsgnn"
@@ -76,22 +76,28 @@ def accuracy(
                 references[rule] = figures(model_ranker(source.model, rule))
             values, used = figures(rank)
             reference = references.get(rule)
-            rows.append({
-                "subject": subject,
-                "data": {"spec": data, "split": split, "images": len(samples),
-                         "protocol": PROTOCOL},
-                "figures": values,
-                "used": used,
-                "reference": reference[0] if reference and spec.form == ARTIFACT else None,
-                "parity": parity,
-                "parity_from": parity_from,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "subject": subject,
+                    "data": {
+                        "spec": data,
+                        "split": split,
+                        "images": len(samples),
+                        "protocol": PROTOCOL,
+                    },
+                    "figures": values,
+                    "used": used,
+                    "reference": reference[0] if reference and spec.form == ARTIFACT else None,
+                    "parity": parity,
+                    "parity_from": parity_from,
+                }
+            )
         results = save(target, "accuracy", environment(), seed=0, rows=rows)
     return results
 
 
 def _open(
-    spec: Spec, source: Source | None
+    spec: Spec, source: ExportSource | None
 ) -> tuple[dict[str, Any], Callable[..., Any], Rule, list[Mapping[str, Any]], str | None]:
     """Facts, what ranks a sample, the letterbox, and parity with where that was found out."""
     if spec.form != ARTIFACT:

@@ -64,30 +64,70 @@ def main() -> None:
 
 @main.command(context_settings=HELP)
 @click.argument("models", nargs=-1, metavar="MODEL...")
-@click.option("--synthetic", multiple=True, metavar="CONFIG",
-              help="A configuration with random weights, in the forms below.")  # fmt: skip
-@click.option("--form", "forms", multiple=True,
-              type=click.Choice(["upstream", "deploy", "compiled", "straightforward"]),
-              help="Of checkpoints and --synthetic; repeat it.  [default: all; on a GPU all but "
-              "straightforward]")  # fmt: skip
-@click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
-              help="Of artifacts; repeat it to compare.  [default: by what is "
-              "installed]")  # fmt: skip
+@click.option(
+    "--synthetic",
+    multiple=True,
+    metavar="CONFIG",
+    help="A configuration with random weights, in the forms below.",
+)
+@click.option(
+    "--form",
+    "forms",
+    multiple=True,
+    type=click.Choice(["upstream", "deploy", "compiled", "straightforward"]),
+    help="Of checkpoints and --synthetic; repeat it.  [default: all; on a GPU all but "
+    "straightforward]",
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    type=click.Choice(BACKENDS),
+    help="Of artifacts; repeat it to compare.  [default: by what is installed]",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--batch", "batches", default="1", show_default=True, callback=_batches,
-              metavar="1,2,4,8", help="Photos at once.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True,
-              help="CPU threads of every model.")  # fmt: skip
-@click.option("--duration", type=click.FloatRange(0), default=20.0, show_default=True,
-              metavar="S", help="Timed seconds at least, per model and batch size.")  # fmt: skip
-@click.option("--runs", type=click.IntRange(1), default=30, show_default=True,
-              help="Timed runs at least.")  # fmt: skip
-@click.option("--size", callback=_size, metavar="HxW",
-              help="Input of checkpoints.  [default: 4:3 at the configuration's size]")  # fmt: skip
+@click.option(
+    "--batch",
+    "batches",
+    default="1",
+    show_default=True,
+    callback=_batches,
+    metavar="1,2,4,8",
+    help="Photos at once.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="CPU threads of every model.",
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0),
+    default=20.0,
+    show_default=True,
+    metavar="S",
+    help="Timed seconds at least, per model and batch size.",
+)
+@click.option(
+    "--runs", type=click.IntRange(1), default=30, show_default=True, help="Timed runs at least."
+)
+@click.option(
+    "--size",
+    callback=_size,
+    metavar="HxW",
+    help="Input of checkpoints.  [default: 4:3 at the configuration's size]",
+)
 @click.option("--cuda-graph", is_flag=True, help="Also the deploy graph as a CUDA graph.")
 @click.option("--allow-unverified", is_flag=True, help="Take such artifacts, and mark them.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
-              help="Of random weights and of the order of turns.")  # fmt: skip
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of random weights and of the order of turns.",
+)
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--out", required=True, type=FOLDER, help="Gets latency.json.")
 def latency(
@@ -111,10 +151,10 @@ def latency(
         --out bench
     dsgnn-bench latency model.safetensors --form upstream --form deploy --batch 1,8 --out bench
     """
+    from dsgnn.benchmarks.forms import DEFAULT_FORMS, specs
     from dsgnn.benchmarks.latency import FILE, baseline
     from dsgnn.benchmarks.latency import latency as run
     from dsgnn.benchmarks.report import compare
-    from dsgnn.benchmarks.subjects import DEFAULT_FORMS, specs
     from dsgnn.benchmarks.timing import Plan
 
     usual = DEFAULT_FORMS["cpu" if options["device"] == "cpu" else "cuda"]
@@ -130,19 +170,34 @@ def latency(
 
 @main.command(context_settings=HELP)
 @click.argument("models", nargs=-1, metavar="MODEL...")
-@click.option("--data", required=True, metavar="DATA",
-              help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N[:FOLDER].")  # fmt: skip
+@click.option(
+    "--data",
+    required=True,
+    metavar="DATA",
+    help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N[:FOLDER].",
+)
 @click.option("--split", default="test", show_default=True, help="Split to measure.")
-@click.option("--against", metavar="CKPT", type=FILE,
-              help="The checkpoint the artifacts were exported from: differences to it, answer by "
-              "answer and in accuracy.")  # fmt: skip
-@click.option("--against-synthetic", metavar="CONFIG",
-              help="The same for artifacts with random weights.")  # fmt: skip
-@click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
-              help="Of artifacts; repeat it.")  # fmt: skip
+@click.option(
+    "--against",
+    metavar="CKPT",
+    type=FILE,
+    help="The checkpoint the artifacts were exported from: differences to it, answer by "
+    "answer and in accuracy.",
+)
+@click.option(
+    "--against-synthetic", metavar="CONFIG", help="The same for artifacts with random weights."
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    type=click.Choice(BACKENDS),
+    help="Of artifacts; repeat it.",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True,
-              help="CPU threads.")  # fmt: skip
+@click.option(
+    "--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."
+)
 @click.option("--allow-unverified", is_flag=True, help="Take such artifacts, and mark them.")
 @click.option("--resume", is_flag=True, help="Only what is not in DIR yet.")
 @click.option("--out", required=True, type=FOLDER, help="Gets accuracy.json.")
@@ -162,7 +217,7 @@ def accuracy(
     \b
     dsgnn-bench accuracy model.onnx --data composite:500 --against model.safetensors --out bench
     """
-    from dsgnn.benchmarks.subjects import Spec, specs
+    from dsgnn.benchmarks.forms import Spec, specs
 
     if against and against_synthetic:
         raise click.UsageError("give either --against or --against-synthetic")
@@ -179,8 +234,13 @@ def accuracy(
 
 @main.command(context_settings=HELP)
 @click.argument("config", metavar="CONFIG|CKPT")
-@click.option("--artifact", "artifacts", multiple=True, type=FILE,
-              help="ONNX files and engines of the same network; repeat it.")  # fmt: skip
+@click.option(
+    "--artifact",
+    "artifacts",
+    multiple=True,
+    type=FILE,
+    help="ONNX files and engines of the same network; repeat it.",
+)
 @click.option("--device", default="cuda", show_default=True, help="cuda or cuda:N.")
 @click.option("--allow-unverified", is_flag=True, help="Take such artifacts, and mark them.")
 @click.option("--out", required=True, type=FOLDER, help="Gets gpu.json.")
@@ -191,8 +251,8 @@ def gpu(config: str, artifacts: tuple[Path, ...], out: Path, **options: Any) -> 
     dsgnn-export onnx --synthetic r50-assr -o r50.onnx
     dsgnn-bench gpu r50-assr --artifact r50.onnx --out bench
     """
+    from dsgnn.benchmarks.forms import Spec
     from dsgnn.benchmarks.gpu import FILE, fill
-    from dsgnn.benchmarks.subjects import Spec
 
     with refusals():
         synthetic = not config.endswith(".safetensors")
@@ -203,8 +263,13 @@ def gpu(config: str, artifacts: tuple[Path, ...], out: Path, **options: Any) -> 
 @main.command(context_settings=HELP)
 @click.argument("model", required=False, type=FILE)
 @click.option("--images", type=int, default=240, show_default=True, help="Of each turn.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True,
-              help="CPU threads of each worker.")  # fmt: skip
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="CPU threads of each worker.",
+)
 @click.option("--rounds", type=int, default=3, show_default=True, help="Turns of each arm.")
 @click.option("--out", required=True, type=FOLDER, help="Gets scaling.json.")
 def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Path) -> None:
@@ -225,10 +290,15 @@ def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Pat
 
 @main.command(context_settings=HELP)
 @click.argument("results", nargs=-1, required=True, type=FILE)
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
-              help="The HTML page; the Markdown goes beside it.")  # fmt: skip
-@click.option("--readme", type=FILE,
-              help="Replace what stands between <!-- bench --> and <!-- /bench -->.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The HTML page; the Markdown goes beside it.",
+)
+@click.option(
+    "--readme", type=FILE, help="Replace what stands between <!-- bench --> and <!-- /bench -->."
+)
 def report(results: tuple[Path, ...], output: Path | None, readme: Path | None) -> None:
     """Latency, accuracy, scaling and GPU results as one self-contained page.
 
@@ -245,8 +315,11 @@ def report(results: tuple[Path, ...], output: Path | None, readme: Path | None) 
 @main.command(context_settings=HELP)
 @click.argument("a", type=FILE)
 @click.argument("b", required=False, type=FILE)
-@click.option("--baseline", metavar="NAME", help="What ratios are to.  [default: PyTorch as "
-              "upstream, or the first row]")  # fmt: skip
+@click.option(
+    "--baseline",
+    metavar="NAME",
+    help="What ratios are to.  [default: PyTorch as upstream, or the first row]",
+)
 def compare(a: Path, b: Path | None, baseline: str | None) -> None:
     """Ratios with 95% intervals: within run A, and between the same models of A and B.
 

@@ -20,9 +20,7 @@ from time import perf_counter
 from typing import Any
 
 from dsgnn.benchmarks.environment import conditions, environment, stolen
-from dsgnn.benchmarks.latency import measure, noise
-from dsgnn.benchmarks.results import Log, save
-from dsgnn.benchmarks.subjects import (
+from dsgnn.benchmarks.forms import (
     ARTIFACT,
     PRECISIONS,
     TORCH_FORMS,
@@ -30,8 +28,10 @@ from dsgnn.benchmarks.subjects import (
     Spec,
     read,
 )
+from dsgnn.benchmarks.latency import measure, noise
+from dsgnn.benchmarks.processes import BenchProcess, apart
+from dsgnn.benchmarks.results import TurnLog, save
 from dsgnn.benchmarks.timing import Clock, Plan
-from dsgnn.benchmarks.workers import Worker, apart
 from dsgnn.runtime.artifact import open_artifact
 from dsgnn.runtime.backends import CUDA_GRAPH
 
@@ -75,11 +75,17 @@ def gpu_specs(source: Spec, artifacts: Sequence[Path]) -> list[Spec]:
         if path.suffix != ".onnx" and artifact.sidecar is not None:
             flavour = artifact.sidecar.build["flavour"]
         found += [
-            replace(source, form=ARTIFACT, model=str(path), synthetic=False, backend=backend,
-                    precision=precision)
+            replace(
+                source,
+                form=ARTIFACT,
+                model=str(path),
+                synthetic=False,
+                backend=backend,
+                precision=precision,
+            )
             for backend in ENGINES
             if backend.removesuffix(CUDA_GRAPH).removesuffix("-tensorrt") == flavour
-        ]  # fmt: skip
+        ]
     return found + [replace(source, form="compiled", precision=p) for p in PRECISIONS]
 
 
@@ -163,13 +169,13 @@ def fill(
     *,
     limit_s: float = LIMIT_S,
     progress: bool = False,
-    open_bench: Callable[[Spec], Any] = Worker,
+    open_bench: Callable[[Spec], Any] = BenchProcess,
     call: Callable[..., Any] = apart,
     clock: Clock = perf_counter,
 ) -> dict[str, Any]:
     """Measure what can be measured within the limit and write out/gpu.json.
 
-    call: `workers.apart`. Raises BenchError when there is no GPU, `out` holds a table, or an
+    call: `processes.apart`. Raises BenchError when there is no GPU, `out` holds a table, or an
     artifact is of a precision without a floor.
     """
     target, start = out / FILE, clock()
@@ -215,7 +221,7 @@ def fill(
                 del benches[name]
             if not benches:
                 continue
-            log = Log(out / f"gpu-{batch}.jsonl", {}, set(benches), resume=False)
+            log = TurnLog(out / f"gpu-{batch}.jsonl", {}, set(benches), resume=False)
             try:
                 rows += measure(benches, [batch], PLAN, clock, log, progress)
             except BenchError as error:
@@ -227,7 +233,14 @@ def fill(
         row["floor"] = floor(work, rates, row["subject"]["precision"], row["batch"])
     after = conditions()
     return save(
-        target, "gpu", environment(), seed=source.seed, plan=asdict(PLAN),
+        target,
+        "gpu",
+        environment(),
+        seed=source.seed,
+        plan=asdict(PLAN),
         conditions={"before": before, "after": after, "stolen": stolen(before, after)},
-        noise=noise(rows), rows=rows, missing=missing, rates=rates,
-    )  # fmt: skip
+        noise=noise(rows),
+        rows=rows,
+        missing=missing,
+        rates=rates,
+    )

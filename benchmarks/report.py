@@ -11,20 +11,31 @@ from typing import Any
 import numpy as np
 
 from dsgnn.benchmarks import plots, scaling, timing
+from dsgnn.benchmarks.forms import BenchError
 from dsgnn.benchmarks.gpu import BATCHES, ROWS, engine
 from dsgnn.benchmarks.latency import baseline
 from dsgnn.benchmarks.plots import brief
 from dsgnn.benchmarks.results import load
-from dsgnn.benchmarks.subjects import BenchError
 from dsgnn.benchmarks.timing import END_TO_END, NOISE, STAGES
 from dsgnn.runtime.disk.files import write_whole
 
 Results = Mapping[str, Any]
 Table = list[list[str]]  # the first row is the heading
 HEADING = [
-    "artifact", "precision", "batch", "inference p50 ms", "p99 ms", "time ÷ baseline (95%)",
-    "photos/s", "memory MiB", "size MB", "SA-SOR", "Δ PyTorch", "parity", "notes",
-]  # fmt: skip
+    "artifact",
+    "precision",
+    "batch",
+    "inference p50 ms",
+    "p99 ms",
+    "time ÷ baseline (95%)",
+    "photos/s",
+    "memory MiB",
+    "size MB",
+    "SA-SOR",
+    "Δ PyTorch",
+    "parity",
+    "notes",
+]
 NO_GPU = "On a GPU nothing has been measured; `dsgnn-bench gpu` fills that table."
 MARKS = ("<!-- bench -->", "<!-- /bench -->")
 FEW = 100  # samples; below, p99 is close to the largest
@@ -96,21 +107,23 @@ def run_table(results: Results, measured: Sequence[Mapping[str, Any]]) -> Table:
         sa_sor = found["figures"]["sa_sor"] if found else None
         reference = found["reference"]["sa_sor"] if found and found["reference"] else None
         change = None if sa_sor is None or reference is None else sa_sor - reference
-        table.append([
-            subject["name"],
-            precision_text(subject),
-            str(row["batch"]),
-            brief(times["p50"]),
-            brief(times["p99"]) + ("*" if times["n"] < FEW else ""),
-            ratio,
-            brief(row["images_per_s"]),
-            memory_text(row["memory"]),
-            "–" if subject["bytes"] is None else f"{subject['bytes'] / 1e6:.1f}",
-            "–" if sa_sor is None else f"{sa_sor:.3f}",
-            "–" if change is None else f"{change:+.4f}",
-            parity_text(found),
-            ", ".join(notes(row)) or "–",
-        ])  # fmt: skip
+        table.append(
+            [
+                subject["name"],
+                precision_text(subject),
+                str(row["batch"]),
+                brief(times["p50"]),
+                brief(times["p99"]) + ("*" if times["n"] < FEW else ""),
+                ratio,
+                brief(row["images_per_s"]),
+                memory_text(row["memory"]),
+                "–" if subject["bytes"] is None else f"{subject['bytes'] / 1e6:.1f}",
+                "–" if sa_sor is None else f"{sa_sor:.3f}",
+                "–" if change is None else f"{change:+.4f}",
+                parity_text(found),
+                ", ".join(notes(row)) or "–",
+            ]
+        )
     return table
 
 
@@ -180,8 +193,9 @@ def gpu_table(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, 
         measured = [of for who, of, _ in cells if who == name]
         for precision in dict.fromkeys((*precisions, *measured)):
             cells_of = [cells.get((name, precision, b), "never measured") for b in BATCHES]
-            table.append([name, precision, *cells_of,
-                          ", ".join(said.get((name, precision), {})) or "–"])  # fmt: skip
+            table.append(
+                [name, precision, *cells_of, ", ".join(said.get((name, precision), {})) or "–"]
+            )
     return table
 
 
@@ -194,8 +208,13 @@ def _on_gpu(runs: Sequence[Results]) -> list[tuple[str, str, Table]]:
         name = ", ".join(gpu["name"] for gpu in results["environment"]["gpus"]) or "a GPU"
         about = "Inference p50 ms, transfers included, ÷ its floor. "
         about += _about(results) if results["rows"] else _where(results)
-        found.append((f"{_title(results)} on {name}".lstrip(), about,
-                      gpu_table(results["rows"], results["missing"])))  # fmt: skip
+        found.append(
+            (
+                f"{_title(results)} on {name}".lstrip(),
+                about,
+                gpu_table(results["rows"], results["missing"]),
+            )
+        )
     return found
 
 
@@ -232,14 +251,18 @@ def page(
         and found["figures"]["sa_sor"] is not None
     ]
     if points:
-        body += ["<h2>Accuracy against latency</h2>",
-                 plots.scatter(points, "end to end p50 ms, batch 1", "SA-SOR")]  # fmt: skip
+        body += [
+            "<h2>Accuracy against latency</h2>",
+            plots.scatter(points, "end to end p50 ms, batch 1", "SA-SOR"),
+        ]
     for results in accuracies:
         body.append(f"<p>Accuracy: {escape(_where(results))}</p>")
         body += [f"<p>{escape(line)}</p>" for line in _accuracy_lines(results)]
     for results in scaled:
-        body += [f"<h2>Ray</h2><p>{escape(_about_scaling(results))}</p>",
-                 _html(scaling.table(results))]  # fmt: skip
+        body += [
+            f"<h2>Ray</h2><p>{escape(_about_scaling(results))}</p>",
+            _html(scaling.table(results)),
+        ]
     for title, about, table in _on_gpu(on_gpu):
         body += [f"<h2>{escape(title)}</h2><p>{escape(about)}</p>", _html(table)]
     body.append("<h2>Environment</h2>")
@@ -247,8 +270,10 @@ def page(
         facts = {k: results[k] for k in ("kind", "created", "seed", "environment")}
         facts |= {k: results[k] for k in ("plan", "conditions", "rates") if k in results}
         text = escape(json.dumps(facts, indent=1))
-        body.append(f"<details><summary>{results['kind']}, {results['created']}</summary>"
-                    f"<pre>{text}</pre></details>")  # fmt: skip
+        body.append(
+            f"<details><summary>{results['kind']}, {results['created']}</summary>"
+            f"<pre>{text}</pre></details>"
+        )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>dsgnn benchmarks</title>'
         f"<style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
@@ -325,10 +350,11 @@ def _about(results: Results) -> str:
     threads = ", ".join(sorted({str(row["subject"]["threads"]) for row in results["rows"]}))
     noisy = [v["why"] for v in results["noise"].values() if not v["quiet"]]
     verdict = (
-        f"The machine was too noisy for these figures: {'; '.join(noisy)}." if noisy
+        f"The machine was too noisy for these figures: {'; '.join(noisy)}."
+        if noisy
         else "Both halves of the run give the same ratios within "
         f"{max(v['worst'] for v in results['noise'].values()):.1%}."
-    )  # fmt: skip
+    )
     return f"{_where(results)} {threads} threads a model. {verdict}{_stolen(results)}"
 
 
@@ -363,8 +389,10 @@ def _accuracy_lines(results: Results) -> list[str]:
             for name, value in row["figures"].items()
             if value is not None
         )
-        lines.append(f"{row['subject']['name']} on {data['images']} images of {data['spec']} "
-                     f"{data['split']}: {figures}.")  # fmt: skip
+        lines.append(
+            f"{row['subject']['name']} on {data['images']} images of {data['spec']} "
+            f"{data['split']}: {figures}."
+        )
     return lines
 
 
@@ -379,8 +407,10 @@ def replace_between(path: Path, text: str) -> None:
 
 
 def markdown(table: Table) -> str:
-    rows = [["---"] * len(table[0]) if i == 1 else row for i, row in
-            enumerate([table[0], [], *table[1:]])]  # fmt: skip
+    rows = [
+        ["---"] * len(table[0]) if i == 1 else row
+        for i, row in enumerate([table[0], [], *table[1:]])
+    ]
     return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows)
 
 

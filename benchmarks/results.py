@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from dsgnn.benchmarks.subjects import BenchError
+from dsgnn.benchmarks.forms import BenchError
 from dsgnn.benchmarks.timing import Turn
 from dsgnn.runtime.disk.files import write_whole
 
@@ -22,10 +22,20 @@ NUMBER = (int, float)
 MAYBE = (int, float, NoneType)
 STATISTICS = dict.fromkeys(("mean", "std", "min", "p50", "p90", "p95", "p99", "cv"), NUMBER)
 SUBJECT = {
-    "name": str, "form": str, "file": (str, NoneType), "sha256": str, "status": str,
-    "config": str, "weights": str, "precision": str, "backend": str, "device": str,
-    "input": str, "bytes": (int, NoneType), "source_sha256": str,
-}  # fmt: skip
+    "name": str,
+    "form": str,
+    "file": (str, NoneType),
+    "sha256": str,
+    "status": str,
+    "config": str,
+    "weights": str,
+    "precision": str,
+    "backend": str,
+    "device": str,
+    "input": str,
+    "bytes": (int, NoneType),
+    "source_sha256": str,
+}
 LATENCY_ROW = {
     "subject": {**SUBJECT, "threads": int},
     "batch": int,
@@ -49,19 +59,35 @@ ACCURACY_ROW = {
     "parity_from": (str, NoneType),
 }
 SCALING_ROW = {
-    "name": str, "workers": int, "threads": int, "clients": int, "images": int,
+    "name": str,
+    "workers": int,
+    "threads": int,
+    "clients": int,
+    "images": int,
     **dict.fromkeys(("start_s", "ms_per_image", "single_ms", "overhead_ms", "speed_up"), NUMBER),
     "turns": [[NUMBER]],
-}  # fmt: skip
+}
 COMMON = {
-    "schema": str, "kind": str, "created": str, "seed": int,
+    "schema": str,
+    "kind": str,
+    "created": str,
+    "seed": int,
     "environment": {
-        "system": str, "python": str, "cpu": str, "cpu_flags": [str], "cores": int,
-        "cores_allowed": (int, NoneType), "memory_gib": MAYBE, "governor": (str, NoneType),
-        "gpus": [dict], "libraries": {str: str}, "variables": dict,
-        "git": {"revision": (str, NoneType), "changed": (bool, NoneType)}, "command": [str],
+        "system": str,
+        "python": str,
+        "cpu": str,
+        "cpu_flags": [str],
+        "cores": int,
+        "cores_allowed": (int, NoneType),
+        "memory_gib": MAYBE,
+        "governor": (str, NoneType),
+        "gpus": [dict],
+        "libraries": {str: str},
+        "variables": dict,
+        "git": {"revision": (str, NoneType), "changed": (bool, NoneType)},
+        "command": [str],
     },
-}  # fmt: skip
+}
 LATENCY = {
     "plan": dict,
     "conditions": {"before": dict, "after": dict, "stolen": MAYBE},
@@ -79,11 +105,12 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     # rows that could not be measured, with the reason; and what the floors rest on
     "gpu": {
-        **COMMON, **LATENCY,
+        **COMMON,
+        **LATENCY,
         "missing": [{"name": str, "precision": str, "batch": int, "why": str}],
         "rates": {"gb_per_s": NUMBER, "tflops": {str: NUMBER}},
     },
-}  # fmt: skip
+}
 
 
 def check(value: Any, form: Any, where: str = "results") -> None:
@@ -162,7 +189,7 @@ def columns(turns: Iterable[Turn]) -> dict[str, list[float]]:
     return table
 
 
-class Log:
+class TurnLog:
     """Every turn as it is measured, one line each, so that a run that was stopped can go on.
 
     header: what must be the same for that. turns: {batch: [Turn…]} of complete rounds; closing:

@@ -16,8 +16,13 @@ import numpy as np
 from scipy.special import stdtrit
 
 STAGES = (
-    "decode", "preprocess", "host_to_device", "compute", "device_to_host", "postprocess",
-)  # fmt: skip
+    "decode",
+    "preprocess",
+    "host_to_device",
+    "compute",
+    "device_to_host",
+    "postprocess",
+)
 INFERENCE = ("host_to_device", "compute", "device_to_host")  # some forms time only their sum
 END_TO_END = "end_to_end"
 Sample = dict[str, float]
@@ -108,9 +113,16 @@ def summarise(values_ms: Sequence[float] | np.ndarray) -> dict[str, float]:
     mean, std = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
     p50, p90, p95, p99 = (float(p) for p in np.percentile(values, (50, 90, 95, 99)))
     return {
-        "mean": mean, "std": std, "min": float(values.min()), "p50": p50, "p90": p90, "p95": p95,
-        "p99": p99, "cv": std / mean if mean else 0.0, "n": len(values),
-    }  # fmt: skip
+        "mean": mean,
+        "std": std,
+        "min": float(values.min()),
+        "p50": p50,
+        "p90": p90,
+        "p95": p95,
+        "p99": p99,
+        "cv": std / mean if mean else 0.0,
+        "n": len(values),
+    }
 
 
 def inference(samples: Mapping[str, Any]) -> np.ndarray:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
+from dsgnn.runtime.errors import OptionError
+
 
 @dataclass(frozen=True)
 class Config:
@@ -148,7 +150,7 @@ def get_config(config: str | Config) -> Config:
     if isinstance(config, Config):
         return config
     if config not in CONFIGS:
-        raise ValueError(f"unknown configuration {config!r}; choose one of {', '.join(CONFIGS)}")
+        raise OptionError(f"unknown configuration {config!r}; choose one of {', '.join(CONFIGS)}")
     return CONFIGS[config]
 
 

@@ -36,6 +36,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.letterbox import Rule, letterbox
 
 PHOTOS = 32  # fewer leave the ranges to chance
@@ -68,7 +69,7 @@ def quantise(proto: ModelProto, photos: Sequence[np.ndarray], rule: Rule) -> Mod
     """The float32 graph with its convolutions in int8.
 
     photos: (h, w, 3) uint8 RGB, unlike each other and like what will be ranked; rule: how they are
-    letterboxed. ValueError for fewer than PHOTOS.
+    letterboxed. OptionError for fewer than PHOTOS.
     """
     check_calibration(photos)
     with TemporaryDirectory() as folder, _quiet():
@@ -91,12 +92,33 @@ def quantise(proto: ModelProto, photos: Sequence[np.ndarray], rule: Rule) -> Mod
 
 
 def check_calibration(photos: Sequence[np.ndarray]) -> None:
-    """Raise ValueError for too few photos."""
+    """Raise OptionError for too few photos."""
     if len(photos) < PHOTOS:
-        raise ValueError(
-            f"int8 needs at least {PHOTOS} calibration photos, got {len(photos)}: name a folder of "
-            "photos like those to be ranked with --calibrate DIR"
+        raise OptionError(
+            f"int8 needs at least {PHOTOS} calibration photos, got {len(photos)}: give photos like "
+            "those to be ranked"
         )
+
+
+def round_weights_only(proto: ModelProto) -> ModelProto:
+    """A copy that computes in float32 on the eight-bit weights of `quantise`, without calibration.
+
+    It errs less than the int8 graph. If even this copy breaks the limits of int8, then calibration
+    is not worth its minutes.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    chosen = set(_chosen(copy))
+    weights = {
+        node.input[1] for node in copy.graph.node if node.op_type == "Conv" and node.name in chosen
+    }
+    for tensor in copy.graph.initializer:
+        if tensor.name in weights:
+            value = onnx.numpy_helper.to_array(tensor)  # (out, in, h, w)
+            step = np.abs(value).max((1, 2, 3), keepdims=True) / 127
+            rounded = np.round(value / np.where(step, step, 1)) * step
+            tensor.CopyFrom(onnx.numpy_helper.from_array(rounded.astype(np.float32), tensor.name))
+    return copy
 
 
 def _chosen(proto: ModelProto) -> list[str]:

@@ -92,8 +92,11 @@ def summary(path: Path) -> str:
     artifact = open_artifact(path)
     facts = artifact.description
     rule = facts.input
-    size = (f"{rule.height}x{rule.width}" if isinstance(rule, Fixed)
-            else f"longest side {rule.size}, multiples of {rule.multiple}")  # fmt: skip
+    size = (
+        f"{rule.height}x{rule.width}"
+        if isinstance(rule, Fixed)
+        else f"longest side {rule.size}, multiples of {rule.multiple}"
+    )
     lines = [
         f"{path.name}: {facts.config}, {facts.precision}, {facts.weights} weights",
         f"status      {_status(artifact)}",

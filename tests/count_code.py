@@ -13,8 +13,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("runtime", "dsgnn", "export", "benchmarks")
-SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
-          tokenize.ENDMARKER}  # fmt: skip
+SILENT = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
 
 
 def code_lines(source: str) -> int:

@@ -230,9 +230,15 @@ def test_the_lines_of_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     torch.manual_seed(0)
     small = {"channels": (8, 16, 16, 32), "layers": (1, 1, 1, 1)}
     config = replace(
-        CONFIGS["r50-assr"], backbone="resnet18", backbone_options=small, size=96, width=32,
-        encoder_layers=1, layers=2, feedforward=32,
-    )  # fmt: skip
+        CONFIGS["r50-assr"],
+        backbone="resnet18",
+        backbone_options=small,
+        size=96,
+        width=32,
+        encoder_layers=1,
+        layers=2,
+        feedforward=32,
+    )
     for name in ("model", "r50-assr", "nano"):
         save_checkpoint(Path(f"{name}.safetensors"), build_model(config), "synthetic")
     for folder in ("photos", "calibration"):  # for int8

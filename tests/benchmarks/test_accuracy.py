@@ -6,8 +6,8 @@ import pytest
 
 from dsgnn.benchmarks import accuracy as module
 from dsgnn.benchmarks.accuracy import accuracy
+from dsgnn.benchmarks.forms import BenchError, Spec
 from dsgnn.benchmarks.results import load
-from dsgnn.benchmarks.subjects import BenchError, Spec
 from dsgnn.runtime.artifact import sha256_of
 from dsgnn.runtime.ranker import BUNDLED
 

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from dsgnn.benchmarks.cli import main
+from dsgnn.benchmarks.forms import BenchError, Spec, open_subject
 from dsgnn.benchmarks.results import load
-from dsgnn.benchmarks.subjects import BenchError, Spec, open_subject
 from dsgnn.runtime.ranker import BUNDLED
 
 from .fakes import Clockwork
@@ -38,8 +38,22 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_the_whole_command(tmp_path: Path) -> None:
-    arguments = ["latency", "--synthetic", "nano", str(BUNDLED), "--size", "64x96", "--duration",
-                 "0.1", "--runs", "2", "--threads", "1", "--out", str(tmp_path)]  # fmt: skip
+    arguments = [
+        "latency",
+        "--synthetic",
+        "nano",
+        str(BUNDLED),
+        "--size",
+        "64x96",
+        "--duration",
+        "0.1",
+        "--runs",
+        "2",
+        "--threads",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     found = load(tmp_path / "latency.json")

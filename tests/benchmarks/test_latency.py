@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from dsgnn.benchmarks import results
-from dsgnn.benchmarks.latency import latency
-from dsgnn.benchmarks.subjects import (
+from dsgnn.benchmarks.forms import (
     BenchError,
     Spec,
     open_subject,
@@ -18,8 +17,9 @@ from dsgnn.benchmarks.subjects import (
     run_once,
     specs,
 )
+from dsgnn.benchmarks.latency import latency
+from dsgnn.benchmarks.processes import Bench, BenchProcess
 from dsgnn.benchmarks.timing import Plan
-from dsgnn.benchmarks.workers import Bench, Worker
 from dsgnn.runtime.artifact import sidecar_path
 from dsgnn.runtime.ranker import BUNDLED
 
@@ -39,15 +39,19 @@ def opener(clock: Clockwork, **options: Any) -> Callable[[Spec], FakeBench]:
 def measured(out: Path, names: str = "ab", batches=(1, 2), resume=False, **options: Any) -> Any:
     clock = Clockwork()
     found = [Spec("artifact", name) for name in names]
-    return latency(found, batches, PLAN, out, resume=resume, clock=clock,
-                   open_bench=opener(clock, **options))  # fmt: skip
+    return latency(
+        found, batches, PLAN, out, resume=resume, clock=clock, open_bench=opener(clock, **options)
+    )
 
 
 def test_a_row_for_every_model_and_batch_size(tmp_path: Path) -> None:
     found = measured(tmp_path)
     assert [(row["subject"]["name"], row["batch"]) for row in found["rows"]] == [
-        ("a", 1), ("b", 1), ("a", 2), ("b", 2),
-    ]  # fmt: skip
+        ("a", 1),
+        ("b", 1),
+        ("a", 2),
+        ("b", 2),
+    ]
     row = found["rows"][1]
     assert row["stages"]["compute"]["p50"] == pytest.approx(20.2)
     assert row["stages"]["end_to_end"]["p50"] == pytest.approx(22.2)
@@ -87,7 +91,7 @@ def test_an_incomplete_round_and_a_cut_line_are_measured_again(tmp_path: Path) -
     path = tmp_path / "latency.jsonl"
     path.write_text(path.read_text() + '{"batch": 1, "round": 9, "na')
     header = json.loads(path.read_text().splitlines()[0])
-    log = results.Log(path, header, {"a", "b"}, resume=True)
+    log = results.TurnLog(path, header, {"a", "b"}, resume=True)
     by_round: dict[int, set[str]] = {}
     for turn in log.turns[1]:
         by_round.setdefault(turn.round, set()).add(turn.name)
@@ -125,8 +129,12 @@ def test_stages_are_timed_one_after_the_other() -> None:
     subject = FakeSubject(Spec("artifact", "model"))
     sample = run_once(subject, photos()[:2], clock)
     assert sample == {
-        "decode": 0, "preprocess": 0, "compute": 250, "postprocess": 0, "end_to_end": 250,
-    }  # fmt: skip
+        "decode": 0,
+        "preprocess": 0,
+        "compute": 250,
+        "postprocess": 0,
+        "end_to_end": 250,
+    }
     assert subject.seen[0].shape == (2, 96, 128, 3)
 
 
@@ -147,7 +155,7 @@ def fakes_in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_worker_is_a_process_that_answers(fakes_in_workers: None) -> None:
-    with Worker(Spec("artifact", "model"), FakeSubject) as worker:
+    with BenchProcess(Spec("artifact", "model"), FakeSubject) as worker:
         assert worker.facts["name"] == "model" and worker.facts["load_s"] >= 0
         assert worker.run(1).keys() >= {"decode", "compute", "end_to_end"}
         assert worker.peaks()["device_mib"] is None
@@ -158,17 +166,22 @@ def test_a_worker_is_a_process_that_answers(fakes_in_workers: None) -> None:
 
 def test_a_worker_that_cannot_open_or_dies_says_so(fakes_in_workers: None) -> None:
     with pytest.raises(BenchError, match=r"broken \(artifact\): this one cannot be opened"):
-        Worker(Spec("artifact", "broken"), FakeSubject)
+        BenchProcess(Spec("artifact", "broken"), FakeSubject)
     with (
-        Worker(Spec("artifact", "dies"), FakeSubject) as worker,
+        BenchProcess(Spec("artifact", "dies"), FakeSubject) as worker,
         pytest.raises(BenchError, match="ended with 9.*ran out of memory"),
     ):
         worker.run(1)
 
 
 def test_what_is_asked_for_becomes_subjects() -> None:
-    found = specs(["m.onnx", "c.safetensors"], ["nano"], ["upstream", "deploy"],
-                  ["onnxruntime", "openvino"], threads=1)  # fmt: skip
+    found = specs(
+        ["m.onnx", "c.safetensors"],
+        ["nano"],
+        ["upstream", "deploy"],
+        ["onnxruntime", "openvino"],
+        threads=1,
+    )
     assert [(s.form, s.model, s.synthetic, s.backend) for s in found] == [
         ("upstream", "c.safetensors", False, "auto"),
         ("deploy", "c.safetensors", False, "auto"),

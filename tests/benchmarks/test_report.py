@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from dsgnn.benchmarks import gpu, plots, results
 from dsgnn.benchmarks.cli import main
 from dsgnn.benchmarks.environment import environment
+from dsgnn.benchmarks.forms import DEFAULT_FORMS, BenchError, Spec, specs
 from dsgnn.benchmarks.report import compare, gpu_table, markdown, replace_between, report
-from dsgnn.benchmarks.subjects import DEFAULT_FORMS, BenchError, Spec, specs
 from dsgnn.benchmarks.timing import Plan
 from dsgnn.config import CONFIGS
 from dsgnn.runtime.artifact import Sidecar, open_artifact, sha256_of, write_sidecar
@@ -30,8 +30,13 @@ def timed(out: Path, **ms: float) -> Path:
     clock = Clockwork()
 
     def open_bench(spec: Spec) -> FakeBench:
-        return FakeBench(clock, spec.model, ms[spec.model], form=FORMS[spec.model],
-                         weights="synthetic" if spec.model == "up" else "trained")  # fmt: skip
+        return FakeBench(
+            clock,
+            spec.model,
+            ms[spec.model],
+            form=FORMS[spec.model],
+            weights="synthetic" if spec.model == "up" else "trained",
+        )
 
     found = [Spec("artifact", name) for name in ms]
     latency(found, (1,), PLAN, out, clock=clock, open_bench=open_bench)
@@ -85,8 +90,14 @@ def test_precisions_of_one_network_are_told_apart(tmp_path: Path) -> None:
 
     def open_bench(spec: Spec) -> FakeBench:
         precision = "int8" if "int8" in spec.model else "fp32"
-        return FakeBench(clock, f"{spec.model} · {spec.backend}", 1186.0, config="r50-assr",
-                         precision=precision, backend=spec.backend)  # fmt: skip
+        return FakeBench(
+            clock,
+            f"{spec.model} · {spec.backend}",
+            1186.0,
+            config="r50-assr",
+            precision=precision,
+            backend=spec.backend,
+        )
 
     latency(found, (1,), PLAN, tmp_path, clock=clock, open_bench=open_bench)
     text = report([tmp_path / "latency.json"], None, None)
@@ -126,8 +137,10 @@ def test_names_of_points_that_lie_together_do_not() -> None:
     points = [(f"model {n}", 8.5 + 0.01 * n, 0.677) for n in range(20)] + [("slow", 1186.0, 0.5)]
     svg = plots.scatter(points, "p50 ms", "SA-SOR")
     (height,) = (int(found) for found in re.findall(r'viewBox="0 0 \d+ (\d+)"', svg))
-    at = {name: (float(x), float(y)) for x, y, name in
-          re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>(model \d+|slow)<', svg)}  # fmt: skip
+    at = {
+        name: (float(x), float(y))
+        for x, y, name in re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>(model \d+|slow)<', svg)
+    }
     assert at.keys() == {name for name, _, _ in points}
     assert len({x for x, _ in at.values()}) == 1  # one column
     lines = sorted(y for _, y in at.values())
@@ -286,11 +299,26 @@ def gpu_run(out: Path, clock: Clockwork, slow: str = "", fails: str = "", **opti
             raise BenchError(f"{spec.form} does not work here")
         ms = 3.6e6 if spec.form == slow else 8.0
         name = f"{spec.form} {spec.precision}"
-        return FakeBench(clock, name, ms, form=spec.form, precision=spec.precision,
-                         backend="pytorch", device="cuda")  # fmt: skip
+        return FakeBench(
+            clock,
+            name,
+            ms,
+            form=spec.form,
+            precision=spec.precision,
+            backend="pytorch",
+            device="cuda",
+        )
 
-    return gpu.fill(Spec("deploy", "nano", True, device="cuda"), [], out, (1, 4), clock=clock,
-                    call=call, open_bench=open_bench, **options)  # fmt: skip
+    return gpu.fill(
+        Spec("deploy", "nano", True, device="cuda"),
+        [],
+        out,
+        (1, 4),
+        clock=clock,
+        call=call,
+        open_bench=open_bench,
+        **options,
+    )
 
 
 def test_the_gpu_table_holds_floors_and_reasons(tmp_path: Path) -> None:
@@ -318,8 +346,9 @@ def test_every_gpu_has_a_table_that_names_it_and_its_warnings(tmp_path: Path) ->
         files.append(tmp_path / name / "gpu.json")
     text = report(files, tmp_path / "r.html", None)
     assert re.findall(r"^\*\*(.*)\.\*\* Inference p50", text, re.M) == [
-        "nano on NVIDIA L4", "nano on NVIDIA H200",
-    ]  # fmt: skip
+        "nano on NVIDIA L4",
+        "nano on NVIDIA H200",
+    ]
     assert (
         len(re.findall(r"^\| PyTorch deploy graph \| fp16 .* \| UNVERIFIED \|$", text, re.M)) == 2
     )
@@ -359,8 +388,9 @@ def test_artifacts_run_on_the_engines_that_take_them(tmp_path: Path) -> None:
         path = tmp_path / f"{flavour}-{precision}.engine"
         path.write_bytes(flavour.encode())
         facts = replace(inside, precision=precision)
-        about = Sidecar(path.name, sha256_of(path), True, build={"flavour": flavour},
-                        description=facts)  # fmt: skip
+        about = Sidecar(
+            path.name, sha256_of(path), True, build={"flavour": flavour}, description=facts
+        )
         write_sidecar(path, about)
         return path
 
@@ -371,11 +401,13 @@ def test_artifacts_run_on_the_engines_that_take_them(tmp_path: Path) -> None:
     kept = inside.precision
     assert found(BUNDLED) == [("onnxruntime", kept), ("onnxruntime-tensorrt", kept)]
     assert found(engine("tensorrt", "fp16")) == [
-        ("tensorrt", "fp16"), ("tensorrt-cuda-graph", "fp16"),
-    ]  # fmt: skip
+        ("tensorrt", "fp16"),
+        ("tensorrt-cuda-graph", "fp16"),
+    ]
     assert found(engine("tensorrt-rtx", "bf16")) == [
-        ("tensorrt-rtx", "bf16"), ("tensorrt-rtx-cuda-graph", "bf16"),
-    ]  # fmt: skip
+        ("tensorrt-rtx", "bf16"),
+        ("tensorrt-rtx-cuda-graph", "bf16"),
+    ]
     with pytest.raises(BenchError, match=r"-int8.engine is int8, expected one of fp32, w16"):
         found(engine("tensorrt", "int8"))
 

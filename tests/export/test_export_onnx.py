@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from dsgnn.export.cli import main
 from dsgnn.export.onnx import (
-    Source,
+    ExportSource,
     backend_infer,
     describe,
     export_onnx,
@@ -66,8 +66,10 @@ def test_command_writes_a_verified_file(tmp_path: Path) -> None:
         for a, b in zip(alone.objects, ranking.objects, strict=True):
             assert a.saliency == pytest.approx(b.saliency, abs=1e-4)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "nano.onnx", "nano.onnx.json", "nano.safetensors",
-    ]  # fmt: skip
+        "nano.onnx",
+        "nano.onnx.json",
+        "nano.safetensors",
+    ]
 
 
 def test_half_weights_of_any_size(tmp_path: Path, photos: list[np.ndarray]) -> None:
@@ -153,11 +155,13 @@ def mixes_up_the_batch(model: onnx.ModelProto) -> None:
     add = onnx.helper.make_node
     zero = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "first_image")
     model.graph.initializer.append(zero)
-    model.graph.node.extend([
-        add("Gather", ["own", "first_image"], ["first"], axis=0),
-        add("Shape", ["own"], ["shape"]),
-        add("Expand", ["first", "shape"], ["saliency"]),
-    ])  # fmt: skip
+    model.graph.node.extend(
+        [
+            add("Gather", ["own", "first_image"], ["first"], axis=0),
+            add("Shape", ["own"], ["shape"]),
+            add("Expand", ["first", "shape"], ["saliency"]),
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,7 +177,7 @@ def test_the_gate_catches(
     fault: Callable[[onnx.ModelProto], None],
     batch: int,
     message: str,
-    small_source: Source,
+    small_source: ExportSource,
     small_graph: onnx.ModelProto,
     photos: list[np.ndarray],
     tmp_path: Path,
@@ -200,7 +204,7 @@ def test_the_gate_catches(
 
 
 def test_a_failing_export_leaves_nothing(
-    small_source: Source,
+    small_source: ExportSource,
     small_graph: onnx.ModelProto,
     photos: list[np.ndarray],
     tmp_path: Path,

@@ -20,9 +20,9 @@ from dsgnn.config import CONFIGS
 from dsgnn.export import tensorrt as exporter
 from dsgnn.export.cli import main
 from dsgnn.export.deploy import DeployGraph
-from dsgnn.export.onnx import Source, build_onnx, default_size, describe, read_source
+from dsgnn.export.half_precision import retype
+from dsgnn.export.onnx import ExportSource, build_onnx, default_size, describe, read_source
 from dsgnn.export.parity import ParityError, parity_photos
-from dsgnn.export.precision import retype
 from dsgnn.export.tensorrt import BuildError, build_engine
 from dsgnn.model import build_model
 from dsgnn.runtime.artifact import METADATA_KEY, Description, open_artifact, read_sidecar, sha256_of
@@ -39,7 +39,7 @@ def put(proto: onnx.ModelProto, path: Path, **facts: object) -> Path:
     """The graph as an artifact of random nano weights, with changed facts."""
     made = onnx.ModelProto()
     made.CopyFrom(proto)
-    source = Source(build_model("nano"), "synthetic", "0" * 64)
+    source = ExportSource(build_model("nano"), "synthetic", "0" * 64)
     made.metadata_props.add(
         key=METADATA_KEY, value=replace(describe(source, SIZE), **facts).to_json()
     )
@@ -82,8 +82,18 @@ def test_nano(
         retype(proto, precision)
     source = put(proto, tmp_path / "nano.onnx", precision=precision)
     path = tmp_path / "nano.engine"
-    arguments = ["tensorrt", str(source), "-o", str(path), "--sm", sms, "--batch", batch,
-                 "--workspace", "512"]  # fmt: skip
+    arguments = [
+        "tensorrt",
+        str(source),
+        "-o",
+        str(path),
+        "--sm",
+        sms,
+        "--batch",
+        batch,
+        "--workspace",
+        "512",
+    ]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert path.stat().st_size > 1e6
@@ -92,8 +102,11 @@ def test_nano(
     build = sidecar.build
     assert (build["flavour"], build["sms"]) == ("tensorrt-rtx", [int(sm) for sm in sms.split(",")])
     assert build["version"].count(".") >= 2 and build["bytes"] == path.stat().st_size
-    assert build["source"] == {"file": "nano.onnx", "sha256": sha256_of(source),
-                               "status": "unverified"}  # fmt: skip
+    assert build["source"] == {
+        "file": "nano.onnx",
+        "sha256": sha256_of(source),
+        "status": "unverified",
+    }
     assert build["layers"] > 500 and build["seconds"] > 0 and build["workspace_mib"] == 512
     assert build["tf32"] is False
     sizes = [int(size) for size in batch.split(",")]
@@ -112,8 +125,11 @@ def test_nano(
     assert f"nano.engine: nano, {precision}, synthetic weights" in said
     assert f"layers: {build['layers']}" in said and "flavour: tensorrt-rtx" in said
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "nano.engine", "nano.engine.json", "nano.engine.log", "nano.onnx",
-    ]  # fmt: skip
+        "nano.engine",
+        "nano.engine.json",
+        "nano.engine.log",
+        "nano.onnx",
+    ]
 
 
 @lru_cache(maxsize=1)  # of Swin-L tracing takes longer than building
@@ -252,8 +268,9 @@ def fake_build(monkeypatch: pytest.MonkeyPatch, colours: Path) -> Callable[[floa
 
 def test_the_gate_runs_where_the_engine_does(fake_build, tmp_path: Path) -> None:
     source = fake_build(0.0)
-    sidecar, results = build_engine(source, tmp_path / "m.engine", parity_photos(), sms=(89,),
-                                    batch=(2, 4, 8))  # fmt: skip
+    sidecar, results = build_engine(
+        source, tmp_path / "m.engine", parity_photos(), sms=(89,), batch=(2, 4, 8)
+    )
     assert sidecar.verified and [result.batch for result in results] == [2, 3]
     assert open_artifact(tmp_path / "m.engine").status == "verified"
     assert sidecar.parity[0]["against"] == "colours.onnx"

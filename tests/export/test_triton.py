@@ -123,8 +123,18 @@ def server(tmp_path: Path) -> Iterator[tuple[Server, str]]:
 def test_an_onnx_file(rule: Rule, colours: Callable[..., Path], tmp_path: Path) -> None:
     source = colours(rule)
     write_sidecar(source, Sidecar(source.name, sha256_of(source), verified=True))
-    arguments = ["triton", str(source), "-o", str(tmp_path / "repository"), "--instances", "2",
-                 "--max-batch", "4", "--delay", "2.5"]  # fmt: skip
+    arguments = [
+        "triton",
+        str(source),
+        "-o",
+        str(tmp_path / "repository"),
+        "--instances",
+        "2",
+        "--max-batch",
+        "4",
+        "--delay",
+        "2.5",
+    ]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     folder = tmp_path / "repository" / "colours"

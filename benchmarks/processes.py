@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from dsgnn.benchmarks.environment import peak_mib, reset_peak
-from dsgnn.benchmarks.subjects import BenchError, Spec, Subject, open_subject, photos, run_once
+from dsgnn.benchmarks.forms import BenchError, Spec, Subject, open_subject, photos, run_once
 from dsgnn.benchmarks.timing import Clock, Sample
 
 
@@ -59,7 +59,7 @@ class Bench:
         return {"host_mib": peak_mib(), "device_mib": device}
 
 
-class Worker:
+class BenchProcess:
     """A `Bench` in a process of its own; the same methods. Use it in a `with` block."""
 
     def __init__(self, spec: Spec, opener: Callable[[Spec], Subject] = open_subject):
@@ -92,7 +92,7 @@ class Worker:
             self._process.kill()
             self._process.join()
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> BenchProcess:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -34,7 +34,7 @@ from dsgnn.runtime.letterbox import Rule, letterbox
 from dsgnn.runtime.postprocess import postprocess
 
 if TYPE_CHECKING:
-    from dsgnn.export.onnx import Source
+    from dsgnn.export.onnx import ExportSource
 
 Answers = dict[str, np.ndarray]
 TORCH_FORMS = {
@@ -111,8 +111,10 @@ def specs(
     if "cuda-graph" in forms and not on_gpu:
         raise BenchError("CUDA graphs need a GPU: add --device cuda, or leave --cuda-graph out")
     if STRAIGHTFORWARD in forms and on_gpu:
-        raise BenchError("the straightforward export is timed on the CPU: name other forms with "
-                         "--form, or use --device cpu")  # fmt: skip
+        raise BenchError(
+            "the straightforward export is timed on the CPU: name other forms with "
+            "--form, or use --device cpu"
+        )
     found = [
         Spec(form, model, is_synthetic, **options)
         for model, is_synthetic in checkpoints
@@ -375,7 +377,7 @@ class TorchSubject:
         return outputs
 
 
-def read(spec: Spec) -> Source:
+def read(spec: Spec) -> ExportSource:
     """The network of a spec's checkpoint or configuration."""
     from dsgnn.export.onnx import read_source
 

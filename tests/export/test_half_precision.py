@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dsgnn.export.deploy import DeployGraph
-from dsgnn.export.onnx import Source, build_onnx, export_onnx
+from dsgnn.export.half_precision import BF16_OPSET, retype
+from dsgnn.export.onnx import ExportSource, build_onnx, export_onnx
 from dsgnn.export.parity import parity_photos
-from dsgnn.export.precision import BF16_OPSET, retype
 from dsgnn.runtime.artifact import read_description, read_sidecar
 from dsgnn.runtime.backends import open_backend
 
@@ -20,7 +20,7 @@ FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 
 
 @pytest.fixture(scope="module")
-def gathered(small_source: Source) -> onnx.ModelProto:
+def gathered(small_source: ExportSource) -> onnx.ModelProto:
     return build_onnx(DeployGraph(small_source.model, SIZE, "gather").eval(), SIZE, SIZE)
 
 
@@ -65,8 +65,11 @@ def test_float16_with_islands(small_graph: onnx.ModelProto) -> None:
     products = [n for n in half.graph.node if n.op_type in ("MatMul", "Gemm")]
     wide = [n for n in products if types[n.output[0]] == FLOAT]
     assert len(wide) == 1  # the last one only, behind saliency and score
-    assert not [t for t in half.graph.initializer if t.data_type == FLOAT and
-                int(np.prod(t.dims)) > 8192 and "offset" not in t.name]  # fmt: skip
+    assert not [
+        t
+        for t in half.graph.initializer
+        if t.data_type == FLOAT and int(np.prod(t.dims)) > 8192 and "offset" not in t.name
+    ]
 
 
 def test_float16_answers(small_graph: onnx.ModelProto, tmp_path: Path) -> None:
@@ -74,8 +77,9 @@ def test_float16_answers(small_graph: onnx.ModelProto, tmp_path: Path) -> None:
     answers = []
     for name, proto in (("full", small_graph), ("half", retyped(small_graph, "fp16"))):
         onnx.save(proto, tmp_path / f"{name}.onnx")
-        answers.append(open_backend(tmp_path / f"{name}.onnx", "onnxruntime").infer(
-            {"image": images}))  # fmt: skip
+        answers.append(
+            open_backend(tmp_path / f"{name}.onnx", "onnxruntime").infer({"image": images})
+        )
     for name, want in answers[0].items():
         got = answers[1][name]
         assert got.dtype == np.float32
@@ -120,7 +124,7 @@ def test_a_weight_too_large_for_float16() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_exported(
-    small_source: Source,
+    small_source: ExportSource,
     gathered: onnx.ModelProto,
     precision: str,
     tmp_path: Path,
