@@ -10,7 +10,6 @@ from dsgnn.benchmarks.environment import environment
 from dsgnn.benchmarks.forms import (
     ARTIFACT,
     ArtifactSubject,
-    BenchError,
     Spec,
     TorchSubject,
     read,
@@ -19,6 +18,7 @@ from dsgnn.benchmarks.results import SUBJECT, load, save
 from dsgnn.data import open_data
 from dsgnn.evaluation.loop import measure, model_ranker
 from dsgnn.metrics import summarise
+from dsgnn.runtime.errors import ArtifactError, OptionError
 from dsgnn.runtime.letterbox import Rule
 
 if TYPE_CHECKING:
@@ -44,16 +44,17 @@ def accuracy(
 
     against: the checkpoint (or random weights) artifacts were exported from; it is measured with
     each artifact's own letterbox and compared answer by answer on the sample photos. Raises
-    BenchError when an artifact is unverified, or not an export of `against`.
+    ArtifactError when an artifact is unverified, or not an export of `against`, and OptionError
+    when `out` holds other results.
     """
     target = out / FILE
     rows: list[dict[str, Any]] = []
     if target.exists():
         if not resume:
-            raise BenchError(f"{target} exists: go on with it by --resume, or give another --out")
+            raise OptionError(f"{target} exists: resume it, or give another folder")
         rows = load(target)["rows"]
         if any((r["data"]["spec"], r["data"]["split"]) != (data, split) for r in rows):
-            raise BenchError(f"{target} is about other data: give another --out")
+            raise OptionError(f"{target} is about other data: give another folder")
     out.mkdir(parents=True, exist_ok=True)
     source = read(against) if against else None
     samples = open_data(data, split)
@@ -112,10 +113,10 @@ def _open(
         from dsgnn.export.parity import batch_sizes, compare, parity_photos
 
         if description.source_sha256 != source.sha256:
-            raise BenchError(
-                f"{spec.model} was exported from {description.source_sha256[:12]}…, and --against "
-                f"is {source.sha256[:12]}…: give the checkpoint it was made from, or export it "
-                "again"
+            raise ArtifactError(
+                f"{spec.model} was exported from {description.source_sha256[:12]}…, and the "
+                f"reference is {source.sha256[:12]}…: give the checkpoint it was made "
+                "from, or export it again"
             )
         build = ranker.artifact.sidecar.build if ranker.artifact.sidecar else {}
         found = compare(

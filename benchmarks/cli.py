@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dsgnn.runtime.backends import BACKENDS
-from dsgnn.runtime.errors import BackendError
+from dsgnn.options import HELP, backends_option, needs, refusals, size_option
 
-HELP = {"help_option_names": ["-h", "--help"]}
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+unverified_option = click.option(
+    "--allow-unverified", is_flag=True, help="Take unverified artifacts, and mark them."
+)
+
+
+def out_option(text: str) -> Callable[[Any], Any]:
+    return click.option("--out", "-o", required=True, type=FOLDER, help=text)
+
+
+def device_option(default: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--device", default=default, show_default=True, help="cpu, cuda or cuda:N."
+    )
+
+
+def threads_option(default: int, text: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--threads", type=click.IntRange(1), default=default, show_default=True, help=text
+    )
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """What cannot be measured as asked is a message, not a traceback."""
-
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise click.UsageError(
-            f"{error.name} is not installed: pip install 'dsgnn[bench]'"
-        ) from None
-    except (BackendError, ValueError) as error:
-        raise click.UsageError(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(str(error)) from None
-
-
-def _size(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    from dsgnn.runtime.letterbox import parse_size
-
-    try:
-        return None if text is None else parse_size(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+def measuring(options: str = "") -> Iterator[None]:
+    """What cannot be measured as asked ends with status 2, a file that cannot be read or written
+    with 1. options: those of this command that may help."""
+    with needs("bench"), refusals(f"\nSee {options}." if options else ""):
+        try:
+            yield
+        except OSError as error:
+            raise click.ClickException(str(error)) from None
 
 
 def _batches(_: click.Context, __: click.Parameter, text: str) -> list[int]:
@@ -75,17 +78,11 @@ def main() -> None:
     "forms",
     multiple=True,
     type=click.Choice(["upstream", "deploy", "compiled", "straightforward"]),
-    help="Of checkpoints and --synthetic; repeat it.  [default: all; on a GPU all but "
+    help="A form of checkpoints and --synthetic; repeat it.  [default: all; on a GPU all but "
     "straightforward]",
 )
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
-    type=click.Choice(BACKENDS),
-    help="Of artifacts; repeat it to compare.  [default: by what is installed]",
-)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@backends_option("A library for artifacts; repeat it to compare.  [default: by what is installed]")
+@device_option("cpu")
 @click.option(
     "--batch",
     "batches",
@@ -95,13 +92,7 @@ def main() -> None:
     metavar="1,2,4,8",
     help="Photos at once.",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(1),
-    default=2,
-    show_default=True,
-    help="CPU threads of every model.",
-)
+@threads_option(2, "CPU threads of every model.")
 @click.option(
     "--duration",
     type=click.FloatRange(0),
@@ -113,23 +104,18 @@ def main() -> None:
 @click.option(
     "--runs", type=click.IntRange(1), default=30, show_default=True, help="Timed runs at least."
 )
-@click.option(
-    "--size",
-    callback=_size,
-    metavar="HxW",
-    help="Input of checkpoints.  [default: 4:3 at the configuration's size]",
-)
+@size_option("Input of checkpoints.  [default: 4:3 at the configuration's size]")
 @click.option("--cuda-graph", is_flag=True, help="Also the deploy graph as a CUDA graph.")
-@click.option("--allow-unverified", is_flag=True, help="Take such artifacts, and mark them.")
+@unverified_option
 @click.option(
     "--seed",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Of random weights and of the order of turns.",
+    help="For random weights and the order of turns.",
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
-@click.option("--out", required=True, type=FOLDER, help="Gets latency.json.")
+@out_option("The folder that gets latency.json.")
 def latency(
     models: tuple[str, ...],
     synthetic: tuple[str, ...],
@@ -152,19 +138,21 @@ def latency(
     dsgnn-bench latency model.safetensors --form upstream --form deploy --batch 1,8 --out bench
     """
     from dsgnn.benchmarks.forms import DEFAULT_FORMS, specs
-    from dsgnn.benchmarks.latency import FILE, baseline
-    from dsgnn.benchmarks.latency import latency as run
-    from dsgnn.benchmarks.report import compare
     from dsgnn.benchmarks.timing import Plan
 
-    usual = DEFAULT_FORMS["cpu" if options["device"] == "cpu" else "cuda"]
-    chosen = (*(forms or usual), *(("cuda-graph",) if cuda_graph else ()))
-    plan = Plan.of(duration, runs, seed)
-    with refusals():
+    with measuring("--resume, --out, --form, --device and --allow-unverified"):
+        from dsgnn.benchmarks.latency import FILE, baseline
+        from dsgnn.benchmarks.latency import latency as run
+        from dsgnn.benchmarks.report import compare, milliseconds
+
+        usual = DEFAULT_FORMS["cpu" if options["device"] == "cpu" else "cuda"]
+        chosen = (*(forms or usual), *(("cuda-graph",) if cuda_graph else ()))
+        plan = Plan.of(duration, runs, seed)
         found = specs(models, synthetic, chosen, backends, seed=seed, **options)
         results = run(found, batches, plan, out, resume=resume, progress=True)
         click.echo(f"time ÷ {baseline(results['rows'])}, with 95% intervals:")
         click.echo(compare(results))
+        click.echo(milliseconds(results))
     click.echo(f"{out / FILE} written")
 
 
@@ -181,26 +169,18 @@ def latency(
     "--against",
     metavar="CKPT",
     type=FILE,
-    help="The checkpoint the artifacts were exported from: differences to it, answer by "
-    "answer and in accuracy.",
+    help="The checkpoint the artifacts were exported from: differences to it, answer by answer and "
+    "in accuracy.",
 )
 @click.option(
     "--against-synthetic", metavar="CONFIG", help="The same for artifacts with random weights."
 )
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
-    type=click.Choice(BACKENDS),
-    help="Of artifacts; repeat it.",
-)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option(
-    "--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."
-)
-@click.option("--allow-unverified", is_flag=True, help="Take such artifacts, and mark them.")
-@click.option("--resume", is_flag=True, help="Only what is not in DIR yet.")
-@click.option("--out", required=True, type=FOLDER, help="Gets accuracy.json.")
+@backends_option("A library for artifacts; repeat it.")
+@device_option("cpu")
+@threads_option(2, "CPU threads.")
+@unverified_option
+@click.option("--resume", is_flag=True, help="Measure only what is not in the folder yet.")
+@out_option("The folder that gets accuracy.json.")
 def accuracy(
     models: tuple[str, ...],
     data: str,
@@ -217,13 +197,12 @@ def accuracy(
     \b
     dsgnn-bench accuracy model.onnx --data composite:500 --against model.safetensors --out bench
     """
-    from dsgnn.benchmarks.forms import Spec, specs
-
     if against and against_synthetic:
         raise click.UsageError("give either --against or --against-synthetic")
-    with refusals():
+    with measuring("--resume, --out, --against and --allow-unverified"):
         from dsgnn.benchmarks.accuracy import FILE
         from dsgnn.benchmarks.accuracy import accuracy as run
+        from dsgnn.benchmarks.forms import Spec, specs
 
         found = specs(models, (), ("upstream",), backends, **options)
         reference = str(against or against_synthetic or "")
@@ -241,9 +220,9 @@ def accuracy(
     type=FILE,
     help="ONNX files and engines of the same network; repeat it.",
 )
-@click.option("--device", default="cuda", show_default=True, help="cuda or cuda:N.")
-@click.option("--allow-unverified", is_flag=True, help="Take such artifacts, and mark them.")
-@click.option("--out", required=True, type=FOLDER, help="Gets gpu.json.")
+@device_option("cuda")
+@unverified_option
+@out_option("The folder that gets gpu.json.")
 def gpu(config: str, artifacts: tuple[Path, ...], out: Path, **options: Any) -> None:
     """Fill the GPU table, in under ten minutes; not executed on a GPU so far.
 
@@ -251,10 +230,10 @@ def gpu(config: str, artifacts: tuple[Path, ...], out: Path, **options: Any) -> 
     dsgnn-export onnx --synthetic r50-assr -o r50.onnx
     dsgnn-bench gpu r50-assr --artifact r50.onnx --out bench
     """
-    from dsgnn.benchmarks.forms import Spec
-    from dsgnn.benchmarks.gpu import FILE, fill
+    with measuring("--out and --allow-unverified"):
+        from dsgnn.benchmarks.forms import Spec
+        from dsgnn.benchmarks.gpu import FILE, fill
 
-    with refusals():
         synthetic = not config.endswith(".safetensors")
         fill(Spec("deploy", config, synthetic, **options), artifacts, out, progress=True)
     click.echo(f"{out / FILE} written")
@@ -262,16 +241,10 @@ def gpu(config: str, artifacts: tuple[Path, ...], out: Path, **options: Any) -> 
 
 @main.command(context_settings=HELP)
 @click.argument("model", required=False, type=FILE)
-@click.option("--images", type=int, default=240, show_default=True, help="Of each turn.")
-@click.option(
-    "--threads",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="CPU threads of each worker.",
-)
+@click.option("--images", type=int, default=240, show_default=True, help="Photos of each turn.")
+@threads_option(1, "CPU threads of each worker.")
 @click.option("--rounds", type=int, default=3, show_default=True, help="Turns of each arm.")
-@click.option("--out", required=True, type=FOLDER, help="Gets scaling.json.")
+@out_option("The folder that gets scaling.json.")
 def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Path) -> None:
     """What Ray Data and Ray Serve cost per image here, against a single process.
 
@@ -279,11 +252,11 @@ def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Pat
     pip install 'dsgnn[cpu,ray,serve]'
     dsgnn-bench scaling --out bench
     """
-    from dsgnn.benchmarks.report import markdown
-    from dsgnn.benchmarks.scaling import FILE, table
-    from dsgnn.benchmarks.scaling import scaling as run
+    with measuring("--images, --rounds and --out"):
+        from dsgnn.benchmarks.report import markdown
+        from dsgnn.benchmarks.scaling import FILE, table
+        from dsgnn.benchmarks.scaling import scaling as run
 
-    with refusals():
         click.echo(markdown(table(run(model, images, threads, rounds, out))))
     click.echo(f"{out / FILE} written")
 
@@ -307,7 +280,7 @@ def report(results: tuple[Path, ...], output: Path | None, readme: Path | None) 
     """
     from dsgnn.benchmarks.report import report as write
 
-    with refusals():
+    with measuring():
         text = write(results, output, readme)
     click.echo(text)
 
@@ -329,6 +302,6 @@ def compare(a: Path, b: Path | None, baseline: str | None) -> None:
     from dsgnn.benchmarks.report import compare as ratios
     from dsgnn.benchmarks.results import load
 
-    with refusals():
+    with measuring():
         text = ratios(load(a), load(b) if b else None, baseline)
     click.echo(text)

@@ -13,7 +13,6 @@ from dsgnn.benchmarks import timing
 from dsgnn.benchmarks.environment import conditions, environment, stolen
 from dsgnn.benchmarks.forms import (
     STRAIGHTFORWARD,
-    BenchError,
     Spec,
     export_straightforward,
     facts_of,
@@ -21,6 +20,7 @@ from dsgnn.benchmarks.forms import (
 from dsgnn.benchmarks.processes import BenchProcess, apart
 from dsgnn.benchmarks.results import TurnLog, columns, save
 from dsgnn.benchmarks.timing import END_TO_END, Clock, Plan, Sample
+from dsgnn.runtime.errors import OptionError
 
 FILE = "latency.json"
 
@@ -48,12 +48,12 @@ def latency(
 ) -> dict[str, Any]:
     """Measure and write out/latency.json; returns what it says.
 
-    open_bench: gives a context manager with the methods of `BenchProcess`. Raises BenchError when
+    open_bench: gives a context manager with the methods of `BenchProcess`. Raises OptionError when
     something cannot be measured as asked, or `out` holds other results.
     """
     target = out / FILE
     if target.exists():
-        raise BenchError(f"{target} exists: give another --out, or delete it to measure again")
+        raise OptionError(f"{target} exists: give another folder, or delete it to measure again")
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         benches: dict[str, Timed] = {}
@@ -65,7 +65,7 @@ def latency(
             bench = stack.enter_context(open_bench(spec))
             name = bench.facts["name"]
             if name in benches:
-                raise BenchError(f"two models are called {name!r}: rename one, or leave it out")
+                raise OptionError(f"two models are called {name!r}: rename one, or leave it out")
             benches[name] = bench
         before = conditions()
         log = TurnLog(out / "latency.jsonl", _header(benches, batches, plan), set(benches), resume)

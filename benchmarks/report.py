@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from dsgnn.benchmarks import plots, scaling, timing
-from dsgnn.benchmarks.forms import BenchError
 from dsgnn.benchmarks.gpu import BATCHES, ROWS, engine
 from dsgnn.benchmarks.latency import baseline
 from dsgnn.benchmarks.plots import brief
 from dsgnn.benchmarks.results import load
 from dsgnn.benchmarks.timing import END_TO_END, NOISE, STAGES
 from dsgnn.runtime.disk.files import write_whole
+from dsgnn.runtime.errors import DataError, OptionError
 
 Results = Mapping[str, Any]
 Table = list[list[str]]  # the first row is the heading
@@ -64,7 +64,7 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     """Write the page and the README's table; returns the report as Markdown.
 
     readme: a file whose text between <!-- bench --> and <!-- /bench --> is replaced. Raises
-    BenchError where latency and accuracy are of different files under one name.
+    DataError where latency and accuracy are of different files under one name.
     """
     loaded = [load(path) for path in files]
     timed = [results for results in loaded if results["kind"] == "latency"]
@@ -130,13 +130,13 @@ def run_table(results: Results, measured: Sequence[Mapping[str, Any]]) -> Table:
 def accuracy_of(
     subject: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, Any] | None:
-    """The accuracy row of a timed subject. BenchError when only another file of its name was
+    """The accuracy row of a timed subject. DataError when only another file of its name was
     measured."""
     keys = ("form", "file", "config", "backend", "precision")
     rows = [row for row in measured if all(row["subject"][k] == subject[k] for k in keys)]
     equal = [row for row in rows if row["subject"]["sha256"] == subject["sha256"]]
     if rows and not equal:
-        raise BenchError(
+        raise DataError(
             f"{subject['name']} was timed as {subject['sha256'][:12]}… and its accuracy measured "
             f"on {rows[0]['subject']['sha256'][:12]}…: measure both on the same file again"
         )
@@ -293,7 +293,7 @@ def compare(a: Results, b: Results | None = None, against: str | None = None) ->
         return "\n".join(lines)
     common = [key for key in ratios[0] if key in ratios[1]]
     if not common:
-        raise BenchError("the two results have no model at the same batch size in common")
+        raise OptionError("the two results have no model at the same batch size in common")
     worst = 0.0
     for name, batch in common:
         of_a, of_b = (_medians(results, name, batch) for results in (a, b))
@@ -312,14 +312,14 @@ def compare(a: Results, b: Results | None = None, against: str | None = None) ->
 
 def _ratios(results: Results, against: str | None) -> dict[tuple[str, int], timing.Ratio]:
     if results["kind"] not in ("latency", "gpu"):
-        raise BenchError(f"compare takes latency and gpu results, these are of {results['kind']}")
+        raise OptionError(f"compare takes latency and gpu results, these are of {results['kind']}")
     found = {}
     for batch in sorted({row["batch"] for row in results["rows"]}):
         same = [row for row in results["rows"] if row["batch"] == batch]
         names = [row["subject"]["name"] for row in same]
         base = against or baseline(same)
         if base not in names:
-            raise BenchError(f"no model is called {base!r}; there are {', '.join(names)}")
+            raise OptionError(f"no model is called {base!r}; there are {', '.join(names)}")
         for name in names:
             others, own = (_medians(results, who, batch) for who in (base, name))
             found[name, batch] = timing.ratio(others, own, paired=True)
@@ -330,7 +330,7 @@ def _medians(results: Results, name: str, batch: int) -> Any:
     for row in results["rows"]:
         if (row["subject"]["name"], row["batch"]) == (name, batch):
             return timing.medians(row["samples"])
-    raise BenchError(f"no row of {name} at batch {batch}")
+    raise OptionError(f"no row of {name} at batch {batch}")
 
 
 def _verdicts(label: str, results: Results) -> list[str]:
@@ -397,12 +397,12 @@ def _accuracy_lines(results: Results) -> list[str]:
 
 
 def replace_between(path: Path, text: str) -> None:
-    """Put text between the marks of a file. Raises BenchError when it lacks them."""
+    """Put text between the marks of a file. Raises OptionError when it lacks them."""
     content = path.read_text("utf-8")
     before, start, rest = content.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not start or not end:
-        raise BenchError(f"{path} lacks a line {MARKS[0]} followed by a line {MARKS[1]}")
+        raise OptionError(f"{path} lacks a line {MARKS[0]} followed by a line {MARKS[1]}")
     write_whole(path, f"{before}{start}\n{text.strip()}\n{end}{after}".encode())
 
 

@@ -24,12 +24,12 @@ from time import perf_counter
 from typing import Any
 
 from dsgnn.benchmarks.environment import conditions, environment, stolen
-from dsgnn.benchmarks.forms import BenchError
 from dsgnn.benchmarks.results import save
 from dsgnn.runtime import Ranker, samples
 from dsgnn.runtime.cluster.connect import cluster
 from dsgnn.runtime.cluster.job import TASK_IMAGES, plan, rank_on_ray, ranker_for
 from dsgnn.runtime.disk.sources import Source, find_sources
+from dsgnn.runtime.errors import BackendError, InputError, OptionError
 from dsgnn.runtime.run.loop import rank_sources
 
 FILE = "scaling.json"
@@ -44,16 +44,16 @@ def scaling(
     """Measure and write OUT/scaling.json; returns the results.
 
     images: of each turn. threads: of each worker and of the single process; with as many workers as
-    the machine has CPUs for. Raises BenchError if there are too few images or an arm fails,
-    BackendError if Ray is not installed.
+    the machine has CPUs for. Raises OptionError if there are too few images, InputError or
+    BackendError if an arm fails.
     """
     many = max(1, (os.cpu_count() or 1) // threads)
     if images < 8 * many or rounds < 1:
-        raise BenchError(
+        raise OptionError(
             f"expected at least {8 * many} images and one round, got {images} and {rounds}"
         )
     if (out / FILE).exists():
-        raise BenchError(f"{out / FILE} exists: delete it, or give another --out")
+        raise OptionError(f"{out / FILE} exists: delete it, or give another folder")
     out.mkdir(parents=True, exist_ok=True)
     before, rows = conditions(), []
     with TemporaryDirectory() as folder:
@@ -146,7 +146,7 @@ def server(model: Path | None, threads: int) -> Iterator[tuple[int, float]]:
             if line.startswith("listening on "):
                 break
         else:
-            raise BenchError(f"dsgnn-serve did not start: {''.join(said)}")
+            raise BackendError(f"dsgnn-serve did not start: {''.join(said)}")
         try:
             yield int(line.rpartition(":")[2].strip("/\n")), perf_counter() - start
         finally:
@@ -195,4 +195,4 @@ def table(results: Mapping[str, Any]) -> list[list[str]]:
 
 def _check(error: str) -> None:
     if error:
-        raise BenchError(f"an image failed: {error}")
+        raise InputError(f"an image failed: {error}")

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from dsgnn.runtime.errors import OptionError
+
 STAGES = (
     "decode",
     "preprocess",
@@ -48,7 +50,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.duration_s < 0 or self.runs < 1 or self.rounds < 2 or self.warm_up_runs < 1:
-            raise ValueError(
+            raise OptionError(
                 "a plan needs duration_s ≥ 0, runs ≥ 1, rounds ≥ 2 and warm_up_runs ≥ 1, got "
                 f"{self}"
             )

@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from dsgnn.benchmarks.cli import main
-from dsgnn.benchmarks.forms import BenchError, Spec, open_subject
+from dsgnn.benchmarks.forms import Spec, open_subject
 from dsgnn.benchmarks.results import load
+from dsgnn.runtime.errors import DsgnnError
 from dsgnn.runtime.ranker import BUNDLED
 
 from .fakes import Clockwork
@@ -32,7 +33,7 @@ def test_pytorch_forms_give_the_same_answers() -> None:
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(BenchError, match=r"install g\+\+, or leave it out"):
+    with pytest.raises(DsgnnError, match=r"install g\+\+, or leave it out"):
         open_subject(Spec("compiled", "nano", True))
 
 

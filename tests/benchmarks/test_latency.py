@@ -10,7 +10,6 @@ import pytest
 
 from dsgnn.benchmarks import results
 from dsgnn.benchmarks.forms import (
-    BenchError,
     Spec,
     open_subject,
     photos,
@@ -21,6 +20,7 @@ from dsgnn.benchmarks.latency import latency
 from dsgnn.benchmarks.processes import Bench, BenchProcess
 from dsgnn.benchmarks.timing import Plan
 from dsgnn.runtime.artifact import sidecar_path
+from dsgnn.runtime.errors import DsgnnError
 from dsgnn.runtime.ranker import BUNDLED
 
 from .fakes import Clockwork, FakeBench, FakeSubject
@@ -102,25 +102,25 @@ def test_an_incomplete_round_and_a_cut_line_are_measured_again(tmp_path: Path) -
 def test_an_unfinished_run_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         measured(tmp_path, stop_after=40)
-    with pytest.raises(BenchError, match="unfinished run: go on with it by --resume"):
+    with pytest.raises(DsgnnError, match="unfinished run: go on with it by --resume"):
         measured(tmp_path)
 
 
 def test_a_run_of_another_file_is_not_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         measured(tmp_path, stop_after=40)
-    with pytest.raises(BenchError, match=r"another run, models differ"):
+    with pytest.raises(DsgnnError, match=r"another run, models differ"):
         measured(tmp_path, resume=True, sha256="other")
 
 
 def test_finished_results_are_not_overwritten(tmp_path: Path) -> None:
     measured(tmp_path)
-    with pytest.raises(BenchError, match="exists: give another --out"):
+    with pytest.raises(DsgnnError, match="exists: give another --out"):
         measured(tmp_path)
 
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="two models are called 'a'"):
+    with pytest.raises(DsgnnError, match="two models are called 'a'"):
         measured(tmp_path, "aa")
 
 
@@ -165,11 +165,11 @@ def test_a_worker_is_a_process_that_answers(fakes_in_workers: None) -> None:
 
 
 def test_a_worker_that_cannot_open_or_dies_says_so(fakes_in_workers: None) -> None:
-    with pytest.raises(BenchError, match=r"broken \(artifact\): this one cannot be opened"):
+    with pytest.raises(DsgnnError, match=r"broken \(artifact\): this one cannot be opened"):
         BenchProcess(Spec("artifact", "broken"), FakeSubject)
     with (
         BenchProcess(Spec("artifact", "dies"), FakeSubject) as worker,
-        pytest.raises(BenchError, match="ended with 9.*ran out of memory"),
+        pytest.raises(DsgnnError, match="ended with 9.*ran out of memory"),
     ):
         worker.run(1)
 
@@ -202,7 +202,7 @@ def test_what_is_asked_for_becomes_subjects() -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: Any, message: str) -> None:
-    with pytest.raises(BenchError, match=message):
+    with pytest.raises(DsgnnError, match=message):
         specs(*arguments)
 
 
@@ -211,7 +211,7 @@ def test_an_unverified_artifact_is_refused_or_marked(tmp_path: Path) -> None:
     path.write_bytes(BUNDLED.read_bytes())
     assert not sidecar_path(path).exists()
     spec = Spec("artifact", str(path), backend="onnxruntime", threads=1)
-    with pytest.raises(BenchError, match="unverified.*--allow-unverified"):
+    with pytest.raises(DsgnnError, match="unverified.*--allow-unverified"):
         open_subject(spec)
     subject = open_subject(replace(spec, allow_unverified=True))
     assert subject.facts["status"] == "unverified"
@@ -222,5 +222,5 @@ def test_a_missing_gpu_is_refused() -> None:
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(BenchError, match="sees no GPU.*--device cpu"):
+    with pytest.raises(DsgnnError, match="sees no GPU.*--device cpu"):
         open_subject(Spec("deploy", "nano", True, device="cuda"))

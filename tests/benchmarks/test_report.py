@@ -12,11 +12,12 @@ from click.testing import CliRunner
 from dsgnn.benchmarks import gpu, plots, results
 from dsgnn.benchmarks.cli import main
 from dsgnn.benchmarks.environment import environment
-from dsgnn.benchmarks.forms import DEFAULT_FORMS, BenchError, Spec, specs
+from dsgnn.benchmarks.forms import DEFAULT_FORMS, Spec, specs
 from dsgnn.benchmarks.report import compare, gpu_table, markdown, replace_between, report
 from dsgnn.benchmarks.timing import Plan
 from dsgnn.config import CONFIGS
 from dsgnn.runtime.artifact import Sidecar, open_artifact, sha256_of, write_sidecar
+from dsgnn.runtime.errors import DsgnnError
 from dsgnn.runtime.ranker import BUNDLED
 
 from .fakes import Clockwork, FakeBench, facts
@@ -169,7 +170,7 @@ def test_names_from_files_cannot_become_markup(tmp_path: Path) -> None:
 
 def test_accuracy_of_another_file_of_that_name_is_refused(tmp_path: Path) -> None:
     files = [timed(tmp_path, up=40.0, fast=10.0), measured(tmp_path, sha256="another")]
-    with pytest.raises(BenchError, match=r"timed as fast-hash.*measured on another.*same file"):
+    with pytest.raises(DsgnnError, match=r"timed as fast-hash.*measured on another.*same file"):
         report(files, None, None)
 
 
@@ -183,7 +184,7 @@ def test_the_readme_table_is_replaced_between_its_marks(files: list[Path], tmp_p
     assert "nothing has been measured" in once and "never measured" not in once
     report(files, None, readme)
     assert readme.read_text() == once
-    with pytest.raises(BenchError, match="lacks a line <!-- bench -->"):
+    with pytest.raises(DsgnnError, match="lacks a line <!-- bench -->"):
         replace_between(files[0], "text")
 
 
@@ -214,17 +215,17 @@ def test_two_runs_that_agree_and_two_that_do_not(tmp_path: Path) -> None:
 def test_one_run_by_another_baseline(tmp_path: Path) -> None:
     one = results.load(timed(tmp_path, up=40.0, fast=10.0))
     assert re.search(r"up: (3\.9[89]|4\.0[01])", compare(one, against="fast"))
-    with pytest.raises(BenchError, match="no model is called 'absent'; there are up, fast"):
+    with pytest.raises(DsgnnError, match="no model is called 'absent'; there are up, fast"):
         compare(one, against="absent")
 
 
 def test_results_of_another_schema_are_refused(files: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "old.json"
     path.write_text(files[0].read_text().replace(results.SCHEMA, "dsgnn.bench/0"))
-    with pytest.raises(BenchError, match=r"expected schema dsgnn.bench/1, got 'dsgnn.bench/0'"):
+    with pytest.raises(DsgnnError, match=r"expected schema dsgnn.bench/1, got 'dsgnn.bench/0'"):
         results.load(path)
     path.write_text("[1, 2]")
-    with pytest.raises(BenchError, match="got 'list'"):
+    with pytest.raises(DsgnnError, match="got 'list'"):
         results.load(path)
 
 
@@ -267,15 +268,15 @@ def test_the_schema_holds_every_name_and_type(files: list[Path], kind: int) -> N
                 del holder[path[-1]]
             else:
                 holder[path[-1]] = {"not": ["this"]}
-            with pytest.raises(BenchError):
+            with pytest.raises(DsgnnError):
                 results.validate(bad)
 
 
 def test_an_unknown_name_and_a_truth_value_for_a_number_are_refused(files: list[Path]) -> None:
     good = results.load(files[0])
-    with pytest.raises(BenchError, match=r"has unknown \['more'\]"):
+    with pytest.raises(DsgnnError, match=r"has unknown \['more'\]"):
         results.validate({**good, "more": 1})
-    with pytest.raises(BenchError, match="seed: expected int, got bool"):
+    with pytest.raises(DsgnnError, match="seed: expected int, got bool"):
         results.validate({**good, "seed": True})
 
 
@@ -296,7 +297,7 @@ def gpu_run(out: Path, clock: Clockwork, slow: str = "", fails: str = "", **opti
 
     def open_bench(spec: Spec) -> FakeBench:
         if spec.form == fails:
-            raise BenchError(f"{spec.form} does not work here")
+            raise DsgnnError(f"{spec.form} does not work here")
         ms = 3.6e6 if spec.form == slow else 8.0
         name = f"{spec.form} {spec.precision}"
         return FakeBench(
@@ -408,7 +409,7 @@ def test_artifacts_run_on_the_engines_that_take_them(tmp_path: Path) -> None:
         ("tensorrt-rtx", "bf16"),
         ("tensorrt-rtx-cuda-graph", "bf16"),
     ]
-    with pytest.raises(BenchError, match=r"-int8.engine is int8, expected one of fp32, w16"):
+    with pytest.raises(DsgnnError, match=r"-int8.engine is int8, expected one of fp32, w16"):
         found(engine("tensorrt", "int8"))
 
 
