@@ -23,9 +23,7 @@ def out_option(text: str) -> Callable[[Any], Any]:
 
 
 def device_option(default: str) -> Callable[[Any], Any]:
-    return click.option(
-        "--device", default=default, show_default=True, help="cpu, cuda or cuda:N."
-    )
+    return click.option("--device", default=default, show_default=True, help="cpu, cuda or cuda:N.")
 
 
 def threads_option(default: int, text: str) -> Callable[[Any], Any]:

@@ -36,6 +36,7 @@ HEADING = [
     "parity",
     "notes",
 ]
+NEVER = "never measured"
 NO_GPU = "On a GPU nothing has been measured; `dsgnn-bench gpu` fills that table."
 MARKS = ("<!-- bench -->", "<!-- /bench -->")
 FEW = 100  # samples; below, p99 is close to the largest
@@ -74,7 +75,8 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     on_gpu = [results for results in loaded if results["kind"] == "gpu"]
     lines: list[str] = []
     for results, table in zip(timed, tables, strict=True):
-        lines += [f"**{_title(results)}.** {_about(results)}", "", markdown(table), ""]
+        lines += [f"**{_title(results)}.** {_about(results)}", ""]
+        lines += [*(f"- {caveat}" for caveat in caveats(table)), "", markdown(table), ""]
     lines.append(FOOTNOTE)
     for results in accuracies:
         lines += ["", f"**Accuracy.** {_where(results)}", ""]
@@ -82,15 +84,14 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     scaled = [results for results in loaded if results["kind"] == "scaling"]
     for results in scaled:
         lines += ["", f"**Ray.** {_about_scaling(results)}", "", markdown(scaling.table(results))]
-    gpu_lines: list[str] = []
     for title, about, table in _on_gpu(on_gpu):
-        gpu_lines += ["", f"**{title}.** {about}", "", markdown(table)]
-    text = "\n".join(lines + gpu_lines) + "\n"
+        lines += ["", f"**{title}.** {about}", "", markdown(table)]
+    text = "\n".join(lines if on_gpu else [*lines, "", NO_GPU]) + "\n"
     if html is not None:
         write_whole(html, page(timed, tables, accuracies, scaled, on_gpu, loaded).encode())
         write_whole(html.with_suffix(".md"), text.encode())
     if readme is not None:
-        replace_between(readme, text if on_gpu else "\n".join([*lines, "", NO_GPU]) + "\n")
+        replace_between(readme, text)
     return text
 
 
@@ -179,8 +180,32 @@ def notes(row: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def caveats(table: Table) -> list[str]:
+    """What a reader must know before quoting the rows of `run_table`: each caveat once, with the
+    rows that it is about."""
+    names: dict[str, dict[str, None]] = {}
+    for row in table[1:]:
+        cells = dict(zip(table[0], row, strict=True))
+        said = [] if cells["notes"] == "–" else cells["notes"].split(", ")
+        if cells["parity"].startswith("FAILED"):
+            said.insert(0, "FAILED the comparison with its network")
+        for caveat in said:
+            names.setdefault(caveat, {})[cells["artifact"]] = None
+    return [f"{caveat}: {', '.join(rows)}" for caveat, rows in names.items()]
+
+
+def milliseconds(results: Results) -> str:
+    """Milliseconds of inference of every row of a latency run, for a person."""
+    lines = ["inference in milliseconds, p50 and p99:"]
+    for row in results["rows"]:
+        times = timing.summarise(timing.inference(row["samples"]))
+        name = f"batch {row['batch']}  {row['subject']['name']}"
+        lines.append(f"{name}: {brief(times['p50'])} ms, {brief(times['p99'])} ms")
+    return "\n".join(lines)
+
+
 def gpu_table(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, Any]]) -> Table:
-    """Every row the table should have; what was never measured says so, or why."""
+    """Every row of which something was measured or tried; what was not says so, or why."""
     table = [["engine", "precision", *(f"batch {batch}" for batch in BATCHES), "notes"]]
     cells = {(one["name"], one["precision"], one["batch"]): one["why"] for one in missing}
     said: dict[tuple[str, str], dict[str, None]] = {}
@@ -190,31 +215,35 @@ def gpu_table(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, 
         cells[*who, row["batch"]] = f"{brief(p50)} ÷ {brief(floor)}"
         said.setdefault(who, {}).update(dict.fromkeys(notes(row)))
     for name, precisions in ROWS.items():
-        measured = [of for who, of, _ in cells if who == name]
-        for precision in dict.fromkeys((*precisions, *measured)):
-            cells_of = [cells.get((name, precision, b), "never measured") for b in BATCHES]
-            table.append(
-                [name, precision, *cells_of, ", ".join(said.get((name, precision), {})) or "–"]
-            )
+        for precision in dict.fromkeys((*precisions, *(p for who, p, _ in cells if who == name))):
+            if any((who, of) == (name, precision) for who, of, _ in cells):
+                row = [cells.get((name, precision, batch), NEVER) for batch in BATCHES]
+                notes_of = ", ".join(said.get((name, precision), {})) or "–"
+                table.append([name, precision, *row, notes_of])
     return table
 
 
+def never_measured(table: Table) -> str:
+    """One line for all the rows that a GPU table should have and has not."""
+    there = {(row[0], row[1]) for row in table[1:]}
+    left = {
+        name: [precision for precision in precisions if (name, precision) not in there]
+        for name, precisions in ROWS.items()
+    }
+    said = [f"{name} ({', '.join(precisions)})" for name, precisions in left.items() if precisions]
+    return f"Never measured: {'; '.join(said)}." if said else ""
+
+
 def _on_gpu(runs: Sequence[Results]) -> list[tuple[str, str, Table]]:
-    """Title, circumstances and table of every GPU run; an empty one where there was none."""
-    if not runs:
-        return [("On a GPU", "Nothing has been measured.", gpu_table([], []))]
+    """Title, circumstances and table of every GPU run."""
     found = []
     for results in runs:
         name = ", ".join(gpu["name"] for gpu in results["environment"]["gpus"]) or "a GPU"
         about = "Inference p50 ms, transfers included, ÷ its floor. "
         about += _about(results) if results["rows"] else _where(results)
-        found.append(
-            (
-                f"{_title(results)} on {name}".lstrip(),
-                about,
-                gpu_table(results["rows"], results["missing"]),
-            )
-        )
+        table = gpu_table(results["rows"], results["missing"])
+        title = f"{_title(results)} on {name}".lstrip()
+        found.append((title, f"{about} {never_measured(table)}".rstrip(), table))
     return found
 
 
@@ -231,6 +260,7 @@ def page(
     body = ["<h1>dsgnn: latency and accuracy</h1>"]
     for results, table in zip(timed, tables, strict=True):
         body += [f"<h2>{escape(_title(results))}</h2>", f"<p>{escape(_about(results))}</p>"]
+        body.append(_warnings(caveats(table)))
         body.append(_html(table))
         for batch in sorted({row["batch"] for row in results["rows"]}):
             rows = {r["subject"]["name"]: r for r in results["rows"] if r["batch"] == batch}
@@ -265,13 +295,15 @@ def page(
         ]
     for title, about, table in _on_gpu(on_gpu):
         body += [f"<h2>{escape(title)}</h2><p>{escape(about)}</p>", _html(table)]
+    if not on_gpu:
+        body.append(f"<p>{escape(NO_GPU)}</p>")
     body.append("<h2>Environment</h2>")
     for results in loaded:
         facts = {k: results[k] for k in ("kind", "created", "seed", "environment")}
         facts |= {k: results[k] for k in ("plan", "conditions", "rates") if k in results}
         text = escape(json.dumps(facts, indent=1))
         body.append(
-            f"<details><summary>{results['kind']}, {results['created']}</summary>"
+            f"<details><summary>{results['kind']}, {escape(results['created'])}</summary>"
             f"<pre>{text}</pre></details>"
         )
     return (
@@ -412,6 +444,11 @@ def markdown(table: Table) -> str:
         for i, row in enumerate([table[0], [], *table[1:]])
     ]
     return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows)
+
+
+def _warnings(lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<ul class="bad">{items}</ul>' if items else ""
 
 
 def _html(table: Table) -> str:

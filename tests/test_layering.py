@@ -27,6 +27,8 @@ LAYERS = ("dsgnn.runtime", "dsgnn", "dsgnn.export", "dsgnn.benchmarks")
 # Installed everywhere and cheap to import. (tqdm is installed too, and imported where it is used.)
 BASE = {"numpy", "cv2", "click"}
 TORCH = {"torch", "torchvision", "timm"}
+# Modules of the core, beside the readers, that must work on hosts without PyTorch.
+TORCH_FREE = ("dsgnn", "dsgnn.commands", "dsgnn.config", "dsgnn.metrics", "dsgnn.options")
 # The only modules of the runtime that may import a library beyond the base, inside a function.
 HOMES = {
     "av": ("dsgnn.runtime.video.h264",),
@@ -73,7 +75,7 @@ def is_torch_free(module: str) -> bool:
     """True for what must work on hosts without PyTorch: the runtime, the readers, the metrics."""
     readers = module.startswith(("dsgnn.data", "dsgnn.scenes"))
     readers = readers and module != "dsgnn.data.transforms"
-    core = module in ("dsgnn", "dsgnn.config", "dsgnn.metrics")
+    core = module in TORCH_FREE
     return layer(module) == "dsgnn.runtime" or readers or core
 
 
@@ -345,7 +347,7 @@ def test_a_module_that_needs_more_is_found(tmp_path: Path) -> None:
 
 def test_names_of_the_rules_exist() -> None:
     """A renamed module must not slip out of its rule."""
-    named = {"dsgnn.config", "dsgnn.metrics", "dsgnn.evaluation.loop", "dsgnn.data.transforms"}
+    named = {*TORCH_FREE, "dsgnn.evaluation.loop", "dsgnn.data.transforms"}
     homes = {module for modules in HOMES.values() for module in modules}
     assert {*named, *homes, *LAYERS} <= set(MODULES)
 
