@@ -135,13 +135,14 @@ def latency(
         --out bench
     dsgnn-bench latency model.safetensors --form upstream --form deploy --batch 1,8 --out bench
     """
-    from dsgnn.benchmarks.forms import DEFAULT_FORMS, specs
-    from dsgnn.benchmarks.timing import Plan
-
+    if not models and not synthetic:
+        raise click.UsageError("give a MODEL file or --synthetic CONFIG")
     with measuring("--resume, --out, --form, --device and --allow-unverified"):
+        from dsgnn.benchmarks.forms import DEFAULT_FORMS, specs
         from dsgnn.benchmarks.latency import FILE, baseline
         from dsgnn.benchmarks.latency import latency as run
         from dsgnn.benchmarks.report import compare, milliseconds
+        from dsgnn.benchmarks.timing import Plan
 
         usual = DEFAULT_FORMS["cpu" if options["device"] == "cpu" else "cuda"]
         chosen = (*(forms or usual), *(("cuda-graph",) if cuda_graph else ()))
@@ -276,9 +277,9 @@ def report(results: tuple[Path, ...], output: Path | None, readme: Path | None) 
     \b
     dsgnn-bench report bench/latency.json bench/accuracy.json -o report.html --readme README.md
     """
-    from dsgnn.benchmarks.report import report as write
-
     with measuring():
+        from dsgnn.benchmarks.report import report as write
+
         text = write(results, output, readme)
     click.echo(text)
 
@@ -297,9 +298,9 @@ def compare(a: Path, b: Path | None, baseline: str | None) -> None:
     \b
     dsgnn-bench compare first/latency.json second/latency.json
     """
-    from dsgnn.benchmarks.report import compare as ratios
-    from dsgnn.benchmarks.results import load
-
     with measuring():
+        from dsgnn.benchmarks.report import compare as ratios
+        from dsgnn.benchmarks.results import load
+
         text = ratios(load(a), load(b) if b else None, baseline)
     click.echo(text)

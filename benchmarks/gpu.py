@@ -1,7 +1,7 @@
 """`dsgnn-bench gpu`: fill the GPU table in one command, in under ten minutes.
 
 No GPU was at hand when this was written: what needs one has not been executed. A row that fails
-is recorded with its reason and the others go on; what the time does not suffice for says so.
+is recorded with its reason and the others go on. So is a row that the time does not suffice for.
 
 Floors: the deploy graph's matrix operations over the measured matrix rate, and the least bytes
 (weights once, photos in, answers out) over the measured bandwidth; the larger of the two. Float32

@@ -16,6 +16,7 @@ from dsgnn.runtime.errors import DataError, OptionError
 SCHEMA = "dsgnn.bench/1"
 DIGITS = 4  # of a raw time in milliseconds
 
+# `check` holds a value against a form; as classes of msgspec these forms would take more lines.
 # A form: a type (or several), {name: form} with exactly these names, {str: form} with any names,
 # [form] a list of any length.
 NUMBER = (int, float)
@@ -154,7 +155,7 @@ def validate(results: Any) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Results from a file, or from a folder's only kind asked for. Raises DataError, OSError."""
+    """The results in a file. Raises DataError where they have not the form, OSError."""
     try:
         results = json.loads(path.read_text("utf-8"))
         validate(results)

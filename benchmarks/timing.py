@@ -1,4 +1,4 @@
-"""When to run what, and what the times say. No clock, no model and no file of its own.
+"""When each model runs, and what its times say. Nothing here has a clock, model or file of its own.
 
 Models are timed interleaved: in every round each has one turn, in an order shuffled anew, so that
 whatever slows the machine slows all of them and their ratios hold. A turn starts with one untimed

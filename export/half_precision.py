@@ -1,9 +1,9 @@
-"""Precision in the graph: a float32 ONNX graph retyped, so that every runtime computes what was
-checked (TensorRT 11 has typed networks only).
+"""Half precision in the graph: a float32 ONNX graph is retyped, so that every runtime computes what
+was checked (TensorRT 11 has typed networks only).
 
-fp16 and bf16 keep islands of float32, with casts at their shores: normalisation of the image,
-softmax, statistics of normalisation layers, sampling and its locations, the last product behind
-saliency and score. w16 computes in float32 on weights stored as float16.
+In fp16 and bf16 some parts stay float32, with casts where they begin and end: the normalisation of
+the image, softmax, the statistics of normalisation layers, sampling and its locations, and the last
+product behind saliency and score. w16 computes in float32 on weights stored as float16.
 """
 
 from __future__ import annotations

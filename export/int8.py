@@ -1,9 +1,9 @@
 """int8: convolutions in eight bits, as QuantizeLinear and DequantizeLinear around them.
 
 onnxruntime's quantiser with ranges from calibration photos: weights signed, one scale per output
-channel; activations unsigned, as CPUs multiply them (TensorRT takes symmetric ones only). What it
-took to stay close to float32, found by quantising `nano` in parts and comparing its masks on other
-photos than the calibration's:
+channel; activations unsigned, as CPUs multiply them (TensorRT takes symmetric ones only). These
+rules keep it close to float32. They were found by quantising `nano` in parts and comparing its
+masks on photos that calibration had not seen:
 
 - an activation function belongs to the convolution before it. Quantised alone, a convolution spends
   its 256 steps on values that the ReLU after it throws away: this was by far the largest error;
@@ -47,8 +47,8 @@ PEAKS = "seeds.heat."  # parameters of the map whose peaks seed the queries
 
 
 class _Photos(CalibrationDataReader):
-    """Read one at a time: the quantiser holds every activation of all it reads in one go (12 GB
-    for 48 photos through r50-assr)."""
+    """Calibration photos, read one at a time: the quantiser holds all activations of what it reads in
+    one go, which took 12 GB for 48 photos through r50-assr."""
 
     def __init__(self, name: str, photos: Sequence[np.ndarray], rule: Rule):
         self.name, self.photos, self.rule = name, photos, rule
@@ -135,7 +135,7 @@ def _chosen(proto: ModelProto) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser prints what it does, and advice for graphs that were not prepared as ours."""
+    """Silence the quantiser, which prints what it does and advice that does not fit our graphs."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

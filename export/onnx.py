@@ -1,5 +1,5 @@
-"""Checkpoint → ONNX: the deploy graph, described, checked and proven equal before it is put in
-place."""
+"""From a checkpoint to ONNX: the deploy graph is described, checked, and compared with the network
+before its file is put in place."""
 
 from __future__ import annotations
 

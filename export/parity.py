@@ -52,7 +52,7 @@ class ParityError(DsgnnError, RuntimeError):
 
 @dataclass(frozen=True)
 class ParityLimits:
-    """What an artifact of one precision may differ by.
+    """By how much an artifact of one precision may differ from what it was made from.
 
     saliency: largest difference (None = not limited). iou_min: of every mask, unless its pixels
     (at stride 4) differ in at most `pixels` places. iou_mean: over all masks. margin: pairs of
@@ -235,7 +235,7 @@ def _compare(
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of bool masks (…, h, w), after broadcasting → (…); two empty ones agree."""
+    """IoU of bool masks (…, h, w), after broadcasting → (…). Two empty masks agree."""
     union = (a | b).sum((-2, -1))
     return np.where(union, (a & b).sum((-2, -1)) / np.maximum(union, 1), 1.0)
 
@@ -249,7 +249,7 @@ def _failures(
     result: Parity, limits: ParityLimits, ious: Sequence[float], pixels: Sequence[int]
 ) -> tuple[str, ...]:
     failures = []
-    # written so that a NaN fails
+    # The comparisons are written so that a NaN fails.
     if not (np.isfinite(result.saliency_max) and np.isfinite(result.score_max)):
         failures.append("saliency or score is not finite")
     if limits.saliency is not None and not result.saliency_max <= limits.saliency:

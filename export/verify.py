@@ -52,8 +52,8 @@ def verify(
 
 
 def _reference(against: Path, expected: Description) -> Infer:
-    """What gives the right answers. ArtifactError if it is not of the artifact's network, or of
-    other weights: nothing would be learnt of the artifact."""
+    """What gives the right answers. Raises ArtifactError if it is of another network, or has other
+    weights: comparing with it would say nothing about the artifact."""
     if against.suffix == ".onnx":
         facts = open_artifact(against).description
         same = (facts.config, facts.queries, facts.input)

@@ -7,6 +7,7 @@ import numpy as np
 
 from dsgnn.benchmarks.forms import Spec
 from dsgnn.benchmarks.timing import Clock, Sample
+from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.letterbox import Fixed
 
 
@@ -80,7 +81,7 @@ class FakeSubject:
 
     def __init__(self, spec: Spec):
         if spec.model == "broken":
-            raise ValueError("this one cannot be opened: mend it")
+            raise OptionError("this one cannot be opened: mend it")
         self.facts = facts(Path(spec.model).stem)
         self.seen: list[np.ndarray] = []
         self.dies = spec.model == "dies"

@@ -31,7 +31,7 @@ def test_only_what_is_missing_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = accuracy([BUNDLE], DATA, "test", tmp_path)
-    with pytest.raises(DsgnnError, match="exists: go on with it by --resume"):
+    with pytest.raises(DsgnnError, match="exists: resume it, or give another folder"):
         accuracy([BUNDLE], DATA, "test", tmp_path)
     with pytest.raises(DsgnnError, match="about other data"):
         accuracy([BUNDLE], DATA, "val", tmp_path, resume=True)
@@ -41,6 +41,6 @@ def test_only_what_is_missing_is_measured_again(
 
 
 def test_an_artifact_of_other_weights_is_not_compared(tmp_path: Path) -> None:
-    with pytest.raises(DsgnnError, match=r"was exported from .*, and --against is"):
+    with pytest.raises(DsgnnError, match=r"was exported from .*, and the reference is"):
         accuracy([BUNDLE], DATA, "test", tmp_path, against=Spec("upstream", "nano", True))
     assert not (tmp_path / "accuracy.json").exists()

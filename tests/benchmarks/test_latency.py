@@ -102,7 +102,7 @@ def test_an_incomplete_round_and_a_cut_line_are_measured_again(tmp_path: Path) -
 def test_an_unfinished_run_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         measured(tmp_path, stop_after=40)
-    with pytest.raises(DsgnnError, match="unfinished run: go on with it by --resume"):
+    with pytest.raises(DsgnnError, match="unfinished run: resume it, or give another"):
         measured(tmp_path)
 
 
@@ -115,7 +115,7 @@ def test_a_run_of_another_file_is_not_gone_on_with(tmp_path: Path) -> None:
 
 def test_finished_results_are_not_overwritten(tmp_path: Path) -> None:
     measured(tmp_path)
-    with pytest.raises(DsgnnError, match="exists: give another --out"):
+    with pytest.raises(DsgnnError, match="exists: give another folder"):
         measured(tmp_path)
 
 
@@ -196,9 +196,9 @@ def test_what_is_asked_for_becomes_subjects() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([], [], ["deploy"], []), "give a MODEL file or --synthetic CONFIG"),
-        (([], ["nano"], ["deploy"], ["openvino"]), "--backend is for exported artifacts"),
-        (([], ["nano"], ["cuda-graph"], []), "add --device cuda, or leave --cuda-graph out"),
+        (([], [], ["deploy"], []), "give a model file, or a configuration"),
+        (([], ["nano"], ["deploy"], ["openvino"]), "a backend is for exported artifacts"),
+        (([], ["nano"], ["cuda-graph"], []), "choose device cuda, or leave them out"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: Any, message: str) -> None:
@@ -211,7 +211,7 @@ def test_an_unverified_artifact_is_refused_or_marked(tmp_path: Path) -> None:
     path.write_bytes(BUNDLED.read_bytes())
     assert not sidecar_path(path).exists()
     spec = Spec("artifact", str(path), backend="onnxruntime", threads=1)
-    with pytest.raises(DsgnnError, match="unverified.*--allow-unverified"):
+    with pytest.raises(DsgnnError, match="unverified.*allow unverified artifacts"):
         open_subject(spec)
     subject = open_subject(replace(spec, allow_unverified=True))
     assert subject.facts["status"] == "unverified"
@@ -222,5 +222,5 @@ def test_a_missing_gpu_is_refused() -> None:
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(DsgnnError, match="sees no GPU.*--device cpu"):
+    with pytest.raises(DsgnnError, match="sees no GPU.*choose device cpu"):
         open_subject(Spec("deploy", "nano", True, device="cuda"))
