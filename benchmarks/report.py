@@ -53,9 +53,9 @@ STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1300px;margin:2em auto;padding:0 1em;
 color:#222;background:#fff}table{border-collapse:collapse;margin:1em 0;display:block;overflow:auto;
 font-size:13px}td,th{padding:.25em .5em;border-bottom:1px solid #ccc;text-align:right;
-white-space:nowrap}td:nth-last-child(-n+2){white-space:normal}
-td:first-child,th:first-child,td:last-child{text-align:left}svg{width:100%;font-size:12px}
-svg text{fill:currentColor}.bad{color:#a00;font-weight:600}pre{overflow:auto;font-size:12px}
+white-space:nowrap}
+td:first-child,th:first-child,td:last-child{text-align:left}svg{width:100%;height:auto}
+.bad{color:#a00;font-weight:600}pre{overflow:auto;font-size:12px}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}.bad{color:#f88}
 td,th{border-color:#444}}
 """

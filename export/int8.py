@@ -47,8 +47,8 @@ PEAKS = "seeds.heat."  # parameters of the map whose peaks seed the queries
 
 
 class _Photos(CalibrationDataReader):
-    """Calibration photos, given one at a time: the quantiser holds all activations of what it reads
-    in one go, which took 12 GB for 48 photos through r50-assr."""
+    """Read one at a time: the quantiser holds every activation of all it reads in one go (12 GB
+    for 48 photos through r50-assr)."""
 
     def __init__(self, name: str, photos: Sequence[np.ndarray], rule: Rule):
         self.name, self.photos, self.rule = name, photos, rule
