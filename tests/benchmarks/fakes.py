@@ -85,6 +85,8 @@ class FakeSubject:
         self.facts = facts(Path(spec.model).stem)
         self.seen: list[np.ndarray] = []
         self.dies = spec.model == "dies"
+        if spec.model == "planted":
+            raise ValueError("a bug, not a refusal")
 
     def infer(self, images: np.ndarray, clock: Clock) -> tuple[dict[str, np.ndarray], Sample]:
         if self.dies:

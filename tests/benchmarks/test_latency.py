@@ -174,6 +174,13 @@ def test_a_worker_that_cannot_open_or_dies_says_so(fakes_in_workers: None) -> No
         worker.run(1)
 
 
+def test_a_bug_in_a_worker_is_no_refusal(fakes_in_workers: None) -> None:
+    """It surfaces with the traceback of the process it was in."""
+    with pytest.raises(RuntimeError, match="(?s)a bug, not a refusal.*Traceback.*fakes.py") as bug:
+        BenchProcess(Spec("artifact", "planted"), FakeSubject)
+    assert not isinstance(bug.value, DsgnnError)
+
+
 def test_what_is_asked_for_becomes_subjects() -> None:
     found = specs(
         ["m.onnx", "c.safetensors"],
