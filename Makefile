@@ -2,6 +2,7 @@
 # make run        rank the sample photos into out/ (no PyTorch needed)
 # make test       lint, format, types, tests
 # make test-slow  what is too heavy for every day
+# make count      lines of code outside the tests, by folder (REVISION=… of a commit)
 # PYTHON=python3.12 make …  with another interpreter (3.11 or newer)
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ TEST := .venv-test
 BUILD := setup.cfg pyproject.toml
 PACKAGE := $(BUILD) $(shell find dsgnn runtime export benchmarks -type f -not -path '*/__pycache__/*')
 
-.PHONY: help run test test-slow lint clean
+.PHONY: help run test test-slow lint count clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -29,6 +30,9 @@ test-slow: $(TEST)/.installed
 lint: $(TEST)/.installed
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
+
+count:
+	@$(PYTHON) tests/count_code.py $(REVISION)
 
 # A build folder left by an earlier build would bring deleted modules back.
 $(RUN)/.installed: $(PACKAGE)

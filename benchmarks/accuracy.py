@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsgnn.benchmarks.environment import environment
-from dsgnn.benchmarks.results import SUBJECT, load, save
-from dsgnn.benchmarks.subjects import (
+from dsgnn.benchmarks.forms import (
     ARTIFACT,
     ArtifactSubject,
-    BenchError,
     Spec,
     TorchSubject,
     read,
 )
+from dsgnn.benchmarks.results import SUBJECT, load, save
 from dsgnn.data import open_data
 from dsgnn.evaluation.loop import measure
 from dsgnn.evaluation.rankers import model_ranker
 from dsgnn.metrics import summarise
+from dsgnn.runtime.errors import ArtifactError, OptionError
 from dsgnn.runtime.letterbox import Rule
 
 if TYPE_CHECKING:
-    from dsgnn.export.onnx import Source
+    from dsgnn.export.onnx import ExportSource
 
 FILE = "accuracy.json"
 PROTOCOL = "dsgnn"
@@ -45,16 +45,17 @@ def accuracy(
 
     against: the checkpoint (or random weights) artifacts were exported from; it is measured with
     each artifact's own letterbox and compared answer by answer on the sample photos. Raises
-    BenchError when an artifact is unverified, or not an export of `against`.
+    ArtifactError when an artifact is unverified, or not an export of `against`, and OptionError
+    when `out` holds other results.
     """
     target = out / FILE
     rows: list[dict[str, Any]] = []
     if target.exists():
         if not resume:
-            raise BenchError(f"{target} exists: go on with it by --resume, or give another --out")
+            raise OptionError(f"{target} exists: resume it, or give another folder")
         rows = load(target)["rows"]
         if any((r["data"]["spec"], r["data"]["split"]) != (data, split) for r in rows):
-            raise BenchError(f"{target} is about other data: give another --out")
+            raise OptionError(f"{target} is about other data: give another folder")
     out.mkdir(parents=True, exist_ok=True)
     source = read(against) if against else None
     samples = open_data(data, split)
@@ -77,22 +78,28 @@ def accuracy(
                 references[rule] = figures(model_ranker(source.model, rule))
             values, used = figures(rank)
             reference = references.get(rule)
-            rows.append({
-                "subject": subject,
-                "data": {"spec": data, "split": split, "images": len(samples),
-                         "protocol": PROTOCOL},
-                "figures": values,
-                "used": used,
-                "reference": reference[0] if reference and spec.form == ARTIFACT else None,
-                "parity": parity,
-                "parity_from": parity_from,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "subject": subject,
+                    "data": {
+                        "spec": data,
+                        "split": split,
+                        "images": len(samples),
+                        "protocol": PROTOCOL,
+                    },
+                    "figures": values,
+                    "used": used,
+                    "reference": reference[0] if reference and spec.form == ARTIFACT else None,
+                    "parity": parity,
+                    "parity_from": parity_from,
+                }
+            )
         results = save(target, "accuracy", environment(), seed=0, rows=rows)
     return results
 
 
 def _open(
-    spec: Spec, source: Source | None
+    spec: Spec, source: ExportSource | None
 ) -> tuple[dict[str, Any], Callable[..., Any], Rule, list[Mapping[str, Any]], str | None]:
     """Facts, what ranks a sample, the letterbox, and parity with where that was found out."""
     if spec.form != ARTIFACT:
@@ -107,10 +114,10 @@ def _open(
         from dsgnn.export.parity import batch_sizes, compare, parity_photos
 
         if description.source_sha256 != source.sha256:
-            raise BenchError(
-                f"{spec.model} was exported from {description.source_sha256[:12]}…, and --against "
-                f"is {source.sha256[:12]}…: give the checkpoint it was made from, or export it "
-                "again"
+            raise ArtifactError(
+                f"{spec.model} was exported from {description.source_sha256[:12]}…, and the "
+                f"reference is {source.sha256[:12]}…: give the checkpoint it was made "
+                "from, or export it again"
             )
         build = ranker.artifact.sidecar.build if ranker.artifact.sidecar else {}
         found = compare(

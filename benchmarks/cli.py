@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dsgnn.runtime.backends import BACKENDS
-from dsgnn.runtime.errors import BackendError
+from dsgnn.options import HELP, backends_option, needs, refusals, size_option
 
-HELP = {"help_option_names": ["-h", "--help"]}
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+unverified_option = click.option(
+    "--allow-unverified", is_flag=True, help="Take unverified artifacts, and mark them."
+)
+
+
+def out_option(text: str) -> Callable[[Any], Any]:
+    return click.option("--out", "-o", required=True, type=FOLDER, help=text)
+
+
+def device_option(default: str) -> Callable[[Any], Any]:
+    return click.option("--device", default=default, show_default=True, help="cpu, cuda or cuda:N.")
+
+
+def threads_option(default: int, text: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--threads", type=click.IntRange(1), default=default, show_default=True, help=text
+    )
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """What cannot be measured as asked is a message, not a traceback."""
-
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise click.UsageError(
-            f"{error.name} is not installed: pip install 'dsgnn[bench]'"
-        ) from None
-    except (BackendError, ValueError) as error:
-        raise click.UsageError(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(str(error)) from None
-
-
-def _size(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    from dsgnn.runtime.letterbox import parse_size
-
-    try:
-        return None if text is None else parse_size(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+def measuring(options: str = "") -> Iterator[None]:
+    """What cannot be measured as asked ends with status 2, a file that cannot be read or written
+    with 1. options: those of this command that may help."""
+    with needs("bench"), refusals(f"\nSee {options}." if options else ""):
+        try:
+            yield
+        except OSError as error:
+            raise click.ClickException(str(error)) from None
 
 
 def _batches(_: click.Context, __: click.Parameter, text: str) -> list[int]:
@@ -64,32 +65,55 @@ def main() -> None:
 
 @main.command(context_settings=HELP)
 @click.argument("models", nargs=-1, metavar="MODEL...")
-@click.option("--synthetic", multiple=True, metavar="CONFIG",
-              help="A configuration with random weights, in the forms below.")  # fmt: skip
-@click.option("--form", "forms", multiple=True,
-              type=click.Choice(["upstream", "deploy", "compiled", "straightforward"]),
-              help="Of checkpoints and --synthetic; repeat it.  [default: all; on a GPU all but "
-              "straightforward]")  # fmt: skip
-@click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
-              help="Of artifacts; repeat it to compare.  [default: by what is "
-              "installed]")  # fmt: skip
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--batch", "batches", default="1", show_default=True, callback=_batches,
-              metavar="1,2,4,8", help="Photos at once.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True,
-              help="CPU threads of every model.")  # fmt: skip
-@click.option("--duration", type=click.FloatRange(0), default=20.0, show_default=True,
-              metavar="S", help="Timed seconds at least, per model and batch size.")  # fmt: skip
-@click.option("--runs", type=click.IntRange(1), default=30, show_default=True,
-              help="Timed runs at least.")  # fmt: skip
-@click.option("--size", callback=_size, metavar="HxW",
-              help="Input of checkpoints.  [default: 4:3 at the configuration's size]")  # fmt: skip
+@click.option(
+    "--synthetic",
+    multiple=True,
+    metavar="CONFIG",
+    help="A configuration with random weights, in the forms below.",
+)
+@click.option(
+    "--form",
+    "forms",
+    multiple=True,
+    type=click.Choice(["upstream", "deploy", "compiled", "straightforward"]),
+    help="A form of checkpoints and --synthetic; repeat it.  [default: all; on a GPU all but "
+    "straightforward]",
+)
+@backends_option("A library for artifacts; repeat it to compare.  [default: by what is installed]")
+@device_option("cpu")
+@click.option(
+    "--batch",
+    "batches",
+    default="1",
+    show_default=True,
+    callback=_batches,
+    metavar="1,2,4,8",
+    help="Photos at once.",
+)
+@threads_option(2, "CPU threads of every model.")
+@click.option(
+    "--duration",
+    type=click.FloatRange(0),
+    default=20.0,
+    show_default=True,
+    metavar="S",
+    help="Timed seconds at least, per model and batch size.",
+)
+@click.option(
+    "--runs", type=click.IntRange(1), default=30, show_default=True, help="Timed runs at least."
+)
+@size_option("Input of checkpoints.  [default: 4:3 at the configuration's size]")
 @click.option("--cuda-graph", is_flag=True, help="Also the deploy graph as a CUDA graph.")
-@click.option("--allow-unverified", is_flag=True, help="Take such artifacts, and mark them.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
-              help="Of random weights and of the order of turns.")  # fmt: skip
+@unverified_option
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="For random weights and the order of turns.",
+)
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
-@click.option("--out", required=True, type=FOLDER, help="Gets latency.json.")
+@out_option("The folder that gets latency.json.")
 def latency(
     models: tuple[str, ...],
     synthetic: tuple[str, ...],
@@ -111,41 +135,51 @@ def latency(
         --out bench
     dsgnn-bench latency model.safetensors --form upstream --form deploy --batch 1,8 --out bench
     """
-    from dsgnn.benchmarks.latency import FILE, baseline
-    from dsgnn.benchmarks.latency import latency as run
-    from dsgnn.benchmarks.report import compare
-    from dsgnn.benchmarks.subjects import DEFAULT_FORMS, specs
-    from dsgnn.benchmarks.timing import Plan
+    if not models and not synthetic:
+        raise click.UsageError("give a MODEL file or --synthetic CONFIG")
+    with measuring("--resume, --out, --form, --device and --allow-unverified"):
+        from dsgnn.benchmarks.forms import DEFAULT_FORMS, specs
+        from dsgnn.benchmarks.latency import FILE, baseline
+        from dsgnn.benchmarks.latency import latency as run
+        from dsgnn.benchmarks.report import compare, milliseconds
+        from dsgnn.benchmarks.timing import Plan
 
-    usual = DEFAULT_FORMS["cpu" if options["device"] == "cpu" else "cuda"]
-    chosen = (*(forms or usual), *(("cuda-graph",) if cuda_graph else ()))
-    plan = Plan.of(duration, runs, seed)
-    with refusals():
+        usual = DEFAULT_FORMS["cpu" if options["device"] == "cpu" else "cuda"]
+        chosen = (*(forms or usual), *(("cuda-graph",) if cuda_graph else ()))
+        plan = Plan.of(duration, runs, seed)
         found = specs(models, synthetic, chosen, backends, seed=seed, **options)
         results = run(found, batches, plan, out, resume=resume, progress=True)
         click.echo(f"time ÷ {baseline(results['rows'])}, with 95% intervals:")
         click.echo(compare(results))
+        click.echo(milliseconds(results))
     click.echo(f"{out / FILE} written")
 
 
 @main.command(context_settings=HELP)
 @click.argument("models", nargs=-1, metavar="MODEL...")
-@click.option("--data", required=True, metavar="DATA",
-              help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N[:FOLDER].")  # fmt: skip
+@click.option(
+    "--data",
+    required=True,
+    metavar="DATA",
+    help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N[:FOLDER].",
+)
 @click.option("--split", default="test", show_default=True, help="Split to measure.")
-@click.option("--against", metavar="CKPT", type=FILE,
-              help="The checkpoint the artifacts were exported from: differences to it, answer by "
-              "answer and in accuracy.")  # fmt: skip
-@click.option("--against-synthetic", metavar="CONFIG",
-              help="The same for artifacts with random weights.")  # fmt: skip
-@click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
-              help="Of artifacts; repeat it.")  # fmt: skip
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True,
-              help="CPU threads.")  # fmt: skip
-@click.option("--allow-unverified", is_flag=True, help="Take such artifacts, and mark them.")
-@click.option("--resume", is_flag=True, help="Only what is not in DIR yet.")
-@click.option("--out", required=True, type=FOLDER, help="Gets accuracy.json.")
+@click.option(
+    "--against",
+    metavar="CKPT",
+    type=FILE,
+    help="The checkpoint the artifacts were exported from: differences to it, answer by answer and "
+    "in accuracy.",
+)
+@click.option(
+    "--against-synthetic", metavar="CONFIG", help="The same for artifacts with random weights."
+)
+@backends_option("A library for artifacts; repeat it.")
+@device_option("cpu")
+@threads_option(2, "CPU threads.")
+@unverified_option
+@click.option("--resume", is_flag=True, help="Measure only what is not in the folder yet.")
+@out_option("The folder that gets accuracy.json.")
 def accuracy(
     models: tuple[str, ...],
     data: str,
@@ -162,13 +196,12 @@ def accuracy(
     \b
     dsgnn-bench accuracy model.onnx --data composite:500 --against model.safetensors --out bench
     """
-    from dsgnn.benchmarks.subjects import Spec, specs
-
     if against and against_synthetic:
         raise click.UsageError("give either --against or --against-synthetic")
-    with refusals():
+    with measuring("--resume, --out, --against and --allow-unverified"):
         from dsgnn.benchmarks.accuracy import FILE
         from dsgnn.benchmarks.accuracy import accuracy as run
+        from dsgnn.benchmarks.forms import Spec, specs
 
         found = specs(models, (), ("upstream",), backends, **options)
         reference = str(against or against_synthetic or "")
@@ -179,11 +212,16 @@ def accuracy(
 
 @main.command(context_settings=HELP)
 @click.argument("config", metavar="CONFIG|CKPT")
-@click.option("--artifact", "artifacts", multiple=True, type=FILE,
-              help="ONNX files and engines of the same network; repeat it.")  # fmt: skip
-@click.option("--device", default="cuda", show_default=True, help="cuda or cuda:N.")
-@click.option("--allow-unverified", is_flag=True, help="Take such artifacts, and mark them.")
-@click.option("--out", required=True, type=FOLDER, help="Gets gpu.json.")
+@click.option(
+    "--artifact",
+    "artifacts",
+    multiple=True,
+    type=FILE,
+    help="ONNX files and engines of the same network; repeat it.",
+)
+@device_option("cuda")
+@unverified_option
+@out_option("The folder that gets gpu.json.")
 def gpu(config: str, artifacts: tuple[Path, ...], out: Path, **options: Any) -> None:
     """Fill the GPU table, in under ten minutes; not executed on a GPU so far.
 
@@ -191,10 +229,10 @@ def gpu(config: str, artifacts: tuple[Path, ...], out: Path, **options: Any) -> 
     dsgnn-export onnx --synthetic r50-assr -o r50.onnx
     dsgnn-bench gpu r50-assr --artifact r50.onnx --out bench
     """
-    from dsgnn.benchmarks.gpu import FILE, fill
-    from dsgnn.benchmarks.subjects import Spec
+    with measuring("--out and --allow-unverified"):
+        from dsgnn.benchmarks.forms import Spec
+        from dsgnn.benchmarks.gpu import FILE, fill
 
-    with refusals():
         synthetic = not config.endswith(".safetensors")
         fill(Spec("deploy", config, synthetic, **options), artifacts, out, progress=True)
     click.echo(f"{out / FILE} written")
@@ -202,11 +240,10 @@ def gpu(config: str, artifacts: tuple[Path, ...], out: Path, **options: Any) -> 
 
 @main.command(context_settings=HELP)
 @click.argument("model", required=False, type=FILE)
-@click.option("--images", type=int, default=240, show_default=True, help="Of each turn.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True,
-              help="CPU threads of each worker.")  # fmt: skip
+@click.option("--images", type=int, default=240, show_default=True, help="Photos of each turn.")
+@threads_option(1, "CPU threads of each worker.")
 @click.option("--rounds", type=int, default=3, show_default=True, help="Turns of each arm.")
-@click.option("--out", required=True, type=FOLDER, help="Gets scaling.json.")
+@out_option("The folder that gets scaling.json.")
 def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Path) -> None:
     """What Ray Data and Ray Serve cost per image here, against a single process.
 
@@ -214,30 +251,35 @@ def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Pat
     pip install 'dsgnn[cpu,ray,serve]'
     dsgnn-bench scaling --out bench
     """
-    from dsgnn.benchmarks.report import markdown
-    from dsgnn.benchmarks.scaling import FILE, table
-    from dsgnn.benchmarks.scaling import scaling as run
+    with measuring("--images, --rounds and --out"):
+        from dsgnn.benchmarks.report import markdown
+        from dsgnn.benchmarks.scaling import FILE, table
+        from dsgnn.benchmarks.scaling import scaling as run
 
-    with refusals():
         click.echo(markdown(table(run(model, images, threads, rounds, out))))
     click.echo(f"{out / FILE} written")
 
 
 @main.command(context_settings=HELP)
 @click.argument("results", nargs=-1, required=True, type=FILE)
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
-              help="The HTML page; the Markdown goes beside it.")  # fmt: skip
-@click.option("--readme", type=FILE,
-              help="Replace what stands between <!-- bench --> and <!-- /bench -->.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The HTML page; the Markdown goes beside it.",
+)
+@click.option(
+    "--readme", type=FILE, help="Replace what stands between <!-- bench --> and <!-- /bench -->."
+)
 def report(results: tuple[Path, ...], output: Path | None, readme: Path | None) -> None:
     """Latency, accuracy, scaling and GPU results as one self-contained page.
 
     \b
     dsgnn-bench report bench/latency.json bench/accuracy.json -o report.html --readme README.md
     """
-    from dsgnn.benchmarks.report import report as write
+    with measuring():
+        from dsgnn.benchmarks.report import report as write
 
-    with refusals():
         text = write(results, output, readme)
     click.echo(text)
 
@@ -245,17 +287,20 @@ def report(results: tuple[Path, ...], output: Path | None, readme: Path | None) 
 @main.command(context_settings=HELP)
 @click.argument("a", type=FILE)
 @click.argument("b", required=False, type=FILE)
-@click.option("--baseline", metavar="NAME", help="What ratios are to.  [default: PyTorch as "
-              "upstream, or the first row]")  # fmt: skip
+@click.option(
+    "--baseline",
+    metavar="NAME",
+    help="What ratios are to.  [default: PyTorch as upstream, or the first row]",
+)
 def compare(a: Path, b: Path | None, baseline: str | None) -> None:
     """Ratios with 95% intervals: within run A, and between the same models of A and B.
 
     \b
     dsgnn-bench compare first/latency.json second/latency.json
     """
-    from dsgnn.benchmarks.report import compare as ratios
-    from dsgnn.benchmarks.results import load
+    with measuring():
+        from dsgnn.benchmarks.report import compare as ratios
+        from dsgnn.benchmarks.results import load
 
-    with refusals():
         text = ratios(load(a), load(b) if b else None, baseline)
     click.echo(text)

@@ -12,13 +12,31 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    "dsgnn", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime",
-    "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13", "numpy", "opencv-python",
-)  # fmt: skip
+    "dsgnn",
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "numpy",
+    "opencv-python",
+)
 GPU_FACTS = (
-    "name", "driver_version", "memory.total", "clocks.sm", "clocks.max.sm", "clocks.mem",
-    "temperature.gpu", "power.draw", "clocks_event_reasons.active",
-)  # fmt: skip
+    "name",
+    "driver_version",
+    "memory.total",
+    "clocks.sm",
+    "clocks.max.sm",
+    "clocks.mem",
+    "temperature.gpu",
+    "power.draw",
+    "clocks_event_reasons.active",
+)
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "CUDA_VISIBLE_DEVICES")
 Shell = Callable[[list[str]], "str | None"]
 

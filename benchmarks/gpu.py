@@ -1,7 +1,7 @@
 """`dsgnn-bench gpu`: fill the GPU table in one command, in under ten minutes.
 
 No GPU was at hand when this was written: what needs one has not been executed. A row that fails
-is recorded with its reason and the others go on; what the time does not suffice for says so.
+is recorded with its reason and the others go on. So is a row that the time does not suffice for.
 
 Floors: the deploy graph's matrix operations over the measured matrix rate, and the least bytes
 (weights once, photos in, answers out) over the measured bandwidth; the larger of the two. Float32
@@ -20,22 +20,24 @@ from time import perf_counter
 from typing import Any
 
 from dsgnn.benchmarks.environment import conditions, environment, stolen
-from dsgnn.benchmarks.latency import measure, noise
-from dsgnn.benchmarks.results import Log, save
-from dsgnn.benchmarks.subjects import (
+from dsgnn.benchmarks.forms import (
     ARTIFACT,
     PRECISIONS,
     TORCH_FORMS,
-    BenchError,
     Spec,
     read,
 )
+from dsgnn.benchmarks.latency import measure, noise
+from dsgnn.benchmarks.processes import BenchProcess, apart
+from dsgnn.benchmarks.results import TurnLog, save
 from dsgnn.benchmarks.timing import Clock, Plan
-from dsgnn.benchmarks.workers import Worker, apart
 from dsgnn.runtime.artifact import open_artifact
 from dsgnn.runtime.backends import CUDA_GRAPH
+from dsgnn.runtime.errors import BackendError, DsgnnError, OptionError
 
 FILE = "gpu.json"
+# What makes a row be recorded as failed; on a GPU libraries raise RuntimeError for much.
+FAILURES = (DsgnnError, RuntimeError)
 BATCHES = (1, 2, 4, 8, 16, 32)
 LIMIT_S = 540.0
 PLAN = Plan(duration_s=0.6, runs=10, rounds=5, warm_up_s=0.1, warm_up_runs=2)
@@ -60,7 +62,7 @@ def engine(subject: Mapping[str, Any]) -> str:
 
 def gpu_specs(source: Spec, artifacts: Sequence[Path]) -> list[Spec]:
     """PyTorch in all its forms, then every artifact on each engine that takes such a file; forms
-    that take long to start come last. Raises BenchError for a precision without a floor."""
+    that take long to start come last. Raises OptionError for a precision without a floor."""
     quick = [form for form in TORCH_FORMS if form != "compiled"]
     found = [
         replace(source, form=form, precision=precision)
@@ -71,15 +73,21 @@ def gpu_specs(source: Spec, artifacts: Sequence[Path]) -> list[Spec]:
         artifact = open_artifact(path)
         precision, flavour = artifact.description.precision, "onnxruntime"
         if precision not in BYTES:
-            raise BenchError(f"{path.name} is {precision}, expected one of {', '.join(BYTES)}")
+            raise OptionError(f"{path.name} is {precision}, expected one of {', '.join(BYTES)}")
         if path.suffix != ".onnx" and artifact.sidecar is not None:
             flavour = artifact.sidecar.build["flavour"]
         found += [
-            replace(source, form=ARTIFACT, model=str(path), synthetic=False, backend=backend,
-                    precision=precision)
+            replace(
+                source,
+                form=ARTIFACT,
+                model=str(path),
+                synthetic=False,
+                backend=backend,
+                precision=precision,
+            )
             for backend in ENGINES
             if backend.removesuffix(CUDA_GRAPH).removesuffix("-tensorrt") == flavour
-        ]  # fmt: skip
+        ]
     return found + [replace(source, form="compiled", precision=p) for p in PRECISIONS]
 
 
@@ -126,7 +134,7 @@ def measure_rates(spec: Spec) -> dict[str, Any]:
     import torch
 
     if not torch.cuda.is_available():
-        raise BenchError(
+        raise BackendError(
             f"PyTorch {torch.__version__} sees no GPU, and this table is about one: install an "
             "NVIDIA driver and a CUDA build of PyTorch"
         )
@@ -163,18 +171,18 @@ def fill(
     *,
     limit_s: float = LIMIT_S,
     progress: bool = False,
-    open_bench: Callable[[Spec], Any] = Worker,
+    open_bench: Callable[[Spec], Any] = BenchProcess,
     call: Callable[..., Any] = apart,
     clock: Clock = perf_counter,
 ) -> dict[str, Any]:
     """Measure what can be measured within the limit and write out/gpu.json.
 
-    call: `workers.apart`. Raises BenchError when there is no GPU, `out` holds a table, or an
-    artifact is of a precision without a floor.
+    call: `processes.apart`. Raises BackendError when there is no GPU, OptionError when
+    `out` holds a table or an artifact is of a precision without a floor.
     """
     target, start = out / FILE, clock()
     if target.exists():
-        raise BenchError(f"{target} exists: give another --out, or delete it to measure again")
+        raise OptionError(f"{target} exists: give another folder, or delete it to measure again")
     specs = gpu_specs(source, artifacts)
     rates = call(measure_rates, source)
     work = call(count_work, source)
@@ -199,7 +207,7 @@ def fill(
             try:
                 bench = stack.enter_context(open_bench(spec))
                 benches[bench.facts["name"] + bench.facts["backend"]] = bench
-            except BenchError as error:
+            except FAILURES as error:
                 miss(asdict(spec), batches, str(error))
         for batch in sorted(batches):
             larger = [b for b in batches if b >= batch]
@@ -209,16 +217,16 @@ def fill(
                     try:
                         bench.run(batch)  # compiles, captures, and shows whether it fits
                         continue
-                    except BenchError as error:
+                    except FAILURES as error:
                         why = str(error)
                 miss(bench.facts, larger, why)
                 del benches[name]
             if not benches:
                 continue
-            log = Log(out / f"gpu-{batch}.jsonl", {}, set(benches), resume=False)
+            log = TurnLog(out / f"gpu-{batch}.jsonl", {}, set(benches), resume=False)
             try:
                 rows += measure(benches, [batch], PLAN, clock, log, progress)
-            except BenchError as error:
+            except FAILURES as error:
                 for bench in benches.values():
                     miss(bench.facts, [batch], str(error))
             finally:
@@ -227,7 +235,14 @@ def fill(
         row["floor"] = floor(work, rates, row["subject"]["precision"], row["batch"])
     after = conditions()
     return save(
-        target, "gpu", environment(), seed=source.seed, plan=asdict(PLAN),
+        target,
+        "gpu",
+        environment(),
+        seed=source.seed,
+        plan=asdict(PLAN),
         conditions={"before": before, "after": after, "stolen": stolen(before, after)},
-        noise=noise(rows), rows=rows, missing=missing, rates=rates,
-    )  # fmt: skip
+        noise=noise(rows),
+        rows=rows,
+        missing=missing,
+        rates=rates,
+    )

@@ -11,22 +11,22 @@ from typing import Any, Protocol
 
 from dsgnn.benchmarks import timing
 from dsgnn.benchmarks.environment import conditions, environment, stolen
-from dsgnn.benchmarks.results import Log, columns, save
-from dsgnn.benchmarks.subjects import (
+from dsgnn.benchmarks.forms import (
     STRAIGHTFORWARD,
-    BenchError,
     Spec,
     export_straightforward,
     facts_of,
 )
+from dsgnn.benchmarks.processes import BenchProcess, apart
+from dsgnn.benchmarks.results import TurnLog, columns, save
 from dsgnn.benchmarks.timing import END_TO_END, Clock, Plan, Sample
-from dsgnn.benchmarks.workers import Worker, apart
+from dsgnn.runtime.errors import OptionError
 
 FILE = "latency.json"
 
 
 class Timed(Protocol):
-    """What `measure` needs of a subject; `Worker` and `Bench` have it."""
+    """What `measure` needs of a subject; `BenchProcess` and `Bench` have it."""
 
     facts: dict[str, Any]
 
@@ -43,17 +43,17 @@ def latency(
     *,
     resume: bool = False,
     progress: bool = False,
-    open_bench: Callable[[Spec], Any] = Worker,
+    open_bench: Callable[[Spec], Any] = BenchProcess,
     clock: Clock = perf_counter,
 ) -> dict[str, Any]:
     """Measure and write out/latency.json; returns what it says.
 
-    open_bench: gives a context manager with the methods of `Worker`. Raises BenchError when
+    open_bench: gives a context manager with the methods of `BenchProcess`. Raises OptionError when
     something cannot be measured as asked, or `out` holds other results.
     """
     target = out / FILE
     if target.exists():
-        raise BenchError(f"{target} exists: give another --out, or delete it to measure again")
+        raise OptionError(f"{target} exists: give another folder, or delete it to measure again")
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         benches: dict[str, Timed] = {}
@@ -65,10 +65,10 @@ def latency(
             bench = stack.enter_context(open_bench(spec))
             name = bench.facts["name"]
             if name in benches:
-                raise BenchError(f"two models are called {name!r}: rename one, or leave it out")
+                raise OptionError(f"two models are called {name!r}: rename one, or leave it out")
             benches[name] = bench
         before = conditions()
-        log = Log(out / "latency.jsonl", _header(benches, batches, plan), set(benches), resume)
+        log = TurnLog(out / "latency.jsonl", _header(benches, batches, plan), set(benches), resume)
         try:
             rows = measure(benches, batches, plan, clock, log, progress)
         except BaseException:
@@ -76,10 +76,15 @@ def latency(
             raise
         after = conditions()
         results = save(
-            target, "latency", environment(), seed=plan.seed, plan=asdict(plan),
+            target,
+            "latency",
+            environment(),
+            seed=plan.seed,
+            plan=asdict(plan),
             conditions={"before": before, "after": after, "stolen": stolen(before, after)},
-            noise=noise(rows), rows=rows,
-        )  # fmt: skip
+            noise=noise(rows),
+            rows=rows,
+        )
         log.close(finished=True)
     for path in exports:
         path.unlink()
@@ -92,7 +97,7 @@ def measure(
     batches: Sequence[int],
     plan: Plan,
     clock: Clock,
-    log: Log,
+    log: TurnLog,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Rows of the results, for every batch size and subject; what the log holds is not repeated."""

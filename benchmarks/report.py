@@ -15,16 +15,28 @@ from dsgnn.benchmarks.gpu import BATCHES, ROWS, engine
 from dsgnn.benchmarks.latency import baseline
 from dsgnn.benchmarks.plots import brief
 from dsgnn.benchmarks.results import load
-from dsgnn.benchmarks.subjects import BenchError
 from dsgnn.benchmarks.timing import END_TO_END, NOISE, STAGES
 from dsgnn.runtime.disk.files import write_whole
+from dsgnn.runtime.errors import DataError, OptionError
 
 Results = Mapping[str, Any]
 Table = list[list[str]]  # the first row is the heading
 HEADING = [
-    "artifact", "precision", "batch", "inference p50 ms", "p99 ms", "time ÷ baseline (95%)",
-    "photos/s", "memory MiB", "size MB", "SA-SOR", "Δ PyTorch", "parity", "notes",
-]  # fmt: skip
+    "artifact",
+    "precision",
+    "batch",
+    "inference p50 ms",
+    "p99 ms",
+    "time ÷ baseline (95%)",
+    "photos/s",
+    "memory MiB",
+    "size MB",
+    "SA-SOR",
+    "Δ PyTorch",
+    "parity",
+    "notes",
+]
+NEVER = "never measured"
 NO_GPU = "On a GPU nothing has been measured; `dsgnn-bench gpu` fills that table."
 MARKS = ("<!-- bench -->", "<!-- /bench -->")
 FEW = 100  # samples; below, p99 is close to the largest
@@ -41,9 +53,9 @@ STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1300px;margin:2em auto;padding:0 1em;
 color:#222;background:#fff}table{border-collapse:collapse;margin:1em 0;display:block;overflow:auto;
 font-size:13px}td,th{padding:.25em .5em;border-bottom:1px solid #ccc;text-align:right;
-white-space:nowrap}td:nth-last-child(-n+2){white-space:normal}
-td:first-child,th:first-child,td:last-child{text-align:left}svg{width:100%;font-size:12px}
-svg text{fill:currentColor}.bad{color:#a00;font-weight:600}pre{overflow:auto;font-size:12px}
+white-space:nowrap}
+td:first-child,th:first-child,td:last-child{text-align:left}svg{width:100%;height:auto}
+.bad{color:#a00;font-weight:600}pre{overflow:auto;font-size:12px}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}.bad{color:#f88}
 td,th{border-color:#444}}
 """
@@ -53,7 +65,7 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     """Write the page and the README's table; returns the report as Markdown.
 
     readme: a file whose text between <!-- bench --> and <!-- /bench --> is replaced. Raises
-    BenchError where latency and accuracy are of different files under one name.
+    DataError where latency and accuracy are of different files under one name.
     """
     loaded = [load(path) for path in files]
     timed = [results for results in loaded if results["kind"] == "latency"]
@@ -63,7 +75,8 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     on_gpu = [results for results in loaded if results["kind"] == "gpu"]
     lines: list[str] = []
     for results, table in zip(timed, tables, strict=True):
-        lines += [f"**{_title(results)}.** {_about(results)}", "", markdown(table), ""]
+        lines += [f"**{_title(results)}.** {_about(results)}", ""]
+        lines += [*(f"- {caveat}" for caveat in caveats(table)), "", markdown(table), ""]
     lines.append(FOOTNOTE)
     for results in accuracies:
         lines += ["", f"**Accuracy.** {_where(results)}", ""]
@@ -71,15 +84,14 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     scaled = [results for results in loaded if results["kind"] == "scaling"]
     for results in scaled:
         lines += ["", f"**Ray.** {_about_scaling(results)}", "", markdown(scaling.table(results))]
-    gpu_lines: list[str] = []
     for title, about, table in _on_gpu(on_gpu):
-        gpu_lines += ["", f"**{title}.** {about}", "", markdown(table)]
-    text = "\n".join(lines + gpu_lines) + "\n"
+        lines += ["", f"**{title}.** {about}", "", markdown(table)]
+    text = "\n".join(lines if on_gpu else [*lines, "", NO_GPU]) + "\n"
     if html is not None:
         write_whole(html, page(timed, tables, accuracies, scaled, on_gpu, loaded).encode())
         write_whole(html.with_suffix(".md"), text.encode())
     if readme is not None:
-        replace_between(readme, text if on_gpu else "\n".join([*lines, "", NO_GPU]) + "\n")
+        replace_between(readme, text)
     return text
 
 
@@ -96,34 +108,36 @@ def run_table(results: Results, measured: Sequence[Mapping[str, Any]]) -> Table:
         sa_sor = found["figures"]["sa_sor"] if found else None
         reference = found["reference"]["sa_sor"] if found and found["reference"] else None
         change = None if sa_sor is None or reference is None else sa_sor - reference
-        table.append([
-            subject["name"],
-            precision_text(subject),
-            str(row["batch"]),
-            brief(times["p50"]),
-            brief(times["p99"]) + ("*" if times["n"] < FEW else ""),
-            ratio,
-            brief(row["images_per_s"]),
-            memory_text(row["memory"]),
-            "–" if subject["bytes"] is None else f"{subject['bytes'] / 1e6:.1f}",
-            "–" if sa_sor is None else f"{sa_sor:.3f}",
-            "–" if change is None else f"{change:+.4f}",
-            parity_text(found),
-            ", ".join(notes(row)) or "–",
-        ])  # fmt: skip
+        table.append(
+            [
+                subject["name"],
+                precision_text(subject),
+                str(row["batch"]),
+                brief(times["p50"]),
+                brief(times["p99"]) + ("*" if times["n"] < FEW else ""),
+                ratio,
+                brief(row["images_per_s"]),
+                memory_text(row["memory"]),
+                "–" if subject["bytes"] is None else f"{subject['bytes'] / 1e6:.1f}",
+                "–" if sa_sor is None else f"{sa_sor:.3f}",
+                "–" if change is None else f"{change:+.4f}",
+                parity_text(found),
+                ", ".join(notes(row)) or "–",
+            ]
+        )
     return table
 
 
 def accuracy_of(
     subject: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, Any] | None:
-    """The accuracy row of a timed subject. BenchError when only another file of its name was
+    """The accuracy row of a timed subject. DataError when only another file of its name was
     measured."""
     keys = ("form", "file", "config", "backend", "precision")
     rows = [row for row in measured if all(row["subject"][k] == subject[k] for k in keys)]
     equal = [row for row in rows if row["subject"]["sha256"] == subject["sha256"]]
     if rows and not equal:
-        raise BenchError(
+        raise DataError(
             f"{subject['name']} was timed as {subject['sha256'][:12]}… and its accuracy measured "
             f"on {rows[0]['subject']['sha256'][:12]}…: measure both on the same file again"
         )
@@ -166,8 +180,32 @@ def notes(row: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def caveats(table: Table) -> list[str]:
+    """What a reader must know before quoting the rows of `run_table`: each caveat once, with the
+    rows that it is about."""
+    names: dict[str, dict[str, None]] = {}
+    for row in table[1:]:
+        cells = dict(zip(table[0], row, strict=True))
+        said = [] if cells["notes"] == "–" else cells["notes"].split(", ")
+        if cells["parity"].startswith("FAILED"):
+            said.insert(0, "FAILED the comparison with its network")
+        for caveat in said:
+            names.setdefault(caveat, {})[cells["artifact"]] = None
+    return [f"{caveat}: {', '.join(rows)}" for caveat, rows in names.items()]
+
+
+def milliseconds(results: Results) -> str:
+    """Milliseconds of inference of every row of a latency run, for a person."""
+    lines = ["inference in milliseconds, p50 and p99:"]
+    for row in results["rows"]:
+        times = timing.summarise(timing.inference(row["samples"]))
+        name = f"batch {row['batch']}  {row['subject']['name']}"
+        lines.append(f"{name}: {brief(times['p50'])} ms, {brief(times['p99'])} ms")
+    return "\n".join(lines)
+
+
 def gpu_table(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, Any]]) -> Table:
-    """Every row the table should have; what was never measured says so, or why."""
+    """Every row of which something was measured or tried; what was not says so, or why."""
     table = [["engine", "precision", *(f"batch {batch}" for batch in BATCHES), "notes"]]
     cells = {(one["name"], one["precision"], one["batch"]): one["why"] for one in missing}
     said: dict[tuple[str, str], dict[str, None]] = {}
@@ -177,25 +215,35 @@ def gpu_table(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, 
         cells[*who, row["batch"]] = f"{brief(p50)} ÷ {brief(floor)}"
         said.setdefault(who, {}).update(dict.fromkeys(notes(row)))
     for name, precisions in ROWS.items():
-        measured = [of for who, of, _ in cells if who == name]
-        for precision in dict.fromkeys((*precisions, *measured)):
-            cells_of = [cells.get((name, precision, b), "never measured") for b in BATCHES]
-            table.append([name, precision, *cells_of,
-                          ", ".join(said.get((name, precision), {})) or "–"])  # fmt: skip
+        for precision in dict.fromkeys((*precisions, *(p for who, p, _ in cells if who == name))):
+            if any((who, of) == (name, precision) for who, of, _ in cells):
+                row = [cells.get((name, precision, batch), NEVER) for batch in BATCHES]
+                notes_of = ", ".join(said.get((name, precision), {})) or "–"
+                table.append([name, precision, *row, notes_of])
     return table
 
 
+def never_measured(table: Table) -> str:
+    """One line for all the rows that a GPU table should have and has not."""
+    there = {(row[0], row[1]) for row in table[1:]}
+    left = {
+        name: [precision for precision in precisions if (name, precision) not in there]
+        for name, precisions in ROWS.items()
+    }
+    said = [f"{name} ({', '.join(precisions)})" for name, precisions in left.items() if precisions]
+    return f"Never measured: {'; '.join(said)}." if said else ""
+
+
 def _on_gpu(runs: Sequence[Results]) -> list[tuple[str, str, Table]]:
-    """Title, circumstances and table of every GPU run; an empty one where there was none."""
-    if not runs:
-        return [("On a GPU", "Nothing has been measured.", gpu_table([], []))]
+    """Title, circumstances and table of every GPU run."""
     found = []
     for results in runs:
         name = ", ".join(gpu["name"] for gpu in results["environment"]["gpus"]) or "a GPU"
         about = "Inference p50 ms, transfers included, ÷ its floor. "
         about += _about(results) if results["rows"] else _where(results)
-        found.append((f"{_title(results)} on {name}".lstrip(), about,
-                      gpu_table(results["rows"], results["missing"])))  # fmt: skip
+        table = gpu_table(results["rows"], results["missing"])
+        title = f"{_title(results)} on {name}".lstrip()
+        found.append((title, f"{about} {never_measured(table)}".rstrip(), table))
     return found
 
 
@@ -212,6 +260,7 @@ def page(
     body = ["<h1>dsgnn: latency and accuracy</h1>"]
     for results, table in zip(timed, tables, strict=True):
         body += [f"<h2>{escape(_title(results))}</h2>", f"<p>{escape(_about(results))}</p>"]
+        body.append(_warnings(caveats(table)))
         body.append(_html(table))
         for batch in sorted({row["batch"] for row in results["rows"]}):
             rows = {r["subject"]["name"]: r for r in results["rows"] if r["batch"] == batch}
@@ -232,23 +281,31 @@ def page(
         and found["figures"]["sa_sor"] is not None
     ]
     if points:
-        body += ["<h2>Accuracy against latency</h2>",
-                 plots.scatter(points, "end to end p50 ms, batch 1", "SA-SOR")]  # fmt: skip
+        body += [
+            "<h2>Accuracy against latency</h2>",
+            plots.scatter(points, "end to end p50 ms, batch 1", "SA-SOR"),
+        ]
     for results in accuracies:
         body.append(f"<p>Accuracy: {escape(_where(results))}</p>")
         body += [f"<p>{escape(line)}</p>" for line in _accuracy_lines(results)]
     for results in scaled:
-        body += [f"<h2>Ray</h2><p>{escape(_about_scaling(results))}</p>",
-                 _html(scaling.table(results))]  # fmt: skip
+        body += [
+            f"<h2>Ray</h2><p>{escape(_about_scaling(results))}</p>",
+            _html(scaling.table(results)),
+        ]
     for title, about, table in _on_gpu(on_gpu):
         body += [f"<h2>{escape(title)}</h2><p>{escape(about)}</p>", _html(table)]
+    if not on_gpu:
+        body.append(f"<p>{escape(NO_GPU)}</p>")
     body.append("<h2>Environment</h2>")
     for results in loaded:
         facts = {k: results[k] for k in ("kind", "created", "seed", "environment")}
         facts |= {k: results[k] for k in ("plan", "conditions", "rates") if k in results}
         text = escape(json.dumps(facts, indent=1))
-        body.append(f"<details><summary>{results['kind']}, {results['created']}</summary>"
-                    f"<pre>{text}</pre></details>")  # fmt: skip
+        body.append(
+            f"<details><summary>{results['kind']}, {escape(results['created'])}</summary>"
+            f"<pre>{text}</pre></details>"
+        )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>dsgnn benchmarks</title>'
         f"<style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
@@ -268,7 +325,7 @@ def compare(a: Results, b: Results | None = None, against: str | None = None) ->
         return "\n".join(lines)
     common = [key for key in ratios[0] if key in ratios[1]]
     if not common:
-        raise BenchError("the two results have no model at the same batch size in common")
+        raise OptionError("the two results have no model at the same batch size in common")
     worst = 0.0
     for name, batch in common:
         of_a, of_b = (_medians(results, name, batch) for results in (a, b))
@@ -287,14 +344,14 @@ def compare(a: Results, b: Results | None = None, against: str | None = None) ->
 
 def _ratios(results: Results, against: str | None) -> dict[tuple[str, int], timing.Ratio]:
     if results["kind"] not in ("latency", "gpu"):
-        raise BenchError(f"compare takes latency and gpu results, these are of {results['kind']}")
+        raise OptionError(f"compare takes latency and gpu results, these are of {results['kind']}")
     found = {}
     for batch in sorted({row["batch"] for row in results["rows"]}):
         same = [row for row in results["rows"] if row["batch"] == batch]
         names = [row["subject"]["name"] for row in same]
         base = against or baseline(same)
         if base not in names:
-            raise BenchError(f"no model is called {base!r}; there are {', '.join(names)}")
+            raise OptionError(f"no model is called {base!r}; there are {', '.join(names)}")
         for name in names:
             others, own = (_medians(results, who, batch) for who in (base, name))
             found[name, batch] = timing.ratio(others, own, paired=True)
@@ -305,7 +362,7 @@ def _medians(results: Results, name: str, batch: int) -> Any:
     for row in results["rows"]:
         if (row["subject"]["name"], row["batch"]) == (name, batch):
             return timing.medians(row["samples"])
-    raise BenchError(f"no row of {name} at batch {batch}")
+    raise OptionError(f"no row of {name} at batch {batch}")
 
 
 def _verdicts(label: str, results: Results) -> list[str]:
@@ -325,10 +382,11 @@ def _about(results: Results) -> str:
     threads = ", ".join(sorted({str(row["subject"]["threads"]) for row in results["rows"]}))
     noisy = [v["why"] for v in results["noise"].values() if not v["quiet"]]
     verdict = (
-        f"The machine was too noisy for these figures: {'; '.join(noisy)}." if noisy
+        f"The machine was too noisy for these figures: {'; '.join(noisy)}."
+        if noisy
         else "Both halves of the run give the same ratios within "
         f"{max(v['worst'] for v in results['noise'].values()):.1%}."
-    )  # fmt: skip
+    )
     return f"{_where(results)} {threads} threads a model. {verdict}{_stolen(results)}"
 
 
@@ -363,25 +421,34 @@ def _accuracy_lines(results: Results) -> list[str]:
             for name, value in row["figures"].items()
             if value is not None
         )
-        lines.append(f"{row['subject']['name']} on {data['images']} images of {data['spec']} "
-                     f"{data['split']}: {figures}.")  # fmt: skip
+        lines.append(
+            f"{row['subject']['name']} on {data['images']} images of {data['spec']} "
+            f"{data['split']}: {figures}."
+        )
     return lines
 
 
 def replace_between(path: Path, text: str) -> None:
-    """Put text between the marks of a file. Raises BenchError when it lacks them."""
+    """Put text between the marks of a file. Raises OptionError when it lacks them."""
     content = path.read_text("utf-8")
     before, start, rest = content.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not start or not end:
-        raise BenchError(f"{path} lacks a line {MARKS[0]} followed by a line {MARKS[1]}")
+        raise OptionError(f"{path} lacks a line {MARKS[0]} followed by a line {MARKS[1]}")
     write_whole(path, f"{before}{start}\n{text.strip()}\n{end}{after}".encode())
 
 
 def markdown(table: Table) -> str:
-    rows = [["---"] * len(table[0]) if i == 1 else row for i, row in
-            enumerate([table[0], [], *table[1:]])]  # fmt: skip
+    rows = [
+        ["---"] * len(table[0]) if i == 1 else row
+        for i, row in enumerate([table[0], [], *table[1:]])
+    ]
     return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows)
+
+
+def _warnings(lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<ul class="bad">{items}</ul>' if items else ""
 
 
 def _html(table: Table) -> str:

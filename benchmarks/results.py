@@ -9,23 +9,34 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from dsgnn.benchmarks.subjects import BenchError
 from dsgnn.benchmarks.timing import Turn
 from dsgnn.runtime.disk.files import write_whole
+from dsgnn.runtime.errors import DataError, OptionError
 
 SCHEMA = "dsgnn.bench/1"
 DIGITS = 4  # of a raw time in milliseconds
 
+# `check` holds a value against a form; as classes of msgspec these forms would take more lines.
 # A form: a type (or several), {name: form} with exactly these names, {str: form} with any names,
 # [form] a list of any length.
 NUMBER = (int, float)
 MAYBE = (int, float, NoneType)
 STATISTICS = dict.fromkeys(("mean", "std", "min", "p50", "p90", "p95", "p99", "cv"), NUMBER)
 SUBJECT = {
-    "name": str, "form": str, "file": (str, NoneType), "sha256": str, "status": str,
-    "config": str, "weights": str, "precision": str, "backend": str, "device": str,
-    "input": str, "bytes": (int, NoneType), "source_sha256": str,
-}  # fmt: skip
+    "name": str,
+    "form": str,
+    "file": (str, NoneType),
+    "sha256": str,
+    "status": str,
+    "config": str,
+    "weights": str,
+    "precision": str,
+    "backend": str,
+    "device": str,
+    "input": str,
+    "bytes": (int, NoneType),
+    "source_sha256": str,
+}
 LATENCY_ROW = {
     "subject": {**SUBJECT, "threads": int},
     "batch": int,
@@ -49,19 +60,35 @@ ACCURACY_ROW = {
     "parity_from": (str, NoneType),
 }
 SCALING_ROW = {
-    "name": str, "workers": int, "threads": int, "clients": int, "images": int,
+    "name": str,
+    "workers": int,
+    "threads": int,
+    "clients": int,
+    "images": int,
     **dict.fromkeys(("start_s", "ms_per_image", "single_ms", "overhead_ms", "speed_up"), NUMBER),
     "turns": [[NUMBER]],
-}  # fmt: skip
+}
 COMMON = {
-    "schema": str, "kind": str, "created": str, "seed": int,
+    "schema": str,
+    "kind": str,
+    "created": str,
+    "seed": int,
     "environment": {
-        "system": str, "python": str, "cpu": str, "cpu_flags": [str], "cores": int,
-        "cores_allowed": (int, NoneType), "memory_gib": MAYBE, "governor": (str, NoneType),
-        "gpus": [dict], "libraries": {str: str}, "variables": dict,
-        "git": {"revision": (str, NoneType), "changed": (bool, NoneType)}, "command": [str],
+        "system": str,
+        "python": str,
+        "cpu": str,
+        "cpu_flags": [str],
+        "cores": int,
+        "cores_allowed": (int, NoneType),
+        "memory_gib": MAYBE,
+        "governor": (str, NoneType),
+        "gpus": [dict],
+        "libraries": {str: str},
+        "variables": dict,
+        "git": {"revision": (str, NoneType), "changed": (bool, NoneType)},
+        "command": [str],
     },
-}  # fmt: skip
+}
 LATENCY = {
     "plan": dict,
     "conditions": {"before": dict, "after": dict, "stolen": MAYBE},
@@ -79,15 +106,16 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     # rows that could not be measured, with the reason; and what the floors rest on
     "gpu": {
-        **COMMON, **LATENCY,
+        **COMMON,
+        **LATENCY,
         "missing": [{"name": str, "precision": str, "batch": int, "why": str}],
         "rates": {"gb_per_s": NUMBER, "tflops": {str: NUMBER}},
     },
-}  # fmt: skip
+}
 
 
 def check(value: Any, form: Any, where: str = "results") -> None:
-    """Raise BenchError naming the first place where a value has not its form."""
+    """Raise DataError naming the first place where a value has not its form."""
     options = form if isinstance(form, tuple) else (form,)
     nested = [option for option in options if not isinstance(option, type)]
     kinds = tuple(option for option in options if isinstance(option, type))
@@ -99,7 +127,7 @@ def check(value: Any, form: Any, where: str = "results") -> None:
             option.__name__ if isinstance(option, type) else type(option).__name__
             for option in options
         )
-        raise BenchError(f"{where}: expected {names}, got {type(value).__name__} {value!r:.80}")
+        raise DataError(f"{where}: expected {names}, got {type(value).__name__} {value!r:.80}")
     inner = nested[0]
     if isinstance(inner, list):
         for number, item in enumerate(value):
@@ -108,31 +136,31 @@ def check(value: Any, form: Any, where: str = "results") -> None:
     any_name = inner.get(str)
     if any_name is None and (wrong := inner.keys() ^ value.keys()):
         lacking, strange = sorted(wrong - value.keys()), sorted(wrong - inner.keys())
-        raise BenchError(f"{where}: lacks {lacking}, has unknown {strange}")
+        raise DataError(f"{where}: lacks {lacking}, has unknown {strange}")
     for name, item in value.items():
         check(item, any_name or inner[name], f"{where}.{name}")
 
 
 def validate(results: Any) -> None:
-    """Raise BenchError unless `results` has the form of its kind and of this schema."""
+    """Raise DataError unless `results` has the form of its kind and of this schema."""
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         found = results.get("schema") if isinstance(results, dict) else type(results).__name__
-        raise BenchError(
+        raise DataError(
             f"expected schema {SCHEMA}, got {found!r}: made by another version of dsgnn-bench, or "
             "by something else; measure again"
         )
     if results.get("kind") not in list(KINDS):
-        raise BenchError(f"kind must be one of {', '.join(KINDS)}, got {results.get('kind')!r}")
+        raise DataError(f"kind must be one of {', '.join(KINDS)}, got {results.get('kind')!r}")
     check(results, KINDS[results["kind"]])
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Results from a file, or from a folder's only kind asked for. Raises BenchError, OSError."""
+    """The results in a file. Raises DataError where they have not the form, OSError."""
     try:
         results = json.loads(path.read_text("utf-8"))
         validate(results)
-    except (UnicodeDecodeError, json.JSONDecodeError, BenchError) as error:
-        raise BenchError(f"{path}: {error}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, DataError) as error:
+        raise OptionError(f"{path}: {error}") from error
     return results
 
 
@@ -162,7 +190,7 @@ def columns(turns: Iterable[Turn]) -> dict[str, list[float]]:
     return table
 
 
-class Log:
+class TurnLog:
     """Every turn as it is measured, one line each, so that a run that was stopped can go on.
 
     header: what must be the same for that. turns: {batch: [Turn…]} of complete rounds; closing:
@@ -170,15 +198,15 @@ class Log:
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], names: set[str], resume: bool):
-        """Raises BenchError when there is a log and `resume` is off, or it is of another run."""
+        """Raises OptionError when there is a log and `resume` is off, or it is of another run,
+        DataError when it is damaged."""
         self.turns: dict[int, list[Turn]] = {}
         self.closing: dict[int, Any] = {}
         plain: dict[str, Any] = json.loads(json.dumps(header))
         if path.exists():
             if not resume:
-                raise BenchError(
-                    f"{path} holds an unfinished run: go on with it by --resume, or give another "
-                    "--out"
+                raise OptionError(
+                    f"{path} holds an unfinished run: resume it, or give another folder"
                 )
             self._read(path, plain, names)
         lines: list[Any] = [plain]
@@ -208,12 +236,12 @@ class Log:
         try:
             old, *entries = [json.loads(line) for line in lines]
         except ValueError as error:
-            raise BenchError(f"{path} is damaged ({error}): delete it and start again") from None
+            raise DataError(f"{path} is damaged ({error}): delete it and start again") from None
         changed = [name for name in header if old.get(name) != header[name]]
         if changed:
-            raise BenchError(
+            raise DataError(
                 f"{path} is of another run, {', '.join(changed)} differ: give the same command and "
-                "files, or another --out"
+                "files, or another folder"
             )
         found: dict[int, dict[int, list[Turn]]] = {}
         for entry in entries:

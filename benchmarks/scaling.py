@@ -25,11 +25,11 @@ from typing import Any
 
 from dsgnn.benchmarks.environment import conditions, environment, stolen
 from dsgnn.benchmarks.results import save
-from dsgnn.benchmarks.subjects import BenchError
 from dsgnn.runtime import Ranker, samples
 from dsgnn.runtime.cluster.connect import cluster
 from dsgnn.runtime.cluster.job import TASK_IMAGES, plan, rank_on_ray, ranker_for
 from dsgnn.runtime.disk.sources import Source, find_sources
+from dsgnn.runtime.errors import BackendError, InputError, OptionError
 from dsgnn.runtime.run.loop import rank_sources
 
 FILE = "scaling.json"
@@ -44,16 +44,16 @@ def scaling(
     """Measure and write OUT/scaling.json; returns the results.
 
     images: of each turn. threads: of each worker and of the single process; with as many workers as
-    the machine has CPUs for. Raises BenchError if there are too few images or an arm fails,
-    BackendError if Ray is not installed.
+    the machine has CPUs for. Raises OptionError if there are too few images, InputError or
+    BackendError if an arm fails.
     """
     many = max(1, (os.cpu_count() or 1) // threads)
     if images < 8 * many or rounds < 1:
-        raise BenchError(
+        raise OptionError(
             f"expected at least {8 * many} images and one round, got {images} and {rounds}"
         )
     if (out / FILE).exists():
-        raise BenchError(f"{out / FILE} exists: delete it, or give another --out")
+        raise OptionError(f"{out / FILE} exists: delete it, or give another folder")
     out.mkdir(parents=True, exist_ok=True)
     before, rows = conditions(), []
     with TemporaryDirectory() as folder:
@@ -64,20 +64,26 @@ def scaling(
         ranker(samples()[0])  # the first is slower
 
         def measured(name: str, workers: int, clients: int, arm: Callable[[], Turn]) -> None:
-            turns = [(single(ranker, sources), arm(), single(ranker, sources))
-                     for _ in range(rounds)]  # fmt: skip
+            turns = [
+                (single(ranker, sources), arm(), single(ranker, sources)) for _ in range(rounds)
+            ]
             alone = [(first + last) / 2 for first, _, last in turns]
             taken = [ms for _, (ms, _), _ in turns]
             rows.append(
                 {
-                    "name": name, "workers": workers, "threads": threads, "clients": clients,
-                    "images": images, "start_s": median(start for _, (_, start), _ in turns),
-                    "ms_per_image": median(taken), "single_ms": median(alone),
+                    "name": name,
+                    "workers": workers,
+                    "threads": threads,
+                    "clients": clients,
+                    "images": images,
+                    "start_s": median(start for _, (_, start), _ in turns),
+                    "ms_per_image": median(taken),
+                    "single_ms": median(alone),
                     "overhead_ms": median(a - b for a, b in zip(taken, alone, strict=True)),
                     "speed_up": median(b / a for a, b in zip(taken, alone, strict=True)),
                     "turns": [[first, ms, last] for first, (ms, _), last in turns],
                 }
-            )  # fmt: skip
+            )
 
         with cluster("", "data") as ray:
             for count in sorted({1, many}):
@@ -89,9 +95,14 @@ def scaling(
                 measured("Ray Serve", 1, clients, posts)
     after = conditions()
     return save(
-        out / FILE, "scaling", environment(), seed=0, model=ranker.describe(),
-        conditions={"before": before, "after": after, "stolen": stolen(before, after)}, rows=rows,
-    )  # fmt: skip
+        out / FILE,
+        "scaling",
+        environment(),
+        seed=0,
+        model=ranker.describe(),
+        conditions={"before": before, "after": after, "stolen": stolen(before, after)},
+        rows=rows,
+    )
 
 
 def single(ranker: Ranker, sources: Sequence[Source]) -> float:
@@ -135,7 +146,7 @@ def server(model: Path | None, threads: int) -> Iterator[tuple[int, float]]:
             if line.startswith("listening on "):
                 break
         else:
-            raise BenchError(f"dsgnn-serve did not start: {''.join(said)}")
+            raise BackendError(f"dsgnn-serve did not start: {''.join(said)}")
         try:
             yield int(line.rpartition(":")[2].strip("/\n")), perf_counter() - start
         finally:
@@ -164,21 +175,24 @@ def ray_serve(port: int, sources: Sequence[Source], clients: int, start_s: float
 
 def table(results: Mapping[str, Any]) -> list[list[str]]:
     """The rows as text, after a heading."""
-    lines = [["", "workers", "ms per image", "single process", "overhead, ms", "speed-up",
-              "start, s"]]  # fmt: skip
+    lines = [
+        ["", "workers", "ms per image", "single process", "overhead, ms", "speed-up", "start, s"]
+    ]
     for row in results["rows"]:
         clients = f", {row['clients']} clients" if row["clients"] else ""
         times = (row[name] for name in ("ms_per_image", "single_ms", "overhead_ms"))
-        lines.append([
-            f"{row['name']}{clients}",
-            f"{row['workers']} × {row['threads']} threads",
-            *(f"{ms:,.1f}" for ms in times),
-            f"{row['speed_up']:.2f}",
-            f"{row['start_s']:.1f}",
-        ])  # fmt: skip
+        lines.append(
+            [
+                f"{row['name']}{clients}",
+                f"{row['workers']} × {row['threads']} threads",
+                *(f"{ms:,.1f}" for ms in times),
+                f"{row['speed_up']:.2f}",
+                f"{row['start_s']:.1f}",
+            ]
+        )
     return lines
 
 
 def _check(error: str) -> None:
     if error:
-        raise BenchError(f"an image failed: {error}")
+        raise InputError(f"an image failed: {error}")

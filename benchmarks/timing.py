@@ -1,4 +1,4 @@
-"""When to run what, and what the times say. No clock, no model and no file of its own.
+"""When each model runs, and what its times say. Nothing here has a clock, model or file of its own.
 
 Models are timed interleaved: in every round each has one turn, in an order shuffled anew, so that
 whatever slows the machine slows all of them and their ratios hold. A turn starts with one untimed
@@ -15,9 +15,16 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from dsgnn.runtime.errors import OptionError
+
 STAGES = (
-    "decode", "preprocess", "host_to_device", "compute", "device_to_host", "postprocess",
-)  # fmt: skip
+    "decode",
+    "preprocess",
+    "host_to_device",
+    "compute",
+    "device_to_host",
+    "postprocess",
+)
 INFERENCE = ("host_to_device", "compute", "device_to_host")  # some forms time only their sum
 END_TO_END = "end_to_end"
 Sample = dict[str, float]
@@ -43,7 +50,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.duration_s < 0 or self.runs < 1 or self.rounds < 2 or self.warm_up_runs < 1:
-            raise ValueError(
+            raise OptionError(
                 "a plan needs duration_s ≥ 0, runs ≥ 1, rounds ≥ 2 and warm_up_runs ≥ 1, got "
                 f"{self}"
             )
@@ -108,9 +115,16 @@ def summarise(values_ms: Sequence[float] | np.ndarray) -> dict[str, float]:
     mean, std = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
     p50, p90, p95, p99 = (float(p) for p in np.percentile(values, (50, 90, 95, 99)))
     return {
-        "mean": mean, "std": std, "min": float(values.min()), "p50": p50, "p90": p90, "p95": p95,
-        "p99": p99, "cv": std / mean if mean else 0.0, "n": len(values),
-    }  # fmt: skip
+        "mean": mean,
+        "std": std,
+        "min": float(values.min()),
+        "p50": p50,
+        "p90": p90,
+        "p95": p95,
+        "p99": p99,
+        "cv": std / mean if mean else 0.0,
+        "n": len(values),
+    }
 
 
 def inference(samples: Mapping[str, Any]) -> np.ndarray:

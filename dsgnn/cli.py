@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dsgnn.config import CONFIGS
-from dsgnn.runtime.backends import BACKENDS
+from dsgnn.options import HELP, backend_option, needs, size_option
 from dsgnn.runtime.errors import (
     CheckpointError,
     DataError,
@@ -18,20 +16,6 @@ from dsgnn.runtime.errors import (
     NotFiniteError,
     OptionError,
 )
-
-HELP = {"help_option_names": ["-h", "--help"]}
-
-
-@contextmanager
-def needs(extra: str) -> Iterator[None]:
-    """Imports in this block are of libraries that an extra brings: name it when one is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise click.UsageError(
-            f"{error.name} is not installed: pip install 'dsgnn[{extra}]'"
-        ) from None
-
 
 OPTIONS = {"initial_weights": "--init", "validation": "--val"}
 """Arguments of the library that have another name on the command line."""
@@ -54,15 +38,6 @@ def reported() -> Iterator[None]:
         raise click.UsageError(f"{error}{options}") from None
     except DsgnnError as error:
         raise click.UsageError(str(error)) from None
-
-
-def _size(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    from dsgnn.runtime.letterbox import parse_size
-
-    try:
-        return None if text is None else parse_size(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 @click.command(context_settings=HELP)
@@ -210,16 +185,13 @@ def train(
               "images/ and masks/.")  # fmt: skip
 @click.option("--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
               help="Write metrics.json, per_image.csv and results.json there.")  # fmt: skip
-@click.option("--size", metavar="HxW", callback=_size,
-              help="A checkpoint sees photos at this size, as a static artifact does.")  # fmt: skip
+@size_option("A checkpoint sees photos at this size, as a static artifact does.")
 @click.option("--worst", type=click.IntRange(0), default=0, metavar="N",
               help="Draw the N images of lowest SA-SOR and the truth, into DIR/worst.")  # fmt: skip
 @click.option("--if-none", type=click.Choice(["all", "none"]),
               help="Where no object passes the threshold, count all, as the published code does, "
               "or none.  [default: all; none with --protocol gaze]")  # fmt: skip
-@click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto",
-              show_default=True,
-              help="Inference library for an artifact.")  # fmt: skip
+@backend_option("Inference library for an artifact.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.version_option(package_name="dsgnn")

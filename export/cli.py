@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
-from dsgnn.cli import needs
-from dsgnn.runtime.backends import BACKENDS
-from dsgnn.runtime.errors import ArtifactError, BackendError, CheckpointError
+from dsgnn.options import HELP, backend_option, needs, refusals, size_option
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+images_option = click.option("--images", type=FOLDER, help="More photos for the parity check.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings=HELP)
 @click.version_option(package_name="dsgnn")
 def main() -> None:
     """Export checkpoints to artifacts that are proven to give the same answers.
@@ -19,21 +23,12 @@ def main() -> None:
     \b
     Example:
       dsgnn-export onnx model.safetensors -o model.onnx
+
+    Exit status: 0 done, 1 the artifact could not be built or gives other answers, 2 wrong use.
     """
 
 
-def _size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | str | None:
-    from dsgnn.runtime.letterbox import parse_size
-
-    if value is None or value == "dynamic":
-        return value
-    try:
-        return parse_size(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{error}; or give dynamic") from None
-
-
-def _check_output(path: Path, *suffixes: str) -> None:
+def _output(path: Path, *suffixes: str) -> None:
     """Before minutes of work: the file can be written where it is asked for."""
     if path.suffix not in suffixes:
         raise click.UsageError(f"the output must end in {' or '.join(suffixes)}, got {path.name}")
@@ -41,30 +36,69 @@ def _check_output(path: Path, *suffixes: str) -> None:
         raise click.UsageError(f"there is no folder {path.parent} to write {path.name} in")
 
 
+def output_option(text: str) -> Callable[[Any], Any]:
+    return click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=text)
+
+
+@contextmanager
+def _gate(advice: str) -> Iterator[None]:
+    """An artifact that was refused or not built ends the command with status 1, wrong use with 2.
+
+    advice: the options that may change the verdict.
+    """
+    from dsgnn.export.parity import ParityError
+    from dsgnn.export.tensorrt import BuildError
+
+    with refusals():
+        try:
+            yield
+        except ParityError as error:
+            raise click.ClickException(f"{error}\n{advice}") from None
+        except BuildError as error:
+            raise click.ClickException(str(error)) from None
+
+
 @main.command()
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write."
+@output_option("The ONNX file to write.")
+@size_option(
+    "Height and width in pixels, multiples of 32, or dynamic.  [default: 4:3 at the "
+    "configuration's size]",
+    dynamic=True,
 )
-@click.option("--size", callback=_size, help="HxW in pixels, multiples of 32, or dynamic. "
-              "Default: 4:3 at the configuration's size.")  # fmt: skip
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "w16", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
     help="w16: float32 arithmetic, weights stored as float16 (half the file). fp16, bf16: typed "
-    "graphs for GPUs, with islands of float32. int8: convolutions in eight bits, for CPUs.",
+    "graphs for GPUs, with islands of float32. int8: convolutions in eight bits, which are faster "
+    "than float32 in OpenVINO and slower in ONNX Runtime.",
 )
-@click.option("--calibrate", metavar="DIR", help="Photos like those to be ranked, for int8: its "
-              "ranges come from them.",
-              type=click.Path(exists=True, file_okay=False, path_type=Path))  # fmt: skip
-@click.option("--deform", type=click.Choice(["gridsample", "gather"]), default="gridsample",
-              show_default=True, help="How deformable attention samples.")  # fmt: skip
-@click.option("--synthetic", metavar="CONFIG", help="Random weights of a configuration, in place "
-              "of a checkpoint (benchmarks).")  # fmt: skip
-@click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="More photos for the parity check.")  # fmt: skip
+@click.option(
+    "--calibrate",
+    metavar="DIR",
+    type=FOLDER,
+    help="Photos like those to be ranked. int8 takes its ranges from them.",
+)
+@click.option(
+    "--deform",
+    type=click.Choice(["gridsample", "gather"]),
+    default="gridsample",
+    show_default=True,
+    help="How deformable attention samples.",
+)
+@click.option(
+    "--synthetic",
+    metavar="CONFIG",
+    help="Random weights of a configuration, in place of a checkpoint (benchmarks).",
+)
+@click.option(
+    "--keep-unverified",
+    is_flag=True,
+    help="Write the file, marked as unverified, even if it gives other answers.",
+)
+@images_option
 def onnx(
     checkpoint: Path | None,
     output: Path,
@@ -73,6 +107,7 @@ def onnx(
     calibrate: Path | None,
     deform: str,
     synthetic: str | None,
+    keep_unverified: bool,
     images: Path | None,
 ) -> None:
     """Write the deploy graph of CHECKPOINT as ONNX, once it matches PyTorch on real photos.
@@ -81,26 +116,34 @@ def onnx(
     Example:
       dsgnn-export onnx model.safetensors -o model.int8.onnx --precision int8 --calibrate photos
     """
+    _output(output, ".onnx")
+    if (checkpoint is None) == (synthetic is None):
+        raise click.UsageError("give either a checkpoint or --synthetic CONFIG")
+    if precision == "int8" and calibrate is None:
+        raise click.UsageError("int8 needs photos like those to be ranked: give --calibrate DIR")
     with needs("export"):
         from dsgnn.export.onnx import default_size, export_onnx, read_source
-        from dsgnn.export.parity import ParityError, folder_photos, parity_photos, table
+        from dsgnn.export.parity import folder_photos, parity_photos, table
 
-    _check_output(output, ".onnx")
-    try:
+    with _gate("Options: --deform gather, another --precision, or --keep-unverified."):
         source = read_source(checkpoint, synthetic)
         chosen = default_size(source.model.config) if size is None else size
         sidecar, results = export_onnx(
-            source, output, parity_photos(images), chosen if isinstance(chosen, tuple) else None,
-            precision, deform, folder_photos(calibrate) if calibrate else (),
-        )  # fmt: skip
-    except (CheckpointError, BackendError, ValueError, OverflowError, OSError) as error:
-        raise click.UsageError(str(error)) from None
-    except ParityError as error:
-        raise click.ClickException(str(error)) from None
+            source,
+            output,
+            parity_photos(images),
+            chosen if isinstance(chosen, tuple) else None,
+            precision,
+            deform,
+            folder_photos(calibrate) if calibrate else (),
+            keep_unverified=keep_unverified,
+        )
     click.echo(table(results) if results else sidecar.build["not_run"])
     status = "verified" if sidecar.verified else "unverified"
-    click.echo(f"{output}: {status}, {output.stat().st_size / 1e6:.1f} MB, "
-               f"{sidecar.build['nodes']} nodes, sha256 {sidecar.sha256[:12]}…")  # fmt: skip
+    size_mb, nodes = output.stat().st_size / 1e6, sidecar.build["nodes"]
+    click.echo(
+        f"{output}: {status}, {size_mb:.1f} MB, {nodes} nodes, sha256 {sidecar.sha256[:12]}…"
+    )
 
 
 def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
@@ -112,18 +155,35 @@ def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, .
 
 @main.command()
 @click.argument("source", metavar="M.onnx", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The engine.")
-@click.option("--flavour", type=click.Choice(["tensorrt", "tensorrt-rtx"]), default="tensorrt-rtx",
-              show_default=True, help="The library.")  # fmt: skip
-@click.option("--batch", callback=_integers, default="1,1,1", show_default=True,
-              help="Batch sizes min,opt,max; all equal: a static batch.")  # fmt: skip
-@click.option("--sm", callback=_integers, default="", help="GPU generations for tensorrt-rtx, such "
-              "as 89,120; tensorrt builds for the GPU that is present.")  # fmt: skip
+@output_option("The engine to write, .engine or .plan.")
+@click.option(
+    "--flavour",
+    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    default="tensorrt",
+    show_default=True,
+    help="The library to build with. tensorrt builds for the GPU that is present; tensorrt-rtx "
+    "builds for the GPU generations that --sm names, and needs no GPU to build.",
+)
+@click.option(
+    "--batch",
+    callback=_integers,
+    default="1,1,1",
+    show_default=True,
+    help="Batch sizes min,opt,max; all equal: a static batch.",
+)
+@click.option(
+    "--sm",
+    callback=_integers,
+    default="",
+    help="GPU generations for tensorrt-rtx, such as 89,120.",
+)
 @click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Scratch memory at most.")
-@click.option("--timing-cache", type=click.Path(dir_okay=False, path_type=Path),
-              help="Measurements of earlier builds, read and added to (tensorrt).")  # fmt: skip
-@click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="More photos for the parity check.")  # fmt: skip
+@click.option(
+    "--timing-cache",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Measurements of earlier builds, read and added to (tensorrt).",
+)
+@images_option
 def tensorrt(
     source: Path,
     output: Path,
@@ -136,38 +196,49 @@ def tensorrt(
 ) -> None:
     """Build an engine of M.onnx, and compare the two if this machine can run the engine.
 
+    An engine takes photos of one size, so that M.onnx must have one too.
+
     \b
     Example:
-      dsgnn-export tensorrt model.onnx -o model.engine --sm 89,120 --batch 1,1,8
+      dsgnn-export onnx model.safetensors -o model.onnx --size 448x576
+      dsgnn-export tensorrt model.onnx -o model.engine --batch 1,1,8
+      dsgnn-export tensorrt model.onnx -o model.engine --flavour tensorrt-rtx --sm 89,120
     """
-    with needs("export"):
-        from dsgnn.export.parity import ParityError, parity_photos, table
-        from dsgnn.export.tensorrt import BuildError, build_engine
+    from dsgnn.export.engine_options import check_options
+    from dsgnn.runtime.artifact import open_artifact
 
-    _check_output(output, ".engine", ".plan")
-    try:
+    _output(output, ".engine", ".plan")
+    with refusals(
+        "\nFor one size: dsgnn-export onnx CHECKPOINT -o M.onnx --size HxW. For the rest see "
+        "--flavour, --batch and --sm."
+    ):
+        check_options(open_artifact(source), flavour, batch, sm, timing_cache)
+    with needs("export"):
+        from dsgnn.export.parity import parity_photos, table
+        from dsgnn.export.tensorrt import build_engine
+
+    with _gate("Options of `dsgnn-export onnx`: --deform gather, or another --precision."):
         sidecar, results = build_engine(
             source, output, parity_photos(images), flavour, batch, sm, workspace, timing_cache
         )
-    except (BuildError, ParityError) as error:
-        raise click.ClickException(str(error)) from None
-    except (BackendError, ValueError, FileNotFoundError) as error:
-        raise click.UsageError(str(error)) from None
     click.echo(table(results) if results else f"not compared: {sidecar.build['not_run']}")
-    status = "verified" if sidecar.verified else "unverified"
-    click.echo(f"{output}: {status}, {sidecar.build['bytes'] / 1e6:.1f} MB, "
-               f"{sidecar.build['layers']} layers, {sidecar.build['seconds']} s; log in "
-               f"{output.name}.log")  # fmt: skip
+    status, build = "verified" if sidecar.verified else "unverified", sidecar.build
+    click.echo(
+        f"{output}: {status}, {build['bytes'] / 1e6:.1f} MB, {build['layers']} layers, "
+        f"{build['seconds']} s; log in {output.name}.log"
+    )
 
 
 @main.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--against", required=True, type=click.Path(path_type=Path),
-              help="The checkpoint it came from, or an ONNX file of the same network.")  # fmt: skip
-@click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="More photos for the parity check.")  # fmt: skip
-@click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto",
-              show_default=True, help="What runs the artifact.")  # fmt: skip
+@click.option(
+    "--against",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The checkpoint it came from, or an ONNX file of the same network.",
+)
+@images_option
+@backend_option("What runs the artifact.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def verify(artifact: Path, against: Path, images: Path | None, backend: str, device: str) -> None:
     """Compare ARTIFACT with what it was made from, on this machine; its sidecar keeps the outcome.
@@ -177,24 +248,20 @@ def verify(artifact: Path, against: Path, images: Path | None, backend: str, dev
       dsgnn-export verify model.onnx --against model.safetensors
     """
     with needs("export"):
-        from dsgnn.export.parity import ParityError, parity_photos, table
+        from dsgnn.export.parity import only_reported, parity_photos, table
         from dsgnn.export.verify import verify as run
         from dsgnn.runtime.artifact import open_artifact
 
-    try:
+    with _gate(""):
         photos = parity_photos(images)
         sidecar, results = run(artifact, against, photos, backend, device)
-        facts = open_artifact(artifact).description
-    except (ArtifactError, BackendError, CheckpointError, FileNotFoundError) as error:
-        raise click.UsageError(str(error)) from None
-    except ParityError as error:
-        raise click.ClickException(str(error)) from None
+        reported = only_reported(open_artifact(artifact).description)
     click.echo(table(results))
-    reported = facts.weights == "synthetic" and facts.precision != "fp32"
     if not sidecar.verified and not reported:
-        raise click.ClickException(f"{artifact} does not give the answers of {against}: do not "
-                                   "use it; export again, with --deform gather or another "
-                                   "precision")  # fmt: skip
+        raise click.ClickException(
+            f"{artifact} does not give the answers of {against}: do not use it; export again, with "
+            "--deform gather or another precision"
+        )
     click.echo(f"{artifact}: {'verified' if sidecar.verified else 'unverified'}")
 
 
@@ -205,24 +272,43 @@ def inspect(artifact: Path) -> None:
     with needs("export"):
         from dsgnn.export.verify import summary
 
-    try:
+    with refusals():
         click.echo(summary(artifact))
-    except (ArtifactError, FileNotFoundError) as error:
-        raise click.UsageError(str(error)) from None
 
 
 @main.command()
-@click.argument("sources", nargs=-1, required=True, metavar="M.onnx|M.engine...",
-                type=click.Path(path_type=Path))  # fmt: skip
-@click.option("-o", "--output", required=True, metavar="REPO", help="The model repository.",
-              type=click.Path(file_okay=False, path_type=Path))  # fmt: skip
-@click.option("--name", help="Of the model on the server.  [default: the first file's]")
-@click.option("--max-batch", type=int, metavar="N",
-              help="Images per inference of an ONNX file.  [default: 8]")  # fmt: skip
+@click.argument(
+    "sources",
+    nargs=-1,
+    required=True,
+    metavar="M.onnx|M.engine...",
+    type=click.Path(path_type=Path),
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="REPO",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The model repository.",
+)
+@click.option("--name", help="The model's name on the server.  [default: the first file's]")
+@click.option(
+    "--max-batch",
+    type=int,
+    metavar="N",
+    help="Images per inference of an ONNX file.  [default: 8]",
+)
 @click.option("--instances", type=int, default=1, show_default=True, help="Copies on each device.")
 @click.option("--gpu", is_flag=True, help="Run an ONNX file on GPUs instead of CPUs.")
-@click.option("--delay", type=float, default=5.0, show_default=True, metavar="MS",
-              help="Wait so long at most for requests that share an inference.")  # fmt: skip
+@click.option(
+    "--delay",
+    type=float,
+    default=5.0,
+    show_default=True,
+    metavar="MS",
+    help="A request waits at most so long for others to share its inference with.",
+)
 def triton(
     sources: tuple[Path, ...],
     output: Path,
@@ -247,29 +333,21 @@ def triton(
     with needs("export"):
         from dsgnn.export.triton import write_repository
 
-    try:
+    with needs("triton"), refusals():
         folder = write_repository(sources, output, name, max_batch, instances, gpu, delay)
-    except ImportError as error:
-        raise click.UsageError(f"{error.name} is missing: pip install 'dsgnn[triton]'") from None
-    except (BackendError, ValueError, OSError) as error:
-        raise click.UsageError(str(error)) from None
     click.echo(f"{folder}: start Triton with --model-repository {output}")
 
 
 @main.command(name="round")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write."
-)
+@output_option("The .safetensors file to write.")
 def round_(checkpoint: Path, output: Path) -> None:
     """Round the weights of CHECKPOINT to float16 values, for a w16 export that loses nothing."""
     with needs("export"):
-        from dsgnn.export.half import round_weights
+        from dsgnn.export.round_weights import round_weights
         from dsgnn.weights.checkpoint import load_checkpoint, save_checkpoint
 
-    _check_output(output, ".safetensors")
-    try:
+    _output(output, ".safetensors")
+    with refusals():
         model, weights = load_checkpoint(checkpoint)
         save_checkpoint(output, round_weights(model), weights)
-    except (CheckpointError, OSError) as error:
-        raise click.UsageError(str(error)) from None

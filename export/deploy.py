@@ -55,6 +55,7 @@ from dsgnn.pixel_decoder import (
     sine_position,
 )
 from dsgnn.query_decoder import DecoderLayer
+from dsgnn.runtime.errors import OptionError
 
 BLOCKED = -1e4  # added to attention logits; finite, so that half precision has no NaN
 Size = tuple[int, int]
@@ -127,8 +128,13 @@ class DeployMSDA(nn.Module):
     are constants folded in float64.
     """
 
-    def __init__(self, attention: MSDA, sampler: Callable, shapes: list[Size] | None,
-                 position: Tensor | None):  # fmt: skip
+    def __init__(
+        self,
+        attention: MSDA,
+        sampler: Callable,
+        shapes: list[Size] | None,
+        position: Tensor | None,
+    ):
         super().__init__()
         self.sampler = sampler
         # rows in the order level, head, point, (x, y); logits in the order head, level, point
@@ -478,9 +484,9 @@ class DeployGraph(nn.Module):
     def __init__(self, model: DSGNN, size: Size | None = None, deform: str = "gridsample"):
         super().__init__()
         if size is not None and (size[0] % 32 or size[1] % 32 or min(size) < 32):
-            raise ValueError(f"size must be multiples of 32, got {size[0]}x{size[1]}")
+            raise OptionError(f"size must be multiples of 32, got {size[0]}x{size[1]}")
         if deform not in SAMPLERS:
-            raise ValueError(f"deform must be one of {', '.join(SAMPLERS)}, got {deform!r}")
+            raise OptionError(f"deform must be one of {', '.join(SAMPLERS)}, got {deform!r}")
         model = model.eval().float()
         self.config, self.size = model.config, size
         std = torch.tensor(STD)
@@ -532,10 +538,13 @@ class DeployGraph(nn.Module):
             blocked = blocked & ~blocked.all(-1, keepdim=True)
             bias = torch.where(blocked, BLOCKED, 0.0)[:, None]  # (B, 1, Q, K)
             layers = [branch.layer(i) for branch in self.branches]
-            asked = torch.cat([
-                layer.cross.absorb(x + p)
-                for layer, x, p in zip(layers, queries, positions, strict=True)
-            ], 1)  # (B, branches · M, Q, C)  # fmt: skip
+            asked = torch.cat(
+                [
+                    layer.cross.absorb(x + p)
+                    for layer, x, p in zip(layers, queries, positions, strict=True)
+                ],
+                1,
+            )  # (B, branches · M, Q, C)
             rows = asked.flatten(1, 2)
             logits = (rows @ keys[level]).unflatten(1, asked.shape[1:3])
             attended = (logits + bias).softmax(-1).flatten(1, 2) @ tokens[level]

@@ -1,9 +1,9 @@
 """int8: convolutions in eight bits, as QuantizeLinear and DequantizeLinear around them.
 
 onnxruntime's quantiser with ranges from calibration photos: weights signed, one scale per output
-channel; activations unsigned, as CPUs multiply them (TensorRT takes symmetric ones only). What it
-took to stay close to float32, found by quantising `nano` in parts and comparing its masks on other
-photos than the calibration's:
+channel; activations unsigned, as CPUs multiply them (TensorRT takes symmetric ones only). These
+rules keep it close to float32. They were found by quantising `nano` in parts and comparing its
+masks on photos that calibration had not seen:
 
 - an activation function belongs to the convolution before it. Quantised alone, a convolution spends
   its 256 steps on values that the ReLU after it throws away: this was by far the largest error;
@@ -36,6 +36,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.letterbox import Rule, letterbox
 
 PHOTOS = 32  # fewer leave the ranges to chance
@@ -68,7 +69,7 @@ def quantise(proto: ModelProto, photos: Sequence[np.ndarray], rule: Rule) -> Mod
     """The float32 graph with its convolutions in int8.
 
     photos: (h, w, 3) uint8 RGB, unlike each other and like what will be ranked; rule: how they are
-    letterboxed. ValueError for fewer than PHOTOS.
+    letterboxed. OptionError for fewer than PHOTOS.
     """
     check_calibration(photos)
     with TemporaryDirectory() as folder, _quiet():
@@ -91,12 +92,33 @@ def quantise(proto: ModelProto, photos: Sequence[np.ndarray], rule: Rule) -> Mod
 
 
 def check_calibration(photos: Sequence[np.ndarray]) -> None:
-    """Raise ValueError for too few photos."""
+    """Raise OptionError for too few photos."""
     if len(photos) < PHOTOS:
-        raise ValueError(
-            f"int8 needs at least {PHOTOS} calibration photos, got {len(photos)}: name a folder of "
-            "photos like those to be ranked with --calibrate DIR"
+        raise OptionError(
+            f"int8 needs at least {PHOTOS} calibration photos, got {len(photos)}: give photos like "
+            "those to be ranked"
         )
+
+
+def round_weights_only(proto: ModelProto) -> ModelProto:
+    """A copy that computes in float32 on the eight-bit weights of `quantise`, without calibration.
+
+    It errs less than the int8 graph. If even this copy breaks the limits of int8, then calibration
+    is not worth its minutes.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    chosen = set(_chosen(copy))
+    weights = {
+        node.input[1] for node in copy.graph.node if node.op_type == "Conv" and node.name in chosen
+    }
+    for tensor in copy.graph.initializer:
+        if tensor.name in weights:
+            value = onnx.numpy_helper.to_array(tensor)  # (out, in, h, w)
+            step = np.abs(value).max((1, 2, 3), keepdims=True) / 127
+            rounded = np.round(value / np.where(step, step, 1)) * step
+            tensor.CopyFrom(onnx.numpy_helper.from_array(rounded.astype(np.float32), tensor.name))
+    return copy
 
 
 def _chosen(proto: ModelProto) -> list[str]:
@@ -113,7 +135,7 @@ def _chosen(proto: ModelProto) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser prints what it does, and advice for graphs that were not prepared as ours."""
+    """Silence the quantiser, which prints what it does and advice that does not fit our graphs."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,5 +1,5 @@
-"""Checkpoint → ONNX: the deploy graph, described, checked and proven equal before it is put in
-place."""
+"""From a checkpoint to ONNX: the deploy graph is described, checked, and compared with the network
+before its file is put in place."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,23 +17,37 @@ import torch
 import dsgnn
 from dsgnn.config import Config
 from dsgnn.export.deploy import DeployGraph, Size
-from dsgnn.export.int8 import check_calibration, quantise
-from dsgnn.export.parity import Answers, Infer, Parity, ParityError, compare, machine, table
-from dsgnn.export.precision import retype, store_as_half
+from dsgnn.export.half_precision import retype, store_as_half
+from dsgnn.export.int8 import check_calibration, quantise, round_weights_only
+from dsgnn.export.parity import (
+    LIMITS,
+    Answers,
+    Infer,
+    Parity,
+    compare,
+    machine,
+    only_reported,
+    settle,
+)
 from dsgnn.model import DSGNN, build_model, normalise
 from dsgnn.runtime.artifact import METADATA_KEY, Description, Sidecar, sha256_of, write_sidecar
 from dsgnn.runtime.backends import Backend, open_backend
-from dsgnn.runtime.errors import BackendError
+from dsgnn.runtime.errors import BackendError, OptionError
 from dsgnn.runtime.letterbox import Fixed, LongestSide
 from dsgnn.weights.checkpoint import load_checkpoint
 
 OPSET = 18  # from 20 on TensorRT's parser reads GridSample as nearest
 INPUT, OUTPUTS = "image", ("saliency", "score", "masks")
+ADVICE = "Let deformable attention sample by gather, or take another precision."
+INT8_ADVICE = (
+    "Eight bits suit a network that separates its objects clearly: train it further, calibrate "
+    "with more photos like those to be ranked, or take w16 or fp32."
+)
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model and where its weights are from."""
+class ExportSource:
+    """A network to export: the model, where its weights are from, and their file's sha256."""
 
     model: DSGNN
     weights: str
@@ -41,17 +56,17 @@ class Source:
 
 def read_source(
     checkpoint: str | Path | None, synthetic: str | None = None, seed: int = 0
-) -> Source:
+) -> ExportSource:
     """A checkpoint, or a configuration with random weights (benchmarks and tests)."""
     if checkpoint is not None and synthetic is None:
         model, weights = load_checkpoint(checkpoint)
-        return Source(model, weights, sha256_of(Path(checkpoint)))
+        return ExportSource(model, weights, sha256_of(Path(checkpoint)))
     if checkpoint is None and synthetic is not None:
         torch.manual_seed(seed)
         model = build_model(synthetic)
         digest = hashlib.sha256(f"synthetic {synthetic} {seed}".encode()).hexdigest()
-        return Source(model, "synthetic", digest)
-    raise ValueError("give either a checkpoint or --synthetic CONFIG")
+        return ExportSource(model, "synthetic", digest)
+    raise OptionError("give either a checkpoint, or a configuration to have random weights of")
 
 
 def default_size(config: Config) -> Size:
@@ -59,7 +74,7 @@ def default_size(config: Config) -> Size:
     return -(-config.size * 3 // 4 // 32) * 32, config.size
 
 
-def describe(source: Source, size: Size | None, precision: str = "fp32") -> Description:
+def describe(source: ExportSource, size: Size | None, precision: str = "fp32") -> Description:
     config = source.model.config
     return Description(
         config=config.name,
@@ -84,15 +99,41 @@ def build_onnx(graph: torch.nn.Module, size: Size | None, example: Size) -> onnx
         shape[1] = 32 * torch.export.Dim("rows", min=2, max=128)
         shape[2] = 32 * torch.export.Dim("columns", min=2, max=128)
     program = torch.onnx.export(
-        graph, (image,), dynamo=True, opset_version=OPSET, input_names=[INPUT],
-        output_names=list(OUTPUTS), dynamic_shapes={"image": shape}, verbose=False,
-    )  # fmt: skip
+        graph,
+        (image,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=[INPUT],
+        output_names=list(OUTPUTS),
+        dynamic_shapes={"image": shape},
+        verbose=False,
+    )
     assert program is not None
     proto = program.model_proto
     for axis, side in enumerate(proto.graph.input[0].type.tensor_type.shape.dim):
         if axis in shape and not side.dim_param:  # the exporter falls back silently
-            raise RuntimeError(f"the exporter fixed axis {axis} of the input to {side.dim_value}")
+            raise BackendError(
+                f"PyTorch {torch.__version__} cannot export this size: it fixed axis {axis} of the "
+                f"input to {side.dim_value}; install a newer PyTorch, or export a fixed size"
+            )
+    strip_traces(proto)
     return proto
+
+
+def strip_traces(proto: onnx.ModelProto) -> None:
+    """Take out the exporter's notes: they hold source lines and paths of this machine."""
+    functions = [node for function in proto.functions for node in function.node]
+    for part in (
+        *proto.graph.node,
+        *functions,
+        *proto.graph.value_info,
+        *proto.graph.input,
+        *proto.graph.output,
+        *proto.graph.initializer,
+        proto.graph,
+    ):
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def torch_infer(model: DSGNN) -> Infer:
@@ -101,8 +142,11 @@ def torch_infer(model: DSGNN) -> Infer:
     def infer(images: np.ndarray) -> Answers:
         with torch.inference_mode():
             out = model(normalise(torch.from_numpy(images)))
-        return {"saliency": out.saliency.numpy(), "score": out.score.numpy(),
-                "masks": out.masks.numpy()}  # fmt: skip
+        return {
+            "saliency": out.saliency.numpy(),
+            "score": out.score.numpy(),
+            "masks": out.masks.numpy(),
+        }
 
     return infer
 
@@ -112,68 +156,81 @@ def backend_infer(backend: Backend) -> Infer:
 
 
 def export_onnx(
-    source: Source,
+    source: ExportSource,
     path: Path,
     photos: list[np.ndarray],
     size: Size | None,
     precision: str = "fp32",
     deform: str = "gridsample",
     calibration: Sequence[np.ndarray] = (),
+    *,
+    keep_unverified: bool = False,
 ) -> tuple[Sidecar, list[Parity]]:
     """Write `path` and its sidecar, if the graph gives the network's answers on the photos.
 
     size: (H, W) or None for any size. precision: "fp32"; "fp16" or "bf16", see
-    `dsgnn.export.precision`; "w16", float32 arithmetic on weights stored as float16; or "int8",
-    convolutions in eight bits with ranges from the calibration photos, see `dsgnn.export.int8`.
-    photos, calibration: (h, w, 3) uint8 RGB. ParityError with the table when the precision's limits
-    are not kept: nothing is put in place. bf16 is written unverified where ONNX Runtime has no
-    kernels for it (`build["not_run"]` says so). ValueError for options that do not go together.
+    `dsgnn.export.half_precision`; "w16", float32 arithmetic on weights stored as float16; or
+    "int8", convolutions in eight bits with ranges from the calibration photos, see
+    `dsgnn.export.int8`. photos, calibration: (h, w, 3) uint8 RGB. keep_unverified: write it, as
+    unverified, even if the limits of the precision are broken.
+
+    bf16 is written unverified where ONNX Runtime has no kernels for it (`build["not_run"]` says
+    so). Raises ParityError with the table when the limits of the precision are broken; then nothing
+    is put in place. For int8 that shows within seconds where the weights alone, rounded to eight
+    bits, break them. Raises OptionError for options that do not go together.
     """
     began = time.monotonic()
+    if precision not in LIMITS:
+        raise OptionError(f"precision must be one of {', '.join(LIMITS)}, got {precision!r}")
     if calibration and precision != "int8":
-        raise ValueError(f"calibration photos are for int8, got precision {precision}")
+        raise OptionError(f"calibration photos are for int8, got precision {precision}")
     if precision == "int8":
         check_calibration(calibration)
     graph = DeployGraph(source.model, size, deform).eval()
     proto = build_onnx(graph, size, size or default_size(source.model.config))
     description = describe(source, size, precision)
-    if precision == "w16":
-        store_as_half(proto)
-    elif precision in ("fp16", "bf16"):
-        retype(proto, precision)
-    elif precision == "int8":
-        proto = quantise(proto, calibration, description.input)
-    elif precision != "fp32":
-        raise ValueError(f"precision must be fp32, w16, fp16, bf16 or int8, got {precision!r}")
-    proto.metadata_props.add(key=METADATA_KEY, value=description.to_json())
-    proto.producer_name, proto.producer_version = "dsgnn", dsgnn.__version__
     part = path.with_name(f".{path.name}.part.onnx")
+    reference = torch_infer(source.model)
+
+    def compared(candidate: onnx.ModelProto) -> list[Parity]:
+        onnx.save(candidate, part)
+        infer = backend_infer(open_backend(part, "onnxruntime", "cpu"))
+        return compare(reference, infer, photos, description)
+
     try:
+        if precision == "int8" and not (keep_unverified or only_reported(description)):
+            settle(
+                compared(_described(round_weights_only(proto), description)),
+                description,
+                False,
+                f"{path.name} was not made: its network does not give the same answers even with "
+                f"only its weights in eight bits. {INT8_ADVICE}",
+            )
+        proto = _described(_in_precision(proto, description, calibration), description)
         onnx.save(proto, part)
         onnx.checker.check_model(str(part), full_check=True)
         onnx.shape_inference.infer_shapes(proto, strict_mode=True)
-        build = {"opset": proto.opset_import[0].version, "deform": deform,
-                 "nodes": len(proto.graph.node)}  # fmt: skip
+        build: dict[str, Any] = {
+            "opset": proto.opset_import[0].version,
+            "deform": deform,
+            "nodes": len(proto.graph.node),
+        }
         if calibration:
             build["calibration_photos"] = len(calibration)
         results: list[Parity] = []
         try:
-            candidate = open_backend(part, "onnxruntime", "cpu")
+            results = compared(proto)
         except BackendError as error:
             if precision != "bf16":  # the one that ONNX Runtime may lack kernels for
                 raise
             build["not_run"] = str(error)
-        else:
-            reference, infer = torch_infer(source.model), backend_infer(candidate)
-            results = compare(reference, infer, photos, description)
-        failed = not all(result.passed for result in results)
-        verified = bool(results) and not failed
-        # with random weights nothing is separated clearly: below fp32 they are only reported
-        if failed and not (source.weights == "synthetic" and precision != "fp32"):
-            raise ParityError(
-                f"{path.name} does not give the network's answers and was not written:\n"
-                f"{table(results)}\ntry --deform gather or another precision"
-            )
+        verified = settle(
+            results,
+            description,
+            keep_unverified,
+            f"{path.name} does not give the network's answers and was not written. "
+            f"{INT8_ADVICE if precision == 'int8' else ADVICE}",
+        )
         sidecar = Sidecar(
             file=path.name,
             sha256=sha256_of(part),
@@ -181,9 +238,29 @@ def export_onnx(
             parity=tuple(result.to_dict() for result in results),
             machine=machine(),
             build={**build, "seconds": round(time.monotonic() - began, 1)},
-        )  # fmt: skip
+        )
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     write_sidecar(path, sidecar)
     return sidecar, results
+
+
+def _in_precision(
+    proto: onnx.ModelProto, description: Description, calibration: Sequence[np.ndarray]
+) -> onnx.ModelProto:
+    """The float32 graph in the precision of the description; it may be changed in place."""
+    if description.precision == "int8":
+        return quantise(proto, calibration, description.input)
+    if description.precision == "w16":
+        store_as_half(proto)
+    elif description.precision != "fp32":
+        retype(proto, description.precision)
+    return proto
+
+
+def _described(proto: onnx.ModelProto, description: Description) -> onnx.ModelProto:
+    """The graph itself, with its static facts inside."""
+    proto.metadata_props.add(key=METADATA_KEY, value=description.to_json())
+    proto.producer_name, proto.producer_version = "dsgnn", dsgnn.__version__
+    return proto

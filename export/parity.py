@@ -34,17 +34,25 @@ Infer = Callable[[np.ndarray], Answers]
 """(B, H, W, 3) uint8 → Answers."""
 
 BATCHES = (1, 3)
-LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
-             "tensorrt-rtx-cu13", "numpy")  # fmt: skip
+LIBRARIES = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "numpy",
+)
 
 
 class ParityError(DsgnnError, RuntimeError):
-    """An artifact that does not give the reference's answers."""
+    """An artifact that does not give the answers of what it was made from."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What an artifact of one precision may differ by.
+class ParityLimits:
+    """By how much an artifact of one precision may differ from what it was made from.
 
     saliency: largest difference (None = not limited). iou_min: of every mask, unless its pixels
     (at stride 4) differ in at most `pixels` places. iou_mean: over all masks. margin: pairs of
@@ -60,11 +68,11 @@ class Limits:
 
 LIMITS = {
     # two float32 programs round differently: saliencies closer than 1e-5 of the range are a tie
-    "fp32": Limits(saliency=1e-3, iou_min=0.999, pixels=4, iou_mean=0.999, margin=1e-5),
-    "w16": Limits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02),
-    "fp16": Limits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02),
-    "bf16": Limits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02),
-    "int8": Limits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.95, margin=0.05),
+    "fp32": ParityLimits(saliency=1e-3, iou_min=0.999, pixels=4, iou_mean=0.999, margin=1e-5),
+    "w16": ParityLimits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02),
+    "fp16": ParityLimits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02),
+    "bf16": ParityLimits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02),
+    "int8": ParityLimits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.95, margin=0.05),
 }
 
 
@@ -139,10 +147,16 @@ def compare(
     """Run both over the photos, once per batch size; the limits are those of the precision."""
     limits = LIMITS[description.precision]
     return [
-        _compare(reference, candidate, _batches(photos, description.input, size), size,
-                 description.threshold, limits)
+        _compare(
+            reference,
+            candidate,
+            _batches(photos, description.input, size),
+            size,
+            description.threshold,
+            limits,
+        )
         for size in batches
-    ]  # fmt: skip
+    ]
 
 
 def batch_sizes(build: Mapping[str, Any]) -> Sequence[int]:
@@ -170,7 +184,7 @@ def _compare(
     batches: Iterator[np.ndarray],
     size: int,
     threshold: float,
-    limits: Limits,
+    limits: ParityLimits,
 ) -> Parity:
     saliency: list[float] = []
     score: list[float] = []
@@ -189,7 +203,8 @@ def _compare(
             if not len(kept):  # nothing passes (synthetic weights): compare every query
                 kept = np.arange(want["score"].shape[1])
             on_w, on_g = want["masks"][b][kept] > 0, got["masks"][b] > 0
-            # rounding may swap two queries that start from peaks of a map: an object is itself
+            # Below float32, rounding may swap two queries that start from the peaks of a map, so
+            # that there an object is compared with the one whose mask it shares.
             same = kept if limits.saliency is not None else _partners(on_w, on_g)
             on_g = on_g[same]
             w, g = want["saliency"][b][kept], got["saliency"][b][same]
@@ -220,7 +235,7 @@ def _compare(
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of bool masks (…, h, w), after broadcasting → (…); two empty ones agree."""
+    """IoU of bool masks (…, h, w), after broadcasting → (…). Two empty masks agree."""
     union = (a | b).sum((-2, -1))
     return np.where(union, (a & b).sum((-2, -1)) / np.maximum(union, 1), 1.0)
 
@@ -231,18 +246,21 @@ def _partners(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
 
 
 def _failures(
-    result: Parity, limits: Limits, ious: Sequence[float], pixels: Sequence[int]
+    result: Parity, limits: ParityLimits, ious: Sequence[float], pixels: Sequence[int]
 ) -> tuple[str, ...]:
     failures = []
-    # written so that a NaN fails
+    # The comparisons are written so that a NaN fails.
     if not (np.isfinite(result.saliency_max) and np.isfinite(result.score_max)):
         failures.append("saliency or score is not finite")
     if limits.saliency is not None and not result.saliency_max <= limits.saliency:
         failures.append(f"saliency differs by {result.saliency_max:.2g} > {limits.saliency:g}")
     if limits.saliency is not None and not result.score_max <= limits.saliency:
         failures.append(f"score differs by {result.score_max:.2g} > {limits.saliency:g}")
-    apart = [iou for iou, n in zip(ious, pixels, strict=True)
-             if not iou >= limits.iou_min and n > limits.pixels]  # fmt: skip
+    apart = [
+        iou
+        for iou, n in zip(ious, pixels, strict=True)
+        if not iou >= limits.iou_min and n > limits.pixels
+    ]
     if apart:
         failures.append(f"{len(apart)} masks below IoU {limits.iou_min:g} (worst {min(apart):.3f})")
     if not result.iou_mean >= limits.iou_mean and result.pixels_max > limits.pixels:
@@ -252,6 +270,24 @@ def _failures(
     if not result.top1_identical:
         failures.append("another object is ranked first")
     return tuple(failures)
+
+
+def settle(results: Sequence[Parity], description: Description, keep: bool, what: str) -> bool:
+    """Whether an artifact is verified: it was compared, and every check passed.
+
+    Raises ParityError, which says `what` failed and shows the table, where a check failed and the
+    artifact may not be kept. keep: it may, as unverified. It may too if its weights are random and
+    it is below float32: then no two objects are clearly apart, and the comparison is only reported.
+    """
+    failed = not all(result.passed for result in results)
+    if failed and not (keep or only_reported(description)):
+        raise ParityError(f"{what}\n{table(results)}")
+    return bool(results) and not failed
+
+
+def only_reported(description: Description) -> bool:
+    """True where a failed comparison proves nothing: below float32 with random weights."""
+    return description.weights == "synthetic" and description.precision != "fp32"
 
 
 def table(results: Sequence[Parity]) -> str:

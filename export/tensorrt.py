@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from dsgnn.export.onnx import backend_infer
-from dsgnn.export.parity import Parity, ParityError, batch_sizes, compare, machine, table
+from dsgnn.export.engine_options import check_options
+from dsgnn.export.onnx import ADVICE, backend_infer
+from dsgnn.export.parity import Parity, batch_sizes, compare, machine, settle
 from dsgnn.runtime.artifact import (
     Artifact,
     Sidecar,
@@ -29,10 +30,9 @@ from dsgnn.runtime.artifact import (
     write_sidecar,
 )
 from dsgnn.runtime.backends import open_backend
-from dsgnn.runtime.backends.tensorrt import FLAVOURS, gpu, library_of
+from dsgnn.runtime.backends.tensorrt import gpu, library_of
 from dsgnn.runtime.disk.files import write_whole
-from dsgnn.runtime.errors import BackendError, DsgnnError
-from dsgnn.runtime.letterbox import Fixed
+from dsgnn.runtime.errors import BackendError, DsgnnError, OptionError
 
 
 class BuildError(DsgnnError, RuntimeError):
@@ -43,7 +43,7 @@ def build_engine(
     source: Path,
     path: Path,
     photos: Sequence[np.ndarray],
-    flavour: str = "tensorrt-rtx",
+    flavour: str,
     batch: Sequence[int] = (1, 1, 1),
     sms: Sequence[int] = (),
     workspace_mib: int | None = None,
@@ -51,37 +51,40 @@ def build_engine(
 ) -> tuple[Sidecar, list[Parity]]:
     """Build an engine of an ONNX artifact of one size, beside its sidecar and its log.
 
-    batch: smallest, usual and largest; all equal = a static batch. sms: for TensorRT-RTX, the GPU
-    generations (89 = SM89, Ada). workspace_mib: scratch memory at most. timing_cache: a file that
-    TensorRT's measurements are read from and added to. photos: for the parity gate against the
-    ONNX file, which runs if the engine does on this machine; else the engine is unverified and
-    `build["not_run"]` says why.
+    flavour: one of FLAVOURS. batch: smallest, usual and largest; all equal = a static batch. sms:
+    for TensorRT-RTX, the GPU generations (89 = SM89, Ada). workspace_mib: scratch memory at most.
+    timing_cache: a file that TensorRT's measurements are read from and added to. photos: for the
+    parity gate against the ONNX file, which runs if the engine does on this machine; else the
+    engine is unverified and `build["not_run"]` says why.
 
-    Raises ValueError for options that do not fit together, BuildError, ParityError (nothing is put
-    in place), ArtifactError, BackendError if the library is missing.
+    Raises OptionError for options that do not fit together or a file that takes any size,
+    BuildError, ParityError (nothing is put in place), ArtifactError, BackendError if the library is
+    missing.
     """
     began = time.monotonic()
-    _check(flavour, batch, sms, timing_cache)
     artifact = open_artifact(source)
-    if not isinstance(artifact.description.input, Fixed):
-        raise ValueError(f"{source.name} takes any size, an engine one: export the checkpoint with "
-                         "--size HxW")  # fmt: skip
+    check_options(artifact, flavour, batch, sms, timing_cache)
     library = library_of(flavour)
     with _log(library, path.with_name(path.name + ".log")) as logger:
         data, facts = _build(library, logger, artifact, batch, sms, workspace_mib, timing_cache)
     build: dict[str, Any] = {
-        "flavour": flavour, "version": library.__version__,
+        "flavour": flavour,
+        "version": library.__version__,
         **({"sms": list(sms)} if sms else dict(zip(("gpu", "sm"), gpu(), strict=True))),
         "source": {"file": source.name, "sha256": artifact.sha256, "status": artifact.status},
-        "precision": artifact.description.precision, "profile": {"batch": list(batch)},
-        "workspace_mib": workspace_mib, "bytes": len(data), **facts,
+        "precision": artifact.description.precision,
+        "profile": {"batch": list(batch)},
+        "workspace_mib": workspace_mib,
+        "bytes": len(data),
+        **facts,
         "seconds": round(time.monotonic() - began, 1),
-    }  # fmt: skip
+    }
     part = path.with_name(f".{path.name}.part{path.suffix}")
     try:
         part.write_bytes(data)
-        sidecar = Sidecar(path.name, sha256_of(part), False, (), machine(), build,
-                          artifact.description)  # fmt: skip
+        sidecar = Sidecar(
+            path.name, sha256_of(part), False, (), machine(), build, artifact.description
+        )
         write_sidecar(part, sidecar)
         sidecar, results = _gate(part, source, sidecar, photos)
         part.replace(path)
@@ -92,28 +95,13 @@ def build_engine(
     return sidecar, results
 
 
-def _check(flavour: str, batch: Sequence[int], sms: Sequence[int], cache: Path | None) -> None:
-    """Raise ValueError for options that do not fit together."""
-    if flavour not in FLAVOURS:
-        raise ValueError(f"flavour must be one of {', '.join(FLAVOURS)}, got {flavour!r}")
-    if len(batch) != 3 or not 1 <= batch[0] <= batch[1] <= batch[2]:
-        raise ValueError(f"batch must be 1 ≤ min ≤ opt ≤ max, got {','.join(map(str, batch))}")
-    if flavour == "tensorrt" and sms:
-        raise ValueError("TensorRT builds for the GPU that is present: leave --sm out, or use "
-                         "--flavour tensorrt-rtx")  # fmt: skip
-    if flavour == "tensorrt-rtx" and not sms:
-        raise ValueError("TensorRT-RTX builds for named GPU generations: give --sm, such as 89,120")
-    if flavour == "tensorrt-rtx" and cache:
-        raise ValueError("TensorRT-RTX measures nothing when it builds: leave --timing-cache out")
-
-
 @contextmanager
 def _log(library: Any, path: Path) -> Iterator[Any]:
     """A logger that writes everything to a file and keeps the errors, in `errors`."""
 
     with path.open("w", encoding="utf-8") as file:
 
-        class Log(library.ILogger):
+        class BuildLogger(library.ILogger):
             def __init__(self) -> None:
                 super().__init__()
                 self.errors: list[str] = []
@@ -123,7 +111,7 @@ def _log(library: Any, path: Path) -> Iterator[Any]:
                 if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
                     self.errors.append(message)
 
-        yield Log()
+        yield BuildLogger()
 
 
 def _build(
@@ -143,8 +131,10 @@ def _build(
     parser = library.OnnxParser(network, logger)
     if not parser.parse(artifact.path.read_bytes()):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        said = "\n".join(f"  node {e.node_name() or '?'} ({e.node_operator() or '?'}): {e.desc()}"
-                         for e in errors)  # fmt: skip
+        said = "\n".join(
+            f"  node {e.node_name() or '?'} ({e.node_operator() or '?'}): {e.desc()}"
+            for e in errors
+        )
         raise BuildError(f"the parser refused {artifact.path.name}:\n{said}")
     config = builder.create_builder_config()
     config.clear_flag(library.BuilderFlag.TF32)  # ten bits of mantissa do not pass the gate
@@ -156,7 +146,7 @@ def _build(
             known = getattr(library.ComputeCapability, f"SM{sm}", None)
             if known is None:
                 names = [n[2:] for n in dir(library.ComputeCapability) if n.startswith("SM")]
-                raise ValueError(f"--sm must be of {', '.join(names)}, got {sm}")
+                raise OptionError(f"GPU generations are {', '.join(names)}, got {sm}")
             config.set_compute_capability(known, index)
     image = network.get_input(0)
     sides = tuple(image.shape)[1:]
@@ -172,8 +162,9 @@ def _build(
     data = builder.build_serialized_network(network, config)
     if data is None:
         said = "\n".join(f"  {message}" for message in logger.errors) or "  (nothing)"
-        raise BuildError(f"{library.__name__} could not build {artifact.path.name}; it said:\n"
-                         f"{said}")  # fmt: skip
+        raise BuildError(
+            f"{library.__name__} could not build {artifact.path.name}; it said:\n{said}"
+        )
     if timing_cache is not None:
         write_whole(timing_cache, bytes(config.get_timing_cache().serialize()))
     tensors = [image, *(network.get_output(i) for i in range(network.num_outputs))]
@@ -189,7 +180,7 @@ def _gate(
     photos: Sequence[np.ndarray],
 ) -> tuple[Sidecar, list[Parity]]:
     """Compare with the ONNX file where engine and file run (ONNX Runtime has no bfloat16
-    convolution on the CPU). ParityError if the engine gives other answers."""
+    convolution on the CPU). Raises ParityError if the engine gives other answers."""
     description = sidecar.description
     assert description is not None
     try:
@@ -198,16 +189,18 @@ def _gate(
     except BackendError as error:
         return replace(sidecar, build={**sidecar.build, "not_run": str(error)}), []
     results = compare(
-        backend_infer(reference), backend_infer(engine), photos, description,
+        backend_infer(reference),
+        backend_infer(engine),
+        photos,
+        description,
         batch_sizes(sidecar.build),
-    )  # fmt: skip
-    verified = all(result.passed for result in results)
-    if not verified and not (description.weights == "synthetic" and
-                             description.precision != "fp32"):  # fmt: skip
-        raise ParityError(
-            f"{sidecar.file} does not give the answers of {source.name} and was not written:\n"
-            f"{table(results)}\ntry an ONNX file with --deform gather or another precision"
-        )
+    )
+    verified = settle(
+        results,
+        description,
+        False,
+        f"{sidecar.file} does not give the answers of {source.name} and was not written. {ADVICE}",
+    )
     how = {"against": source.name, "backend": engine.picked}
     checks = tuple({**result.to_dict(), **how} for result in results)
     return replace(sidecar, verified=verified, parity=checks), results

@@ -28,16 +28,12 @@ from dsgnn.runtime.artifact import (
 )
 from dsgnn.runtime.backends import DEFAULT_THREADS
 from dsgnn.runtime.backends.triton import PARAMETER, specs
-from dsgnn.runtime.errors import DsgnnError
+from dsgnn.runtime.errors import ArtifactError, OptionError
 from dsgnn.runtime.ranker import Ranker, interface
 
 INPUTS = ("image",)
 BATCH = 8
 PHOTO = (480, 640)  # h, w of the warm-up of a model that takes any size
-
-
-class ConfigError(DsgnnError, ValueError):
-    """A configuration that is not of the artifact it stands beside."""
 
 
 def write_repository(
@@ -57,12 +53,12 @@ def write_repository(
     GPUs instead of CPUs. delay_ms: a request waits at most so long for others to share its
     inference with.
 
-    Raises FileExistsError if the repository has the model, ArtifactError, BackendError, ValueError
+    Raises FileExistsError if the repository has the model, ArtifactError, BackendError, OptionError
     for what Triton cannot run or does not go together.
     """
     size = BATCH if max_batch is None else max_batch
     if not sources or size < 1 or instances < 1 or delay_ms < 0:
-        raise ValueError(
+        raise OptionError(
             "expected a model file, a batch and instances of at least 1 and a delay of at least "
             f"0 ms, got {len(sources)} files, {max_batch}, {instances} and {delay_ms}"
         )
@@ -70,11 +66,13 @@ def write_repository(
     name = name or sources[0].stem
     folder = repository / name
     if folder.exists():
-        raise FileExistsError(f"{folder} exists: delete it, or choose another --name")
+        raise FileExistsError(f"{folder} exists: delete it, or give the model another name")
     if artifacts[0].path.suffix in ENGINES:
         files = _plans(artifacts)
         if max_batch is not None:
-            raise ValueError(f"{artifacts[0].path.name} has its batches built in: no --max-batch")
+            raise OptionError(
+                f"{artifacts[0].path.name} has its batches built in: give no largest batch"
+            )
         profiles = [artifact.sidecar.build["profile"] for artifact in artifacts if artifact.sidecar]
         size = min(profile["batch"][2] for profile in profiles)
     else:
@@ -99,65 +97,69 @@ def write_repository(
 
 
 def read_config(path: Path) -> Any:
-    """A config.pbtxt by Triton's own schema. Raises ConfigError if it does not parse."""
+    """A config.pbtxt by Triton's own schema. Raises ArtifactError if it does not parse."""
     from google.protobuf import text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
     try:
         return text_format.Parse(path.read_text("utf-8"), ModelConfig())
     except text_format.ParseError as error:
-        raise ConfigError(f"{path} is no configuration of Triton's: {error}") from error
+        raise ArtifactError(f"{path} is no configuration of Triton's: {error}") from error
 
 
 def check_config(config: Any, description: Description) -> None:
-    """Raise ConfigError unless a ModelConfig has exactly the inputs and outputs of a description,
+    """Raise ArtifactError unless a ModelConfig has exactly the inputs and outputs of a description,
     and carries that description."""
     inputs, outputs = specs(config)
     expected = interface(description)
     got = {spec.name: spec for spec in (*inputs, *outputs)}
     if got != expected or tuple(spec.name for spec in inputs) != INPUTS:
         wrong = sorted(n for n in {*got, *expected} if got.get(n) != expected.get(n)) or INPUTS
-        raise ConfigError(
+        raise ArtifactError(
             f"{config.name} does not fit its artifact: "
-            + "; ".join(f"{n} is {got.get(n, 'absent')}, expected {expected.get(n, 'nothing')}"
-                        for n in wrong)
-        )  # fmt: skip
+            + "; ".join(
+                f"{n} is {got.get(n, 'absent')}, expected {expected.get(n, 'nothing')}"
+                for n in wrong
+            )
+        )
     carried = Sidecar.from_json(config.parameters[PARAMETER].string_value).description
     if carried != description:
-        raise ConfigError(f"{config.name} carries {carried}, but its artifact is {description}")
+        raise ArtifactError(f"{config.name} carries {carried}, but its artifact is {description}")
 
 
 def _check_onnx(artifacts: Sequence[Artifact]) -> None:
     if len(artifacts) > 1:
         names = ", ".join(artifact.path.name for artifact in artifacts)
-        raise ValueError(f"expected one ONNX file, or engines alone, got {names}")
+        raise OptionError(f"expected one ONNX file, or engines alone, got {names}")
     Ranker(artifacts[0].path, "onnxruntime", "cpu")  # refuses a graph that is not as described
 
 
 def _plans(artifacts: Sequence[Artifact]) -> dict[str, Artifact]:
-    """Engines by the name of their file in the repository. Raises ValueError."""
+    """Engines by the name of their file in the repository. Raises OptionError."""
     plans: dict[str, Artifact] = {}
     first = artifacts[0].description
     for artifact in artifacts:
         where, sidecar = artifact.path.name, artifact.sidecar
         build = sidecar.build if sidecar else {}
         if build.get("flavour") != "tensorrt":
-            raise ValueError(
+            raise OptionError(
                 f"{where} is no engine of TensorRT, the only kind that Triton runs: build it with "
-                "`dsgnn-export tensorrt --flavour tensorrt`, or give the ONNX file"
+                "`dsgnn-export tensorrt`, or give the ONNX file"
             )
         if "sm" not in build:
-            raise ValueError(f"the sidecar of {where} does not say for which generation of GPUs it "
-                             "was built (no sm): build it again")  # fmt: skip
+            raise OptionError(
+                f"the sidecar of {where} does not say for which generation of GPUs it was built "
+                "(no sm): build it again"
+            )
         if build["profile"]["batch"][0] != 1 or build["profile"]["batch"][2] == 1:
-            raise ValueError(
+            raise OptionError(
                 f"{where} takes batches of {build['profile']['batch']}, Triton makes them from one "
-                "up: build it with --batch 1,4,8 or the like"
+                "up: build it with a profile such as 1,4,8"
             )
         if artifact.description != first:
-            raise ValueError(f"{where} is of another network than {artifacts[0].path.name}")
+            raise OptionError(f"{where} is of another network than {artifacts[0].path.name}")
         if plans.setdefault(f"sm{build['sm']}.plan", artifact) is not artifact:
-            raise ValueError(f"{where} is a second engine for SM{build['sm']}: give one of each")
+            raise OptionError(f"{where} is a second engine for SM{build['sm']}: give one of each")
     return plans
 
 
@@ -196,8 +198,11 @@ def _config(
     image = config.input[0]
     sides = description.input.geometry(*PHOTO).padded
     for size in sorted({1, max_batch}):
-        inputs = {image.name: schema.ModelWarmup.Input(
-            data_type=image.data_type, dims=[*sides, 3], random_data=True)}  # fmt: skip
+        inputs = {
+            image.name: schema.ModelWarmup.Input(
+                data_type=image.data_type, dims=[*sides, 3], random_data=True
+            )
+        }
         config.model_warmup.add(name=f"batch of {size}", batch_size=size, inputs=inputs)
     config.parameters[PARAMETER].string_value = _facts(name, files).to_json()
     return text_format.MessageToString(config)

@@ -52,8 +52,8 @@ def verify(
 
 
 def _reference(against: Path, expected: Description) -> Infer:
-    """What gives the right answers. ArtifactError if it is not of the artifact's network, or of
-    other weights: nothing would be learnt of the artifact."""
+    """What gives the right answers. Raises ArtifactError if it is of another network, or has other
+    weights: comparing with it would say nothing about the artifact."""
     if against.suffix == ".onnx":
         facts = open_artifact(against).description
         same = (facts.config, facts.queries, facts.input)
@@ -92,8 +92,11 @@ def summary(path: Path) -> str:
     artifact = open_artifact(path)
     facts = artifact.description
     rule = facts.input
-    size = (f"{rule.height}x{rule.width}" if isinstance(rule, Fixed)
-            else f"longest side {rule.size}, multiples of {rule.multiple}")  # fmt: skip
+    size = (
+        f"{rule.height}x{rule.width}"
+        if isinstance(rule, Fixed)
+        else f"longest side {rule.size}, multiples of {rule.multiple}"
+    )
     lines = [
         f"{path.name}: {facts.config}, {facts.precision}, {facts.weights} weights",
         f"status      {_status(artifact)}",

@@ -1,7 +1,8 @@
 """Who may import whom: runtime <- dsgnn <- export <- benchmarks, and what stays free of PyTorch.
 
 The rules are read off the syntax trees, and proved by importing with everything else blocked.
-Each check is a function of a source text, so that the examples can show it failing.
+Each check is a function of a source text, so that the examples can show it failing. The last of
+them are about the house as a whole: no crowded folder, no circle, no name for two classes.
 """
 
 import ast
@@ -9,12 +10,15 @@ import configparser
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +27,15 @@ LAYERS = ("dsgnn.runtime", "dsgnn", "dsgnn.export", "dsgnn.benchmarks")
 # Installed everywhere and cheap to import. (tqdm is installed too, and imported where it is used.)
 BASE = {"numpy", "cv2", "click"}
 TORCH = {"torch", "torchvision", "timm"}
+# Modules of the core, beside the readers, that must work on hosts without PyTorch.
+TORCH_FREE = (
+    "dsgnn",
+    "dsgnn.commands",
+    "dsgnn.config",
+    "dsgnn.metrics",
+    "dsgnn.options",
+    "dsgnn.gaze_measures",
+)
 # The only modules of the runtime that may import a library beyond the base, inside a function.
 HOMES = {
     "av": ("dsgnn.runtime.video.h264",),
@@ -38,7 +51,10 @@ HOMES = {
     "prometheus_client": ("dsgnn.runtime.serving.app",),
     "uvicorn": ("dsgnn.runtime.serving.listen",),
 }
-
+# Modules of one folder, `__init__.py` and sub-folders aside.
+ROOMS = 14
+# The core knows nothing of video but one import, inside `Ranker.stream`, that hands over.
+HAND_OVER = ("dsgnn.runtime.ranker", "dsgnn.runtime.video")
 
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
@@ -66,7 +82,7 @@ def is_torch_free(module: str) -> bool:
     """True for what must work on hosts without PyTorch: the runtime, the readers, the metrics."""
     readers = module.startswith(("dsgnn.data", "dsgnn.scenes"))
     readers = readers and module != "dsgnn.data.transforms"
-    core = module in ("dsgnn", "dsgnn.config", "dsgnn.metrics", "dsgnn.gaze_measures")
+    core = module in TORCH_FREE
     return layer(module) == "dsgnn.runtime" or readers or core
 
 
@@ -162,6 +178,50 @@ def undeclared(sources: Iterable[str]) -> set[str]:
         for library in libraries - own - sys.stdlib_module_names - {""}
         if declared.isdisjoint(map(plain, brought_by.get(library, [library])))
     }
+
+
+def crowded(modules: Mapping[str, Path]) -> dict[str, int]:
+    """The folders that hold more than ROOMS modules, with how many they hold."""
+    folders = Counter(path.parent for path in modules.values() if path.name != "__init__.py")
+    return {folder.name: count for folder, count in folders.items() if count > ROOMS}
+
+
+def circles(sources: Mapping[str, str]) -> list[list[str]]:
+    """Groups of modules that import each other, each of which can be reached from all others.
+
+    sources: texts by module. Imports inside functions and under TYPE_CHECKING count, and only one
+    deferred import of HAND_OVER does not. What a package's `__init__` imports counts for those that
+    import the package itself.
+    """
+    names = list(sources)
+    arrows = []
+    for module, source in sources.items():
+        handed = False
+        for target, _, deferred in imports(module, source):
+            core, wing = HAND_OVER
+            if module == core and target.startswith(f"{wing}.") and deferred and not handed:
+                handed = True
+            elif target in sources and target != module:
+                arrows.append((names.index(module), names.index(target)))
+    ends = tuple(zip(*arrows, strict=True)) or ((), ())
+    graph = csr_array(([1] * len(arrows), ends), shape=(len(names), len(names)))
+    _, groups = connected_components(graph, connection="strong")
+    sizes = Counter(groups.tolist())
+    return [
+        [name for name, of in zip(names, groups, strict=True) if of == group]
+        for group, size in sizes.items()
+        if size > 1
+    ]
+
+
+def shared_names(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """Public classes by name, where more than one module has a class of that name."""
+    homes: dict[str, list[str]] = {}
+    for module, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module)
+    return {name: modules for name, modules in homes.items() if len(modules) > 1}
 
 
 IMPORT_ALONE = """
@@ -295,7 +355,68 @@ def test_a_module_that_needs_more_is_found(tmp_path: Path) -> None:
 
 def test_names_of_the_rules_exist() -> None:
     """A renamed module must not slip out of its rule."""
-    named = {"dsgnn.config", "dsgnn.metrics", "dsgnn.gaze_measures", "dsgnn.data.transforms"}
-    named |= {"dsgnn.evaluation.loop", "dsgnn.evaluation.gaze"}
+    named = {*TORCH_FREE, "dsgnn.evaluation.loop", "dsgnn.evaluation.gaze"}
+    named |= {"dsgnn.data.transforms"}
     homes = {module for modules in HOMES.values() for module in modules}
     assert {*named, *homes, *LAYERS} <= set(MODULES)
+
+
+def texts() -> dict[str, str]:
+    return {module: path.read_text("utf-8") for module, path in MODULES.items()}
+
+
+def test_no_folder_is_crowded() -> None:
+    assert crowded(MODULES) == {}
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circles(texts()) == []
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    assert shared_names(texts()) == {}
+
+
+def test_a_crowded_folder_is_found() -> None:
+    rooms = {f"a.m{number}": Path("a", f"m{number}.py") for number in range(14)}
+    rooms |= {"a": Path("a", "__init__.py"), "a.wing.m": Path("a", "wing", "m.py")}
+    assert crowded(rooms) == {}
+    assert crowded({**rooms, "a.m14": Path("a", "m14.py")}) == {"a": 15}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("import b", "import a"),
+        ("from b import x", "def f():\n from a import y"),
+        ("if TYPE_CHECKING:\n from b import x", "import a"),
+        ("def f():\n return import_module('b')", "import a"),
+    ],
+)
+def test_a_circle_is_found(first: str, second: str) -> None:
+    assert circles({"a": first, "b": second, "c": "import a, b"}) == [["a", "b"]]
+
+
+def test_a_long_circle_is_found_and_a_diamond_is_none() -> None:
+    diamond = {"a": "import b, c", "b": "import d", "c": "import d", "d": "import os"}
+    assert circles(diamond) == []
+    assert circles({**diamond, "d": "import a"}) == [["a", "b", "c", "d"]]
+    assert circles({"a": "import os", "b": ""}) == []
+
+
+def test_only_one_deferred_import_hands_over() -> None:
+    ranker, clip = "dsgnn.runtime.ranker", "dsgnn.runtime.video.clip"
+    once = "def stream():\n from dsgnn.runtime.video.clip import frames"
+    video = "from dsgnn.runtime.ranker import Ranker"
+    assert circles({ranker: once, clip: video}) == []
+    assert circles({ranker: once.replace("def stream():\n ", ""), clip: video}) == [[ranker, clip]]
+    assert circles({ranker: f"{once}\n{once}", clip: video}) == [[ranker, clip]]
+
+
+def test_a_shared_class_name_is_found() -> None:
+    sources = {
+        "a": "class Log: pass\nclass _Own: pass",
+        "b": "def f():\n class Log: pass\nclass _Own: pass",
+        "c": "class Other: pass",
+    }
+    assert shared_names(sources) == {"Log": ["a", "b"]}

@@ -3,6 +3,7 @@
 import configparser
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,46 @@ def test_the_bundled_model_ranks_a_photo(bare: Path, source: Path, tmp_path: Pat
     run(bare.with_name("dsgnn-run"), photo, "--out", "out", cwd=tmp_path)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["images"][0]["objects"][0]["rank"] == 1
+
+
+@pytest.fixture(scope="session")
+def clone(bare: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project as a newcomer has it, after the README's `pip install '.[cpu]'` in that folder.
+
+    The libraries are in the environment already, so that only the project itself is installed.
+    """
+    folder = tmp_path_factory.mktemp("clone") / "dsgnn"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("dist", "*.egg-info"))
+    run(bare, "-m", "pip", "install", ".[cpu]", cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-c", "from dsgnn.runtime import Ranker; print(Ranker())"),
+        ("-m", "dsgnn.scenes.collect", "--help"),
+        ("-m", "dsgnn.export.cli", "--help"),
+        ("-m", "dsgnn.benchmarks.cli", "--help"),
+    ],
+)
+def test_the_door_opens_from_the_clone(arguments: tuple[str, ...], bare: Path, clone: Path) -> None:
+    """There Python finds the folder `dsgnn` of the clone before the package that was installed."""
+    run(bare, *arguments, cwd=clone)
+
+
+def test_the_python_of_the_readme_runs_in_the_clone(bare: Path, clone: Path) -> None:
+    found = re.findall(r"```python\n(.*?)```", (clone / "README.md").read_text("utf-8"), re.DOTALL)
+    assert found
+    for block in found:
+        run(bare, "-c", block, cwd=clone)
+
+
+def test_a_door_that_is_shut_is_found(bare: Path, clone: Path, tmp_path: Path) -> None:
+    """A folder `dsgnn` that does not know of its neighbours hides the installed package."""
+    shutil.copytree(clone / "dsgnn", tmp_path / "dsgnn")
+    with pytest.raises(AssertionError, match="No module named 'dsgnn.runtime'"):
+        run(bare, "-c", "from dsgnn.runtime import Ranker", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("where", ["", "def test(): "])

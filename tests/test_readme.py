@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rtsp import camera
 
+import dsgnn
 from dsgnn.runtime import samples
 from dsgnn.runtime.ranker import BUNDLED
 from dsgnn.runtime.run.cli import main
@@ -27,6 +28,7 @@ from dsgnn.runtime.run.cli import main
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sys.executable).parent
 README = (ROOT / "README.md").read_text("utf-8")
+CHANGES = (ROOT / "CHANGELOG.md").read_text("utf-8")
 LINKS = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
 
 
@@ -64,6 +66,21 @@ def test_commands_take_these_options(line: str) -> None:
 def test_the_reading_of_commands_can_fail() -> None:
     with pytest.raises(click.NoSuchOption):
         parse("dsgnn-run photo.jpg --out ranked --nonsense")
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CHANGELOG.md"])
+def test_paths_that_pages_name_exist(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    names = re.findall(r"`([\w./-]+(?:/|\.py|\.md|\.cfg|\.npz|\.json))`", text)
+    skipped = {"metrics.npz", "metrics.json", "parameters.json", "cli.py", ".npz"}  # told where
+    for name in set(names) - skipped:
+        assert (ROOT / name).exists(), name
+
+
+def test_the_citation_is_of_this_version() -> None:
+    text = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\nversion: {dsgnn.__version__}\n" in text
+    assert re.search(rf"^## \[{re.escape(dsgnn.__version__)}\]", CHANGES, re.MULTILINE)
 
 
 def test_the_make_targets_exist() -> None:
@@ -230,9 +247,15 @@ def test_the_lines_of_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     torch.manual_seed(0)
     small = {"channels": (8, 16, 16, 32), "layers": (1, 1, 1, 1)}
     config = replace(
-        CONFIGS["r50-assr"], backbone="resnet18", backbone_options=small, size=96, width=32,
-        encoder_layers=1, layers=2, feedforward=32,
-    )  # fmt: skip
+        CONFIGS["r50-assr"],
+        backbone="resnet18",
+        backbone_options=small,
+        size=96,
+        width=32,
+        encoder_layers=1,
+        layers=2,
+        feedforward=32,
+    )
     for name in ("model", "r50-assr", "nano"):
         save_checkpoint(Path(f"{name}.safetensors"), build_model(config), "synthetic")
     for folder in ("photos", "calibration"):  # for int8

@@ -5,18 +5,31 @@ from typing import Any
 
 import numpy as np
 
-from dsgnn.benchmarks.subjects import Spec
+from dsgnn.benchmarks.forms import Spec
 from dsgnn.benchmarks.timing import Clock, Sample
+from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.letterbox import Fixed
 
 
 def facts(name: str, **changes: Any) -> dict[str, Any]:
     found = {
-        "name": name, "form": "artifact", "file": f"{name}.onnx", "sha256": f"{name}-hash",
-        "status": "verified", "config": "nano", "weights": "trained", "precision": "fp32",
-        "backend": "onnxruntime", "device": "cpu", "threads": 2, "input": "Fixed(96, 128)",
-        "bytes": 1_000_000, "source_sha256": "source", "load_s": 0.5, "load_peak_mib": 200.0,
-    }  # fmt: skip
+        "name": name,
+        "form": "artifact",
+        "file": f"{name}.onnx",
+        "sha256": f"{name}-hash",
+        "status": "verified",
+        "config": "nano",
+        "weights": "trained",
+        "precision": "fp32",
+        "backend": "onnxruntime",
+        "device": "cpu",
+        "threads": 2,
+        "input": "Fixed(96, 128)",
+        "bytes": 1_000_000,
+        "source_sha256": "source",
+        "load_s": 0.5,
+        "load_peak_mib": 200.0,
+    }
     return {**found, **changes}
 
 
@@ -31,7 +44,7 @@ class Clockwork:
 
 
 class FakeBench:
-    """`Worker`'s methods without a process. ms: of one photo. fails_at: a batch size."""
+    """`BenchProcess`'s methods without a process. ms: of one photo. fails_at: a batch size."""
 
     def __init__(self, clock: Clockwork, name: str, ms: float, stop_after: int = -1, **changes):
         self.facts = facts(name, **changes)
@@ -68,10 +81,12 @@ class FakeSubject:
 
     def __init__(self, spec: Spec):
         if spec.model == "broken":
-            raise ValueError("this one cannot be opened: mend it")
+            raise OptionError("this one cannot be opened: mend it")
         self.facts = facts(Path(spec.model).stem)
         self.seen: list[np.ndarray] = []
         self.dies = spec.model == "dies"
+        if spec.model == "planted":
+            raise ValueError("a bug, not a refusal")
 
     def infer(self, images: np.ndarray, clock: Clock) -> tuple[dict[str, np.ndarray], Sample]:
         if self.dies:

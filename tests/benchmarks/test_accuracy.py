@@ -6,9 +6,10 @@ import pytest
 
 from dsgnn.benchmarks import accuracy as module
 from dsgnn.benchmarks.accuracy import accuracy
+from dsgnn.benchmarks.forms import Spec
 from dsgnn.benchmarks.results import load
-from dsgnn.benchmarks.subjects import BenchError, Spec
 from dsgnn.runtime.artifact import sha256_of
+from dsgnn.runtime.errors import DsgnnError
 from dsgnn.runtime.ranker import BUNDLED
 
 BUNDLE = Spec("artifact", str(BUNDLED), backend="onnxruntime", threads=1)
@@ -30,9 +31,9 @@ def test_only_what_is_missing_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = accuracy([BUNDLE], DATA, "test", tmp_path)
-    with pytest.raises(BenchError, match="exists: go on with it by --resume"):
+    with pytest.raises(DsgnnError, match="exists: resume it, or give another folder"):
         accuracy([BUNDLE], DATA, "test", tmp_path)
-    with pytest.raises(BenchError, match="about other data"):
+    with pytest.raises(DsgnnError, match="about other data"):
         accuracy([BUNDLE], DATA, "val", tmp_path, resume=True)
     monkeypatch.setattr(module, "measure", None)  # would fail if it were called
     again = accuracy([BUNDLE], DATA, "test", tmp_path, resume=True)
@@ -40,6 +41,6 @@ def test_only_what_is_missing_is_measured_again(
 
 
 def test_an_artifact_of_other_weights_is_not_compared(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=r"was exported from .*, and --against is"):
+    with pytest.raises(DsgnnError, match=r"was exported from .*, and the reference is"):
         accuracy([BUNDLE], DATA, "test", tmp_path, against=Spec("upstream", "nano", True))
     assert not (tmp_path / "accuracy.json").exists()

@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from dsgnn.benchmarks.cli import main
+from dsgnn.benchmarks.forms import Spec, open_subject
 from dsgnn.benchmarks.results import load
-from dsgnn.benchmarks.subjects import BenchError, Spec, open_subject
+from dsgnn.runtime.errors import DsgnnError
 from dsgnn.runtime.ranker import BUNDLED
 
 from .fakes import Clockwork
@@ -32,14 +33,28 @@ def test_pytorch_forms_give_the_same_answers() -> None:
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(BenchError, match=r"install g\+\+, or leave it out"):
+    with pytest.raises(DsgnnError, match=r"install g\+\+, or leave it out"):
         open_subject(Spec("compiled", "nano", True))
 
 
 @pytest.mark.slow
 def test_the_whole_command(tmp_path: Path) -> None:
-    arguments = ["latency", "--synthetic", "nano", str(BUNDLED), "--size", "64x96", "--duration",
-                 "0.1", "--runs", "2", "--threads", "1", "--out", str(tmp_path)]  # fmt: skip
+    arguments = [
+        "latency",
+        "--synthetic",
+        "nano",
+        str(BUNDLED),
+        "--size",
+        "64x96",
+        "--duration",
+        "0.1",
+        "--runs",
+        "2",
+        "--threads",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     found = load(tmp_path / "latency.json")

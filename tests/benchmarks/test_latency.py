@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from dsgnn.benchmarks import results
-from dsgnn.benchmarks.latency import latency
-from dsgnn.benchmarks.subjects import (
-    BenchError,
+from dsgnn.benchmarks.forms import (
     Spec,
     open_subject,
     photos,
     run_once,
     specs,
 )
+from dsgnn.benchmarks.latency import latency
+from dsgnn.benchmarks.processes import Bench, BenchProcess
 from dsgnn.benchmarks.timing import Plan
-from dsgnn.benchmarks.workers import Bench, Worker
 from dsgnn.runtime.artifact import sidecar_path
+from dsgnn.runtime.errors import DsgnnError
 from dsgnn.runtime.ranker import BUNDLED
 
 from .fakes import Clockwork, FakeBench, FakeSubject
@@ -39,15 +39,19 @@ def opener(clock: Clockwork, **options: Any) -> Callable[[Spec], FakeBench]:
 def measured(out: Path, names: str = "ab", batches=(1, 2), resume=False, **options: Any) -> Any:
     clock = Clockwork()
     found = [Spec("artifact", name) for name in names]
-    return latency(found, batches, PLAN, out, resume=resume, clock=clock,
-                   open_bench=opener(clock, **options))  # fmt: skip
+    return latency(
+        found, batches, PLAN, out, resume=resume, clock=clock, open_bench=opener(clock, **options)
+    )
 
 
 def test_a_row_for_every_model_and_batch_size(tmp_path: Path) -> None:
     found = measured(tmp_path)
     assert [(row["subject"]["name"], row["batch"]) for row in found["rows"]] == [
-        ("a", 1), ("b", 1), ("a", 2), ("b", 2),
-    ]  # fmt: skip
+        ("a", 1),
+        ("b", 1),
+        ("a", 2),
+        ("b", 2),
+    ]
     row = found["rows"][1]
     assert row["stages"]["compute"]["p50"] == pytest.approx(20.2)
     assert row["stages"]["end_to_end"]["p50"] == pytest.approx(22.2)
@@ -87,7 +91,7 @@ def test_an_incomplete_round_and_a_cut_line_are_measured_again(tmp_path: Path) -
     path = tmp_path / "latency.jsonl"
     path.write_text(path.read_text() + '{"batch": 1, "round": 9, "na')
     header = json.loads(path.read_text().splitlines()[0])
-    log = results.Log(path, header, {"a", "b"}, resume=True)
+    log = results.TurnLog(path, header, {"a", "b"}, resume=True)
     by_round: dict[int, set[str]] = {}
     for turn in log.turns[1]:
         by_round.setdefault(turn.round, set()).add(turn.name)
@@ -98,25 +102,25 @@ def test_an_incomplete_round_and_a_cut_line_are_measured_again(tmp_path: Path) -
 def test_an_unfinished_run_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         measured(tmp_path, stop_after=40)
-    with pytest.raises(BenchError, match="unfinished run: go on with it by --resume"):
+    with pytest.raises(DsgnnError, match="unfinished run: resume it, or give another"):
         measured(tmp_path)
 
 
 def test_a_run_of_another_file_is_not_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         measured(tmp_path, stop_after=40)
-    with pytest.raises(BenchError, match=r"another run, models differ"):
+    with pytest.raises(DsgnnError, match=r"another run, models differ"):
         measured(tmp_path, resume=True, sha256="other")
 
 
 def test_finished_results_are_not_overwritten(tmp_path: Path) -> None:
     measured(tmp_path)
-    with pytest.raises(BenchError, match="exists: give another --out"):
+    with pytest.raises(DsgnnError, match="exists: give another folder"):
         measured(tmp_path)
 
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="two models are called 'a'"):
+    with pytest.raises(DsgnnError, match="two models are called 'a'"):
         measured(tmp_path, "aa")
 
 
@@ -125,8 +129,12 @@ def test_stages_are_timed_one_after_the_other() -> None:
     subject = FakeSubject(Spec("artifact", "model"))
     sample = run_once(subject, photos()[:2], clock)
     assert sample == {
-        "decode": 0, "preprocess": 0, "compute": 250, "postprocess": 0, "end_to_end": 250,
-    }  # fmt: skip
+        "decode": 0,
+        "preprocess": 0,
+        "compute": 250,
+        "postprocess": 0,
+        "end_to_end": 250,
+    }
     assert subject.seen[0].shape == (2, 96, 128, 3)
 
 
@@ -147,7 +155,7 @@ def fakes_in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_worker_is_a_process_that_answers(fakes_in_workers: None) -> None:
-    with Worker(Spec("artifact", "model"), FakeSubject) as worker:
+    with BenchProcess(Spec("artifact", "model"), FakeSubject) as worker:
         assert worker.facts["name"] == "model" and worker.facts["load_s"] >= 0
         assert worker.run(1).keys() >= {"decode", "compute", "end_to_end"}
         assert worker.peaks()["device_mib"] is None
@@ -157,18 +165,30 @@ def test_a_worker_is_a_process_that_answers(fakes_in_workers: None) -> None:
 
 
 def test_a_worker_that_cannot_open_or_dies_says_so(fakes_in_workers: None) -> None:
-    with pytest.raises(BenchError, match=r"broken \(artifact\): this one cannot be opened"):
-        Worker(Spec("artifact", "broken"), FakeSubject)
+    with pytest.raises(DsgnnError, match=r"broken \(artifact\): this one cannot be opened"):
+        BenchProcess(Spec("artifact", "broken"), FakeSubject)
     with (
-        Worker(Spec("artifact", "dies"), FakeSubject) as worker,
-        pytest.raises(BenchError, match="ended with 9.*ran out of memory"),
+        BenchProcess(Spec("artifact", "dies"), FakeSubject) as worker,
+        pytest.raises(DsgnnError, match="ended with 9.*ran out of memory"),
     ):
         worker.run(1)
 
 
+def test_a_bug_in_a_worker_is_no_refusal(fakes_in_workers: None) -> None:
+    """It surfaces with the traceback of the process it was in."""
+    with pytest.raises(RuntimeError, match="(?s)a bug, not a refusal.*Traceback.*fakes.py") as bug:
+        BenchProcess(Spec("artifact", "planted"), FakeSubject)
+    assert not isinstance(bug.value, DsgnnError)
+
+
 def test_what_is_asked_for_becomes_subjects() -> None:
-    found = specs(["m.onnx", "c.safetensors"], ["nano"], ["upstream", "deploy"],
-                  ["onnxruntime", "openvino"], threads=1)  # fmt: skip
+    found = specs(
+        ["m.onnx", "c.safetensors"],
+        ["nano"],
+        ["upstream", "deploy"],
+        ["onnxruntime", "openvino"],
+        threads=1,
+    )
     assert [(s.form, s.model, s.synthetic, s.backend) for s in found] == [
         ("upstream", "c.safetensors", False, "auto"),
         ("deploy", "c.safetensors", False, "auto"),
@@ -183,13 +203,13 @@ def test_what_is_asked_for_becomes_subjects() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([], [], ["deploy"], []), "give a MODEL file or --synthetic CONFIG"),
-        (([], ["nano"], ["deploy"], ["openvino"]), "--backend is for exported artifacts"),
-        (([], ["nano"], ["cuda-graph"], []), "add --device cuda, or leave --cuda-graph out"),
+        (([], [], ["deploy"], []), "give a model file, or a configuration"),
+        (([], ["nano"], ["deploy"], ["openvino"]), "a backend is for exported artifacts"),
+        (([], ["nano"], ["cuda-graph"], []), "choose device cuda, or leave them out"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: Any, message: str) -> None:
-    with pytest.raises(BenchError, match=message):
+    with pytest.raises(DsgnnError, match=message):
         specs(*arguments)
 
 
@@ -198,7 +218,7 @@ def test_an_unverified_artifact_is_refused_or_marked(tmp_path: Path) -> None:
     path.write_bytes(BUNDLED.read_bytes())
     assert not sidecar_path(path).exists()
     spec = Spec("artifact", str(path), backend="onnxruntime", threads=1)
-    with pytest.raises(BenchError, match="unverified.*--allow-unverified"):
+    with pytest.raises(DsgnnError, match="unverified.*allow unverified artifacts"):
         open_subject(spec)
     subject = open_subject(replace(spec, allow_unverified=True))
     assert subject.facts["status"] == "unverified"
@@ -209,5 +229,5 @@ def test_a_missing_gpu_is_refused() -> None:
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(BenchError, match="sees no GPU.*--device cpu"):
+    with pytest.raises(DsgnnError, match="sees no GPU.*choose device cpu"):
         open_subject(Spec("deploy", "nano", True, device="cuda"))

@@ -55,8 +55,16 @@ def test_percentiles_are_those_of_the_definition() -> None:
 def test_percentiles_are_interpolated() -> None:
     assert summarise([1.0, 2.0, 4.0, 8.0])["p90"] == pytest.approx(4 + 0.7 * 4)
     assert summarise([3.0]) == {
-        "mean": 3, "std": 0, "min": 3, "p50": 3, "p90": 3, "p95": 3, "p99": 3, "cv": 0, "n": 1,
-    }  # fmt: skip
+        "mean": 3,
+        "std": 0,
+        "min": 3,
+        "p50": 3,
+        "p90": 3,
+        "p95": 3,
+        "p99": 3,
+        "cv": 0,
+        "n": 1,
+    }
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")]])
@@ -129,8 +137,13 @@ def test_medians_are_by_round() -> None:
 
 def test_inference_includes_the_transfers_that_some_forms_time_apart() -> None:
     whole = {"round": [0, 0], "compute": [3.0, 4.0], "decode": [9.0, 9.0]}
-    parts = {"round": [0, 0], "host_to_device": [1.0, 1.0], "compute": [1.5, 2.0],
-             "device_to_host": [0.5, 1.0], "end_to_end": [9.0, 9.0]}  # fmt: skip
+    parts = {
+        "round": [0, 0],
+        "host_to_device": [1.0, 1.0],
+        "compute": [1.5, 2.0],
+        "device_to_host": [0.5, 1.0],
+        "end_to_end": [9.0, 9.0],
+    }
     assert inference(whole).tolist() == inference(parts).tolist() == [3, 4]
     assert medians(parts).tolist() == [3.5]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dsgnn.export.deploy import DeployGraph
-from dsgnn.export.onnx import Source, build_onnx
+from dsgnn.export.onnx import ExportSource, build_onnx
 from dsgnn.model import build_model
 
 from .test_deploy import shake, small
@@ -14,23 +14,23 @@ SIZE = (64, 96)
 
 
 @pytest.fixture(scope="session")
-def small_source() -> Source:
+def small_source() -> ExportSource:
     """r50-assr in every part but with small widths."""
     torch.manual_seed(1)
-    return Source(shake(build_model(small("r50-assr"))), "synthetic", "0" * 64)
+    return ExportSource(shake(build_model(small("r50-assr"))), "synthetic", "0" * 64)
 
 
 @pytest.fixture(scope="session")
-def small_graph(small_source: Source) -> onnx.ModelProto:
+def small_graph(small_source: ExportSource) -> onnx.ModelProto:
     return build_onnx(DeployGraph(small_source.model, SIZE).eval(), SIZE, SIZE)
 
 
 @pytest.fixture(scope="session")
-def nano_source() -> Source:
+def nano_source() -> ExportSource:
     torch.manual_seed(5)
-    return Source(build_model("nano"), "synthetic", "0" * 64)
+    return ExportSource(build_model("nano"), "synthetic", "0" * 64)
 
 
 @pytest.fixture(scope="session")
-def nano_graph(nano_source: Source) -> onnx.ModelProto:
+def nano_graph(nano_source: ExportSource) -> onnx.ModelProto:
     return build_onnx(DeployGraph(nano_source.model, SIZE).eval(), SIZE, SIZE)

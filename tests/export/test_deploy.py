@@ -90,9 +90,12 @@ def test_cross_attention_with_blocked_rows(queries: int, batch: int) -> None:
     blocked = attention_mask(logits, (6, 7))
     assert not blocked[:, 0].any() and blocked[:, 2].any()
     want = attention(
-        query, memory + level + sine, memory + level,
-        attn_mask=blocked.repeat_interleave(HEADS, 0), need_weights=False,
-    )[0]  # fmt: skip
+        query,
+        memory + level + sine,
+        memory + level,
+        attn_mask=blocked.repeat_interleave(HEADS, 0),
+        need_weights=False,
+    )[0]
     deploy = DeployCrossAttention(attention, level)
     scores = deploy.absorb(query).flatten(1, 2) @ (memory + sine).transpose(1, 2)
     scores = scores.unflatten(1, (HEADS, queries)) + torch.where(blocked, BLOCKED, 0.0)[:, None]
@@ -184,8 +187,9 @@ def test_gather_samples_outside_as_zero() -> None:
     assert got[0, 0, 0, 0] == 0 and got[0, 0, 0, 1] == 1 and got[0, 0, 0, 2] == 0.5
 
 
-@pytest.mark.parametrize("config", [small("r50-assr"), small("r50-irsr"), CONFIGS["nano"]],
-                         ids=lambda c: c.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "config", [small("r50-assr"), small("r50-irsr"), CONFIGS["nano"]], ids=lambda c: c.name
+)
 @pytest.mark.parametrize("folded", [True, False])
 @torch.no_grad()
 def test_the_whole_graph(config: Config, folded: bool) -> None:

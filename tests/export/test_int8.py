@@ -1,22 +1,28 @@
 """int8: what is quantised, how close it stays, and what is refused."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from onnx import numpy_helper
 
 from dsgnn.config import CONFIGS
 from dsgnn.export.cli import main
 from dsgnn.export.int8 import FIRST, PEAKS, PHOTOS, check_calibration, quantise
-from dsgnn.export.parity import parity_photos
+from dsgnn.export.onnx import ExportSource, export_onnx
+from dsgnn.export.parity import ParityError, parity_photos
+from dsgnn.model import build_model
 from dsgnn.runtime.artifact import read_description, read_sidecar
 from dsgnn.runtime.backends import open_backend
+from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.letterbox import Fixed, letterbox
+from dsgnn.weights.checkpoint import save_checkpoint
 
 SIZE = (64, 96)
 
@@ -92,11 +98,14 @@ def test_close_to_float32(nano_graph: onnx.ModelProto, quantised: onnx.ModelProt
     assert 0 < error < 0.1
 
 
-def export(monkeypatch, graph: onnx.ModelProto, target: Path, *options: object):
+def export(
+    monkeypatch, graph: onnx.ModelProto, target: Path, *options: object, checkpoint: object = None
+):
     made = onnx.ModelProto()
     made.CopyFrom(graph)
     monkeypatch.setattr("dsgnn.export.onnx.build_onnx", lambda *_: made)
-    command = ["onnx", "--synthetic", "nano", "--size", "64x96", "-o", str(target)]
+    source = [str(checkpoint)] if checkpoint else ["--synthetic", "nano"]
+    command = ["onnx", *source, "--size", "64x96", "-o", str(target)]
     return CliRunner().invoke(main, [*command, *(str(option) for option in options)])
 
 
@@ -124,6 +133,52 @@ def test_command(
         assert np.isfinite(answers["masks"]).all()
 
 
+def test_a_network_that_int8_cannot_serve_is_refused_before_calibration(
+    nano_source: ExportSource,
+    nano_graph: onnx.ModelProto,
+    photos: list[np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A checkpoint that was never trained: its objects are alike, and rounding swaps them."""
+
+    def unreached(*_: object) -> None:
+        raise AssertionError("it was calibrated")
+
+    monkeypatch.setattr("dsgnn.export.onnx.build_onnx", lambda *_: nano_graph)
+    monkeypatch.setattr("dsgnn.export.onnx.quantise", unreached)
+    untrained = replace(nano_source, weights="trained")
+    path = tmp_path / "m.onnx"
+    with pytest.raises(ParityError, match=r"(?s)only its weights in eight bits.*train it.*FAILED"):
+        export_onnx(untrained, path, parity_photos(), SIZE, "int8", calibration=photos)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_fails_can_be_kept_unverified(
+    nano_graph: onnx.ModelProto,
+    photos: list[np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(5)
+    checkpoint, folder = tmp_path / "nano.safetensors", tmp_path / "photos"
+    save_checkpoint(checkpoint, build_model("nano"))
+    folder.mkdir()
+    for i, photo in enumerate(photos):
+        cv2.imwrite(str(folder / f"{i:02d}.png"), photo[..., ::-1])
+    path = tmp_path / "m.onnx"
+    options = ["--precision", "int8", "--calibrate", folder]
+    refused = export(monkeypatch, nano_graph, path, *options, checkpoint=checkpoint)
+    assert refused.exit_code == 1 and not path.exists()
+    assert "or --keep-unverified." in refused.output
+    options.append("--keep-unverified")
+    kept = export(monkeypatch, nano_graph, path, *options, checkpoint=checkpoint)
+    assert kept.exit_code == 0 and "m.onnx: unverified" in kept.output, kept.output
+    sidecar = read_sidecar(path)
+    assert sidecar is not None and not sidecar.verified
+    assert not all(check["passed"] for check in sidecar.parity)
+
+
 def test_wrong_use(
     nano_graph: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,14 +186,13 @@ def test_wrong_use(
     result = export(monkeypatch, nano_graph, target, "--precision", "int8")
     assert result.exit_code == 2
     said = " ".join(result.output.split())
-    assert f"int8 needs at least {PHOTOS} calibration photos, got 0" in said
-    assert "--calibrate DIR" in said
+    assert "int8 needs photos like those to be ranked: give --calibrate DIR" in said
     folder = tmp_path / "photos"
     folder.mkdir()
     cv2.imwrite(str(folder / "a.png"), np.zeros((8, 8, 3), np.uint8))
     result = export(monkeypatch, nano_graph, target, "--calibrate", folder)
     assert result.exit_code == 2
     assert "calibration photos are for int8, got precision fp32" in result.output
-    with pytest.raises(ValueError, match=f"at least {PHOTOS} calibration photos, got 31"):
+    with pytest.raises(OptionError, match=f"at least {PHOTOS} calibration photos, got 31"):
         check_calibration([np.zeros((8, 8, 3), np.uint8)] * 31)
     assert not target.exists()

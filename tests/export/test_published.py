@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from golden import arrays, published_model
 
-from dsgnn.export.onnx import Source, export_onnx
+from dsgnn.export.onnx import ExportSource, export_onnx
 from dsgnn.export.parity import parity_photos
 from dsgnn.runtime import Ranker
 
@@ -21,7 +21,7 @@ def golden() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def exported(golden: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("published") / "r50-assr.onnx"
-    source = Source(published_model(CONFIG, SEED), "synthetic", "0" * 64)
+    source = ExportSource(published_model(CONFIG, SEED), "synthetic", "0" * 64)
     sidecar, results = export_onnx(source, path, [*parity_photos(), golden["image"]], SIZE)
     assert sidecar.verified
     assert max(result.saliency_max for result in results) < 1e-4

@@ -20,17 +20,18 @@ from dsgnn.config import CONFIGS
 from dsgnn.export import tensorrt as exporter
 from dsgnn.export.cli import main
 from dsgnn.export.deploy import DeployGraph
-from dsgnn.export.onnx import Source, build_onnx, default_size, describe, read_source
+from dsgnn.export.half_precision import retype
+from dsgnn.export.onnx import ExportSource, build_onnx, default_size, describe, read_source
 from dsgnn.export.parity import ParityError, parity_photos
-from dsgnn.export.precision import retype
 from dsgnn.export.tensorrt import BuildError, build_engine
 from dsgnn.model import build_model
 from dsgnn.runtime.artifact import METADATA_KEY, Description, open_artifact, read_sidecar, sha256_of
 from dsgnn.runtime.backends import open_backend
-from dsgnn.runtime.errors import ArtifactError, BackendError
+from dsgnn.runtime.errors import ArtifactError, BackendError, OptionError
 from dsgnn.runtime.letterbox import Fixed, LongestSide
 
 SIZE = (64, 96)
+RTX = ("--flavour", "tensorrt-rtx", "--sm", "89")
 SLOW = pytest.mark.slow
 COLOURS = Path(__file__).parents[1] / "runtime" / "colours.onnx"
 
@@ -39,7 +40,7 @@ def put(proto: onnx.ModelProto, path: Path, **facts: object) -> Path:
     """The graph as an artifact of random nano weights, with changed facts."""
     made = onnx.ModelProto()
     made.CopyFrom(proto)
-    source = Source(build_model("nano"), "synthetic", "0" * 64)
+    source = ExportSource(build_model("nano"), "synthetic", "0" * 64)
     made.metadata_props.add(
         key=METADATA_KEY, value=replace(describe(source, SIZE), **facts).to_json()
     )
@@ -82,8 +83,20 @@ def test_nano(
         retype(proto, precision)
     source = put(proto, tmp_path / "nano.onnx", precision=precision)
     path = tmp_path / "nano.engine"
-    arguments = ["tensorrt", str(source), "-o", str(path), "--sm", sms, "--batch", batch,
-                 "--workspace", "512"]  # fmt: skip
+    arguments = [
+        "tensorrt",
+        str(source),
+        "-o",
+        str(path),
+        "--flavour",
+        "tensorrt-rtx",
+        "--sm",
+        sms,
+        "--batch",
+        batch,
+        "--workspace",
+        "512",
+    ]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert path.stat().st_size > 1e6
@@ -92,8 +105,11 @@ def test_nano(
     build = sidecar.build
     assert (build["flavour"], build["sms"]) == ("tensorrt-rtx", [int(sm) for sm in sms.split(",")])
     assert build["version"].count(".") >= 2 and build["bytes"] == path.stat().st_size
-    assert build["source"] == {"file": "nano.onnx", "sha256": sha256_of(source),
-                               "status": "unverified"}  # fmt: skip
+    assert build["source"] == {
+        "file": "nano.onnx",
+        "sha256": sha256_of(source),
+        "status": "unverified",
+    }
     assert build["layers"] > 500 and build["seconds"] > 0 and build["workspace_mib"] == 512
     assert build["tf32"] is False
     sizes = [int(size) for size in batch.split(",")]
@@ -112,8 +128,11 @@ def test_nano(
     assert f"nano.engine: nano, {precision}, synthetic weights" in said
     assert f"layers: {build['layers']}" in said and "flavour: tensorrt-rtx" in said
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "nano.engine", "nano.engine.json", "nano.engine.log", "nano.onnx",
-    ]  # fmt: skip
+        "nano.engine",
+        "nano.engine.json",
+        "nano.engine.log",
+        "nano.onnx",
+    ]
 
 
 @lru_cache(maxsize=1)  # of Swin-L tracing takes longer than building
@@ -151,7 +170,9 @@ def test_published(
     proto.metadata_props.add(key=METADATA_KEY, value=facts.to_json())
     source, path = tmp_path / "m.onnx", tmp_path / "m.engine"
     onnx.save(proto, source)
-    sidecar, results = build_engine(source, path, parity_photos(), sms=sms, batch=batch)
+    sidecar, results = build_engine(
+        source, path, parity_photos(), "tensorrt-rtx", sms=sms, batch=batch
+    )
     build = sidecar.build
     assert (sidecar.sha256, build["bytes"]) == (sha256_of(path), path.stat().st_size)
     assert build["source"]["sha256"] == sha256_of(source)
@@ -176,27 +197,27 @@ def test_an_operator_the_parser_does_not_know(tmp_path: Path) -> None:
             node.op_type, node.name = "Det", "odd"
     path = put(proto, tmp_path / "m.onnx")
     with pytest.raises(BuildError, match=r"the parser refused m.onnx:\n  node odd \(Det\): "):
-        build_engine(path, tmp_path / "m.engine", [], sms=(89,))
+        build_engine(path, tmp_path / "m.engine", [], "tensorrt-rtx", sms=(89,))
     assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "m.engine.log"}
     assert "Det" in (tmp_path / "m.engine.log").read_text()
 
 
 def test_an_unknown_generation(colours: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    with pytest.raises(ValueError, match=r"--sm must be of .*89, got 13"):
-        build_engine(colours, colours.with_name("m.engine"), [], sms=(13,))
+    with pytest.raises(OptionError, match=r"GPU generations are .*89, got 13"):
+        build_engine(colours, colours.with_name("m.engine"), [], "tensorrt-rtx", sms=(13,))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sm", ""], "TensorRT-RTX builds for named GPU generations: give --sm"),
-        (["--sm", "89", "--flavour", "tensorrt"], "TensorRT builds for the GPU that is present"),
-        (["--sm", "89", "--timing-cache", "t"], "TensorRT-RTX measures nothing when it builds"),
-        (["--sm", "89", "--batch", "4,2,1"], "batch must be 1 ≤ min ≤ opt ≤ max, got 4,2,1"),
-        (["--sm", "89", "--batch", "4"], "got 4"),
+        (["--flavour", "tensorrt-rtx"], "TensorRT-RTX builds for named GPU generations: name them"),
+        (["--sm", "89"], "TensorRT builds for the GPU that is present"),
+        ([*RTX, "--timing-cache", "t"], "TensorRT-RTX measures nothing when it builds"),
+        ([*RTX, "--batch", "4,2,1"], "batch must be 1 ≤ min ≤ opt ≤ max, got 4,2,1"),
+        ([*RTX, "--batch", "4"], "got 4"),
         (["--sm", "ada"], "expected numbers such as 1,2,8, got 'ada'"),
-        (["--sm", "89", "-o", "m.bin"], "must end in .engine or .plan, got m.bin"),
+        ([*RTX, "-o", "m.bin"], "must end in .engine or .plan, got m.bin"),
     ],
 )
 def test_wrong_use(options: list[str], message: str, colours: Path) -> None:
@@ -211,8 +232,14 @@ def test_files_of_any_size_and_missing_libraries(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     anything = put(onnx.load(COLOURS), tmp_path / "any.onnx", input=LongestSide(96))
-    with pytest.raises(ValueError, match="any.onnx takes any size.*with --size HxW"):
-        build_engine(anything, tmp_path / "m.engine", [], sms=(89,))
+    with pytest.raises(OptionError, match="any.onnx takes photos of any size.*such as 96x96"):
+        build_engine(anything, tmp_path / "m.engine", [], "tensorrt-rtx", sms=(89,))
+    command = ["tensorrt", str(anything), "-o", str(tmp_path / "m.engine")]
+    with monkeypatch.context() as patch:  # said before anything heavy is imported
+        patch.setitem(sys.modules, "dsgnn.export.tensorrt", None)
+        result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    assert "dsgnn-export onnx CHECKPOINT -o M.onnx --size HxW" in " ".join(result.output.split())
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendError, match=r"tensorrt is not installed: pip install 'dsgnn\[tens"):
         build_engine(colours, tmp_path / "m.engine", [], "tensorrt")
@@ -252,8 +279,9 @@ def fake_build(monkeypatch: pytest.MonkeyPatch, colours: Path) -> Callable[[floa
 
 def test_the_gate_runs_where_the_engine_does(fake_build, tmp_path: Path) -> None:
     source = fake_build(0.0)
-    sidecar, results = build_engine(source, tmp_path / "m.engine", parity_photos(), sms=(89,),
-                                    batch=(2, 4, 8))  # fmt: skip
+    sidecar, results = build_engine(
+        source, tmp_path / "m.engine", parity_photos(), sms=(89,), batch=(2, 4, 8)
+    )
     assert sidecar.verified and [result.batch for result in results] == [2, 3]
     assert open_artifact(tmp_path / "m.engine").status == "verified"
     assert sidecar.parity[0]["against"] == "colours.onnx"
@@ -263,7 +291,14 @@ def test_an_engine_with_other_answers_is_not_written(fake_build, tmp_path: Path)
     source = fake_build(5.0)
     (tmp_path / "m.engine").write_text("what was here before")
     with pytest.raises(ParityError, match=r"(?s)was not written.*FAILED.*--deform gather"):
-        build_engine(source, tmp_path / "m.engine", parity_photos(), sms=(89,), batch=(2, 4, 8))
+        build_engine(
+            source,
+            tmp_path / "m.engine",
+            parity_photos(),
+            "tensorrt-rtx",
+            sms=(89,),
+            batch=(2, 4, 8),
+        )
     assert (tmp_path / "m.engine").read_text() == "what was here before"
     assert {p.name for p in tmp_path.iterdir()} == {"colours.onnx", "m.engine", "m.engine.log"}
 
@@ -279,7 +314,9 @@ def test_an_engine_of_a_file_that_the_cpu_cannot_run_is_kept(
         return SimpleNamespace()
 
     monkeypatch.setattr(exporter, "open_backend", refuse)
-    sidecar, results = build_engine(source, tmp_path / "m.engine", parity_photos(), sms=(89,))
+    sidecar, results = build_engine(
+        source, tmp_path / "m.engine", parity_photos(), "tensorrt-rtx", sms=(89,)
+    )
     assert not sidecar.verified and not results and (tmp_path / "m.engine").exists()
     assert sidecar.build["not_run"] == "onnxruntime cannot load it: no bfloat16 Conv"
 

@@ -87,11 +87,21 @@ def stubs() -> set[str]:
 def test_the_list_is_read_from_the_source() -> None:
     names = used()
     assert {
-        "Builder", "Builder.build_serialized_network", "OnnxParser.parse", "Runtime",
-        "IExecutionContext.execute_async_v3", "ICudaEngine.get_tensor_mode", "TensorIOMode.INPUT",
-        "ParserError.node_operator", "MemoryPoolType.WORKSPACE", "ITensor.shape", "nptype",
-        "IOptimizationProfile.set_shape", *ONLY_RTX, *ONLY_TENSORRT,
-    } <= names  # fmt: skip
+        "Builder",
+        "Builder.build_serialized_network",
+        "OnnxParser.parse",
+        "Runtime",
+        "IExecutionContext.execute_async_v3",
+        "ICudaEngine.get_tensor_mode",
+        "TensorIOMode.INPUT",
+        "ParserError.node_operator",
+        "MemoryPoolType.WORKSPACE",
+        "ITensor.shape",
+        "nptype",
+        "IOptimizationProfile.set_shape",
+        *ONLY_RTX,
+        *ONLY_TENSORRT,
+    } <= names
 
 
 def test_tensorrt_has_them() -> None:

@@ -21,7 +21,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from dsgnn.export.cli import main
-from dsgnn.export.triton import ConfigError, check_config, read_config, write_repository
+from dsgnn.export.triton import check_config, read_config, write_repository
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.artifact import (
     METADATA_KEY,
@@ -123,8 +123,18 @@ def server(tmp_path: Path) -> Iterator[tuple[Server, str]]:
 def test_an_onnx_file(rule: Rule, colours: Callable[..., Path], tmp_path: Path) -> None:
     source = colours(rule)
     write_sidecar(source, Sidecar(source.name, sha256_of(source), verified=True))
-    arguments = ["triton", str(source), "-o", str(tmp_path / "repository"), "--instances", "2",
-                 "--max-batch", "4", "--delay", "2.5"]  # fmt: skip
+    arguments = [
+        "triton",
+        str(source),
+        "-o",
+        str(tmp_path / "repository"),
+        "--instances",
+        "2",
+        "--max-batch",
+        "4",
+        "--delay",
+        "2.5",
+    ]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     folder = tmp_path / "repository" / "colours"
@@ -192,7 +202,7 @@ def test_a_mutated_configuration_is_found(
     config = read_config(folder / "config.pbtxt")
     check_config(config, description())
     MUTATIONS[mutation](config)
-    with pytest.raises(ConfigError, match="colours does not fit its artifact|colours carries"):
+    with pytest.raises(ArtifactError, match="colours does not fit its artifact|colours carries"):
         check_config(config, description())
 
 
@@ -204,13 +214,13 @@ def test_a_mutated_description_is_found(
     facts: dict, colours: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = write_repository([colours()], tmp_path / "repository")
-    with pytest.raises(ConfigError):
+    with pytest.raises(ArtifactError):
         check_config(read_config(folder / "config.pbtxt"), replace(description(), **facts))
 
 
 def test_a_file_that_is_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.pbtxt").write_text('name: "x" max_batch: 8')
-    with pytest.raises(ConfigError, match='is no configuration.*no field named "max_batch"'):
+    with pytest.raises(ArtifactError, match='is no configuration.*no field named "max_batch"'):
         read_config(tmp_path / "config.pbtxt")
 
 
@@ -277,7 +287,7 @@ def test_what_triton_cannot_run(
         ([static], {}, r"takes batches of \[1, 1, 1\], Triton makes them from one up: build it"),
         ([old], {}, r"does not say for which generation of GPUs it was built \(no sm\)"),
         ([good, twice], {}, "twice.engine is a second engine for SM89: give one of each"),
-        ([good], {"max_batch": 4}, "good.engine has its batches built in: no --max-batch"),
+        ([good], {"max_batch": 4}, "good.engine has its batches built in: give no largest batch"),
         ([onnx_file, good], {}, "expected one ONNX file, or engines alone, got colours.onnx, good"),
         ([onnx_file], {"instances": 0}, "at least 1 and a delay of at least 0 ms, got 1 files, "),
     ):

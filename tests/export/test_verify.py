@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from dsgnn.config import CONFIGS
 from dsgnn.export.cli import main
-from dsgnn.export.onnx import Source, describe
+from dsgnn.export.onnx import ExportSource, describe
 from dsgnn.export.parity import folder_photos
 from dsgnn.model import build_model
 from dsgnn.runtime import samples
@@ -32,7 +32,7 @@ def put_facts(proto: onnx.ModelProto, path: Path, **facts: object) -> Path:
     """The graph as an artifact, with changed facts."""
     made = onnx.ModelProto()
     made.CopyFrom(proto)
-    source = Source(build_model("nano"), "trained", "0" * 64)
+    source = ExportSource(build_model("nano"), "trained", "0" * 64)
     made.metadata_props.add(
         key=METADATA_KEY, value=replace(describe(source, SIZE), **facts).to_json()
     )
@@ -42,7 +42,7 @@ def put_facts(proto: onnx.ModelProto, path: Path, **facts: object) -> Path:
 
 @pytest.fixture(scope="module")
 def nano(
-    nano_source: Source, nano_graph: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory
+    nano_source: ExportSource, nano_graph: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, onnx.ModelProto]:
     path = tmp_path_factory.mktemp("nano") / "nano.safetensors"
     save_checkpoint(path, nano_source.model)

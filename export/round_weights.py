@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dsgnn.export.precision import STORED_AS_HALF
+from dsgnn.export.half_precision import STORED_AS_HALF
 from dsgnn.model import DSGNN
 
 

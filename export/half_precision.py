@@ -1,9 +1,9 @@
-"""Precision in the graph: a float32 ONNX graph retyped, so that every runtime computes what was
-checked (TensorRT 11 has typed networks only).
+"""Half precision in the graph: a float32 ONNX graph is retyped, so that every runtime computes what
+was checked (TensorRT 11 has typed networks only).
 
-fp16 and bf16 keep islands of float32, with casts at their shores: normalisation of the image,
-softmax, statistics of normalisation layers, sampling and its locations, the last product behind
-saliency and score. w16 computes in float32 on weights stored as float16.
+In fp16 and bf16 some parts stay float32, with casts where they begin and end: the normalisation of
+the image, softmax, the statistics of normalisation layers, sampling and its locations, and the last
+product behind saliency and score. w16 computes in float32 on weights stored as float16.
 """
 
 from __future__ import annotations
@@ -13,13 +13,25 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from dsgnn.runtime.errors import OptionError
+
 BF16_OPSET = 22  # the first whose Conv takes bfloat16
 STORED_AS_HALF = 1024  # elements; smaller tensors (norms, biases) are not worth the rounding
 FLOAT = TensorProto.FLOAT
-TYPES = {"fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
-         "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16))}  # fmt: skip
-WIDE = {"Softmax", "LayerNormalization", "InstanceNormalization", "GridSample", "TopK",
-        "ConstantOfShape", "Constant", "Range"}  # fmt: skip
+TYPES = {
+    "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
+    "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+}
+WIDE = {
+    "Softmax",
+    "LayerNormalization",
+    "InstanceNormalization",
+    "GridSample",
+    "TopK",
+    "ConstantOfShape",
+    "Constant",
+    "Range",
+}
 PRODUCTS = {"Conv", "MatMul", "Gemm"}
 INTEGERS = {TensorProto.INT32, TensorProto.INT64}
 
@@ -41,19 +53,22 @@ def store_as_half(proto: ModelProto) -> None:
 
 def retype(proto: ModelProto, precision: str) -> None:
     """Turn a float32 graph into a typed fp16 or bf16 graph, in place; inputs and outputs keep
-    their types. OverflowError if a weight is too large for the type, ValueError for bf16 with
-    GridSample."""
+    their types. OptionError if a weight is too large for the type, or for bf16 with GridSample."""
     low, dtype = TYPES[precision]
     graph = proto.graph
     if precision == "bf16":
         if any(node.op_type == "GridSample" for node in graph.node):
-            raise ValueError("bf16 needs opset 22, where TensorRT reads GridSample as nearest: "
-                             "use --deform gather, or --precision fp16")  # fmt: skip
+            raise OptionError(
+                "bf16 needs opset 22, where TensorRT reads GridSample as nearest: let deformable "
+                "attention sample by gather, or take fp16"
+            )
         proto.opset_import[0].version = BF16_OPSET
     weights = {t.name: t for t in graph.initializer if t.data_type == FLOAT}
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True).graph
-    kinds = {v.name: v.type.tensor_type.elem_type
-             for v in (*inferred.value_info, *inferred.input, *inferred.output)}  # fmt: skip
+    kinds = {
+        v.name: v.type.tensor_type.elem_type
+        for v in (*inferred.value_info, *inferred.input, *inferred.output)
+    }
     floats = {name for name, kind in kinds.items() if kind == FLOAT} | weights.keys()
     wide = _islands(graph, floats)
     types = dict.fromkeys(floats, FLOAT)  # of each value, as the new graph has it
@@ -148,7 +163,10 @@ def _narrowed(tensor: TensorProto, kind: int, dtype: np.dtype, name: str) -> Ten
     with np.errstate(over="ignore"):
         narrow = value.astype(dtype)
     if not np.isfinite(narrow.astype(np.float32)).all():
-        raise OverflowError(f"{tensor.name} holds {np.abs(value).max():g}, too large for {dtype}")
+        raise OptionError(
+            f"{tensor.name} holds {np.abs(value).max():g}, too large for {dtype}: take another "
+            "precision"
+        )
     return TensorProto(data_type=kind, dims=tensor.dims, name=name, raw_data=narrow.tobytes())
 
 

@@ -9,18 +9,19 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dsgnn.export.deploy import DeployGraph
-from dsgnn.export.onnx import Source, build_onnx, export_onnx
+from dsgnn.export.half_precision import BF16_OPSET, retype
+from dsgnn.export.onnx import ExportSource, build_onnx, export_onnx
 from dsgnn.export.parity import parity_photos
-from dsgnn.export.precision import BF16_OPSET, retype
 from dsgnn.runtime.artifact import read_description, read_sidecar
 from dsgnn.runtime.backends import open_backend
+from dsgnn.runtime.errors import OptionError
 
 SIZE = (64, 96)
 FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 
 
 @pytest.fixture(scope="module")
-def gathered(small_source: Source) -> onnx.ModelProto:
+def gathered(small_source: ExportSource) -> onnx.ModelProto:
     return build_onnx(DeployGraph(small_source.model, SIZE, "gather").eval(), SIZE, SIZE)
 
 
@@ -65,8 +66,11 @@ def test_float16_with_islands(small_graph: onnx.ModelProto) -> None:
     products = [n for n in half.graph.node if n.op_type in ("MatMul", "Gemm")]
     wide = [n for n in products if types[n.output[0]] == FLOAT]
     assert len(wide) == 1  # the last one only, behind saliency and score
-    assert not [t for t in half.graph.initializer if t.data_type == FLOAT and
-                int(np.prod(t.dims)) > 8192 and "offset" not in t.name]  # fmt: skip
+    assert not [
+        t
+        for t in half.graph.initializer
+        if t.data_type == FLOAT and int(np.prod(t.dims)) > 8192 and "offset" not in t.name
+    ]
 
 
 def test_float16_answers(small_graph: onnx.ModelProto, tmp_path: Path) -> None:
@@ -74,8 +78,9 @@ def test_float16_answers(small_graph: onnx.ModelProto, tmp_path: Path) -> None:
     answers = []
     for name, proto in (("full", small_graph), ("half", retyped(small_graph, "fp16"))):
         onnx.save(proto, tmp_path / f"{name}.onnx")
-        answers.append(open_backend(tmp_path / f"{name}.onnx", "onnxruntime").infer(
-            {"image": images}))  # fmt: skip
+        answers.append(
+            open_backend(tmp_path / f"{name}.onnx", "onnxruntime").infer({"image": images})
+        )
     for name, want in answers[0].items():
         got = answers[1][name]
         assert got.dtype == np.float32
@@ -101,7 +106,7 @@ def test_bfloat16_by_gather(gathered: onnx.ModelProto) -> None:
 
 
 def test_bfloat16_with_gridsample(small_graph: onnx.ModelProto) -> None:
-    with pytest.raises(ValueError, match="bf16 needs opset 22.*--deform gather"):
+    with pytest.raises(OptionError, match="bf16 needs opset 22.*sample by gather"):
         retyped(small_graph, "bf16")
 
 
@@ -114,13 +119,13 @@ def test_a_weight_too_large_for_float16() -> None:
         [numpy_helper.from_array(np.float32([1, 7e4]), "w")],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
-    with pytest.raises(OverflowError, match="w holds 70000, too large for float16"):
+    with pytest.raises(OptionError, match="w holds 70000, too large for float16"):
         retype(proto, "fp16")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_exported(
-    small_source: Source,
+    small_source: ExportSource,
     gathered: onnx.ModelProto,
     precision: str,
     tmp_path: Path,

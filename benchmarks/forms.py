@@ -28,13 +28,13 @@ import numpy as np
 from dsgnn.benchmarks.timing import END_TO_END, Clock, Sample
 from dsgnn.runtime import Ranker, samples
 from dsgnn.runtime.disk.files import whole_file
-from dsgnn.runtime.errors import CheckpointError, DsgnnError
+from dsgnn.runtime.errors import ArtifactError, BackendError, OptionError
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.letterbox import Rule, letterbox
 from dsgnn.runtime.postprocess import postprocess
 
 if TYPE_CHECKING:
-    from dsgnn.export.onnx import Source
+    from dsgnn.export.onnx import ExportSource
 
 Answers = dict[str, np.ndarray]
 TORCH_FORMS = {
@@ -50,10 +50,6 @@ DEFAULT_FORMS = {
 }
 PRECISIONS = ("fp32", "fp16", "bf16")
 PHOTO = (640, 480)  # width, height: the data sets' own size
-
-
-class BenchError(DsgnnError, ValueError):
-    """Something that cannot be measured as asked; the message names the fix."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +94,24 @@ def specs(
 ) -> list[Spec]:
     """Every subject that the command line asks for; options: the other fields of `Spec`.
 
-    Raises BenchError when nothing is asked for, or what is asked for does not go together.
+    Raises OptionError when nothing is asked for, or what is asked for does not go together.
     """
     checkpoints = [(m, False) for m in models if m.endswith(".safetensors")]
     checkpoints += [(config, True) for config in synthetic]
     artifacts = [m for m in models if not m.endswith(".safetensors")]
     if not checkpoints and not artifacts:
-        raise BenchError("nothing to measure: give a MODEL file or --synthetic CONFIG")
+        raise OptionError(
+            "nothing to measure: give a model file, or a configuration for random weights"
+        )
     if backends and not artifacts:
-        raise BenchError("--backend is for exported artifacts, and none was given")
+        raise OptionError("a backend is for exported artifacts, and none was given")
     on_gpu = options.get("device", "cpu").startswith("cuda")
     if "cuda-graph" in forms and not on_gpu:
-        raise BenchError("CUDA graphs need a GPU: add --device cuda, or leave --cuda-graph out")
+        raise OptionError("CUDA graphs need a GPU: choose device cuda, or leave them out")
     if STRAIGHTFORWARD in forms and on_gpu:
-        raise BenchError("the straightforward export is timed on the CPU: name other forms with "
-                         "--form, or use --device cpu")  # fmt: skip
+        raise OptionError(
+            "the straightforward export is timed on the CPU: name other forms, or device cpu"
+        )
     found = [
         Spec(form, model, is_synthetic, **options)
         for model, is_synthetic in checkpoints
@@ -163,14 +162,14 @@ def run_once(subject: Subject, batch: Sequence[bytes], clock: Clock) -> Sample:
 
 
 def open_subject(spec: Spec) -> Subject:
-    """Raises BenchError, or the runtime's own errors for artifacts."""
+    """Raises OptionError, ArtifactError, BackendError or CheckpointError."""
     if spec.form == ARTIFACT:
         return ArtifactSubject(spec)
     if spec.form == STRAIGHTFORWARD:
         return StraightforwardSubject(spec)
     if spec.form in TORCH_FORMS:
         return TorchSubject(spec)
-    raise BenchError(f"unknown form {spec.form!r}")
+    raise OptionError(f"unknown form {spec.form!r}")
 
 
 class ArtifactSubject:
@@ -180,9 +179,9 @@ class ArtifactSubject:
         ranker = Ranker(spec.model, spec.backend, spec.device, spec.threads, if_none="all")
         self.ranker, artifact = ranker, ranker.artifact
         if artifact.status != "verified" and not spec.allow_unverified:
-            raise BenchError(
+            raise ArtifactError(
                 f"{spec.model} is unverified: nobody has checked that it gives the network's "
-                "answers. Export it again (dsgnn-export checks it), or give --allow-unverified "
+                "answers. Export it again (dsgnn-export checks it), or allow unverified artifacts, "
                 "and the results will be marked"
             )
         self.rule, self.threshold = artifact.description.input, ranker.threshold
@@ -254,17 +253,17 @@ class TorchSubject:
 
         on_gpu = spec.device.startswith("cuda")
         if on_gpu and not torch.cuda.is_available():
-            raise BenchError(
+            raise BackendError(
                 f"device {spec.device} was asked for, but PyTorch {torch.__version__} sees no GPU: "
-                "install an NVIDIA driver and a CUDA build of PyTorch, or use --device cpu"
+                "install an NVIDIA driver and a CUDA build of PyTorch, or choose device cpu"
             )
         if spec.form == "cuda-graph" and not on_gpu:
-            raise BenchError("CUDA graphs need a GPU: add --device cuda")
+            raise OptionError("CUDA graphs need a GPU: choose device cuda")
         compilers = (os.environ.get("CXX", "g++"), "clang++")
         if spec.form == "compiled" and not on_gpu and not any(map(shutil.which, compilers)):
-            raise BenchError(
+            raise BackendError(
                 "torch.compile needs a C++ compiler, and there is none: install g++, or leave it "
-                "out by naming the other forms with --form"
+                "out by naming the other forms"
             )
         # after the refusals: these take seconds to import
         from dsgnn.export.deploy import DeployGraph
@@ -375,16 +374,13 @@ class TorchSubject:
         return outputs
 
 
-def read(spec: Spec) -> Source:
+def read(spec: Spec) -> ExportSource:
     """The network of a spec's checkpoint or configuration."""
     from dsgnn.export.onnx import read_source
 
-    try:
-        if spec.synthetic:
-            return read_source(None, spec.model, spec.seed)
-        return read_source(spec.model)
-    except (CheckpointError, FileNotFoundError) as error:
-        raise BenchError(str(error)) from error
+    if spec.synthetic:
+        return read_source(None, spec.model, spec.seed)
+    return read_source(spec.model)
 
 
 def export_straightforward(spec: Spec) -> None:

@@ -7,6 +7,7 @@ is outside every measurement.
 from __future__ import annotations
 
 import multiprocessing
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -15,8 +16,9 @@ from time import perf_counter
 from typing import Any
 
 from dsgnn.benchmarks.environment import peak_mib, reset_peak
-from dsgnn.benchmarks.subjects import BenchError, Spec, Subject, open_subject, photos, run_once
+from dsgnn.benchmarks.forms import Spec, Subject, open_subject, photos, run_once
 from dsgnn.benchmarks.timing import Clock, Sample
+from dsgnn.runtime.errors import BackendError, DsgnnError
 
 
 class Bench:
@@ -59,11 +61,12 @@ class Bench:
         return {"host_mib": peak_mib(), "device_mib": device}
 
 
-class Worker:
+class BenchProcess:
     """A `Bench` in a process of its own; the same methods. Use it in a `with` block."""
 
     def __init__(self, spec: Spec, opener: Callable[[Spec], Subject] = open_subject):
-        """Waits until the subject is loaded. Raises BenchError with what the process said."""
+        """Waits until the subject is loaded. Raises BackendError with what the process said,
+        RuntimeError with its traceback for a bug."""
         context = multiprocessing.get_context("spawn")
         self._who = f"{spec.model} ({spec.form})"
         self._pipe, other = context.Pipe()
@@ -92,7 +95,7 @@ class Worker:
             self._process.kill()
             self._process.join()
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> BenchProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,16 +108,18 @@ class Worker:
 
     def _answer(self) -> Any:
         try:
-            good, value = self._pipe.recv()
+            good, value, trace = self._pipe.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
-            raise BenchError(
+            raise BackendError(
                 f"the process of {self._who} ended with {self._process.exitcode}; -9 usually means "
                 "that the machine ran out of memory: measure fewer models or smaller batches at "
                 "once"
             ) from None
+        if trace:  # not a refusal but a bug, here or in a library
+            raise RuntimeError(f"{self._who}: {value}\n{trace}")
         if not good:
-            raise BenchError(f"{self._who}: {value}")
+            raise BackendError(f"{self._who}: {value}")
         return value
 
 
@@ -128,14 +133,13 @@ def apart(function: Callable[[Spec], Any], spec: Spec) -> Any:
 def _serve(pipe: Connection, spec: Spec, opener: Callable[[Spec], Subject]) -> None:
     try:
         bench = Bench(spec, opener, perf_counter)
-        pipe.send((True, bench.facts))
+        pipe.send((True, bench.facts, ""))
         while True:
             method, arguments = pipe.recv()
-            pipe.send((True, getattr(bench, method)(*arguments)))
+            pipe.send((True, getattr(bench, method)(*arguments), ""))
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
-    except Exception as error:  # whatever it is, the parent must say it
-        message = (
-            str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        )
-        pipe.send((False, message))
+    except (DsgnnError, OSError, MemoryError) as error:
+        pipe.send((False, str(error) or type(error).__name__, ""))
+    except Exception as error:  # a bug: the parent must show it
+        pipe.send((False, f"{type(error).__name__}: {error}", traceback.format_exc()))
