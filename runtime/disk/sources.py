@@ -22,6 +22,8 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
+from dsgnn.runtime.errors import InputError, OptionError
+
 STDIN = "-"
 LIST_SUFFIX = ".txt"
 SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
@@ -85,16 +87,19 @@ def find_sources(arguments: Iterable[str], out: Path, raw: bool = False) -> Foun
     all these on each line ("#" begins a comment). A file of the name given always comes first.
     Folders are searched with their sub-folders, but for hidden files and linked folders.
     What lies in `out` is never taken from a folder or a pattern. An argument that leads to nothing
-    becomes a source with a problem. Raises ValueError if `out` itself is given as a source, and
-    for raw without "-".
+    becomes a source with a problem. Raises OptionError if `out` itself is given as a source, and
+    for raw without "-"; OSError and InputError for a list that cannot be read or names nothing.
     """
     sources: list[Source] = []
     passed_over = 0
     names = _listed(arguments)
     if raw and STDIN not in names:
-        raise ValueError(f"--raw is the size of frames on standard input: give {STDIN} as a source")
+        raise OptionError(f"raw frames come on standard input: give {STDIN} as a source")
     for argument in names:
-        if argument == STDIN:
+        if "\0" in argument:
+            problem = "a name cannot hold the character of code 0"
+            sources.append(Source(None, argument, problem=problem))
+        elif argument == STDIN:
             sources.append(Source(None, "stdin", feed="raw" if raw else ""))
         elif feed := _feed(argument):
             sources.append(feed)
@@ -116,14 +121,14 @@ def find_sources(arguments: Iterable[str], out: Path, raw: bool = False) -> Foun
 
 
 def standard_input() -> BinaryIO:
-    """The bytes of standard input. Raises ValueError where there is none."""
+    """The bytes of standard input. Raises InputError where there is none."""
     if sys.stdin is None:
-        raise ValueError("standard input is closed")
+        raise InputError("standard input is closed")
     return sys.stdin.buffer
 
 
 def numbered(pattern: str) -> list[Path]:
-    """The files of a pattern such as shot%04d.png, by number. Raises ValueError if there are none,
+    """The files of a pattern such as shot%04d.png, by number. Raises InputError if there are none,
     or two of one number (shot1.png and shot0001.png)."""
     path = Path(pattern)
     before, _, after = NUMBERED.sub("\0", path.name, count=1).partition("\0")
@@ -134,10 +139,10 @@ def numbered(pattern: str) -> list[Path]:
             number = int(match[1])
             if number in numbers:
                 names = f"{numbers[number].name} and {found.name}"
-                raise ValueError(f"{names} are both number {number}")
+                raise InputError(f"{names} are both number {number}")
             numbers[number] = path.parent / found.name
     if not numbers:
-        raise ValueError("no file has a name of this pattern")
+        raise InputError("no file has a name of this pattern")
     return [numbers[number] for number in sorted(numbers)]
 
 
@@ -151,7 +156,7 @@ def video_source(argument: str | Path | int) -> Source:
 
 def _listed(arguments: Iterable[str]) -> list[str]:
     """The arguments, those of lists in the lists' places. Raises OSError for a list that cannot be
-    read, ValueError for one that names nothing."""
+    read, InputError for one that names nothing."""
     all_of_them: list[str] = []
     for argument in arguments:
         if not argument.lower().endswith(LIST_SUFFIX) or not os.path.isfile(argument):
@@ -160,7 +165,7 @@ def _listed(arguments: Iterable[str]) -> list[str]:
         lines = Path(argument).read_text("utf-8-sig", "surrogateescape").splitlines()
         names = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
         if not names:
-            raise ValueError(f"the list {argument} names no source")
+            raise InputError(f"the list {argument} names no source")
         all_of_them += names
     return all_of_them
 
@@ -199,9 +204,9 @@ def _expand(argument: str, out: Path) -> tuple[list[Source], int]:
         problem = "" if os.path.exists(argument) else "there is no such file or folder"
         return [Source(_absolute(argument), argument, problem=problem)], 0
     if Path(argument).resolve() == out.resolve():
-        raise ValueError(
+        raise OptionError(
             f"the output folder {out} is also a source, so the next run would rank this run's "
-            "pictures: give --out a folder of its own"
+            "pictures: give the outputs a folder of their own"
         )
     sources: list[Source] = []
     passed_over = 0

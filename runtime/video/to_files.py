@@ -16,8 +16,9 @@ import numpy as np
 
 from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.disk.outputs import (
+    TABLE,
     VIDEO_KINDS,
-    Target,
+    Destination,
     clear_masks,
     lines_file,
     to_bgr,
@@ -33,6 +34,8 @@ from dsgnn.runtime.video.stream import FrameRanker, ranked_frames
 
 SUMMARY_SCHEMA = "dsgnn.video/1"
 RANKED = 4  # ranked frames that wait to be written
+(OVERLAY,), (MAP,), (MASK,) = (TABLE[kind].video for kind in ("overlay", "map", "masks"))
+LINES, SUMMARY = TABLE["json"].video
 WINDOW = "dsgnn-run (q ends)"
 
 
@@ -88,7 +91,7 @@ def choose_threads(asked: int | None, sources: Iterable[Source]) -> int | None:
 
 
 def rank_video(
-    ranker: FrameRanker, target: Target, options: VideoOptions
+    ranker: FrameRanker, target: Destination, options: VideoOptions
 ) -> Generator[tuple[int, dict[str, float]], None, None]:
     """Rank a video into the target's files; yields (objects, milliseconds per stage) per frame.
 
@@ -151,7 +154,7 @@ def rank_video(
 
 @contextmanager
 def write_frames(
-    target: Target, rate: float, size: tuple[int, int], presence: Presence
+    target: Destination, rate: float, size: tuple[int, int], presence: Presence
 ) -> Iterator[Callable[[tuple[Frame, Ranking]], None]]:
     """Give a function that writes one ranked frame to all the files that were asked for.
 
@@ -160,11 +163,11 @@ def write_frames(
     kinds = target.kinds
     with ExitStack() as stack:
         if "json" in kinds:
-            record = stack.enter_context(lines_file(target.path("frames.jsonl")))
+            record = stack.enter_context(lines_file(target.path(LINES)))
         if "overlay" in kinds:
-            drawn = stack.enter_context(video_file(target.path("overlay.mp4"), rate, size))
+            drawn = stack.enter_context(video_file(target.path(OVERLAY), rate, size))
         if "map" in kinds:
-            greys = stack.enter_context(video_file(target.path("map.mp4"), rate, size))
+            greys = stack.enter_context(video_file(target.path(MAP), rate, size))
         if "masks" in kinds:
             clear_masks(target)
 
@@ -177,7 +180,7 @@ def write_frames(
                 greys(cv2.cvtColor(ranking.rank_map(target.palette), cv2.COLOR_GRAY2RGB))
             if "masks" in kinds:
                 for item in ranking.objects:
-                    name = f"masks/{frame.number:06d}.mask{item.rank}.png"
+                    name = MASK.format(frame=frame.number, rank=item.rank)
                     write_picture(target.path(name), item.mask.view(np.uint8) * 255)
             if "json" in kinds:
                 time_s = round(frame.time_s, 6)
@@ -243,7 +246,11 @@ def _rounded(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_summary(
-    target: Target, ranker: FrameRanker, how: Mapping[str, Any], presence: Presence, complete: bool
+    target: Destination,
+    ranker: FrameRanker,
+    how: Mapping[str, Any],
+    presence: Presence,
+    complete: bool,
 ) -> None:
     """Write NAME.summary.json, if JSON was asked for and any frame was ranked.
 
@@ -254,7 +261,7 @@ def _write_summary(
         return
     head = {"schema": SUMMARY_SCHEMA, "model": ranker.describe(), "file": target.source.shown}
     summary = {**head, **how, "complete": complete, **presence.to_dict()}
-    write_whole(target.path("summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
+    write_whole(target.path(SUMMARY), (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def _show(picture: np.ndarray) -> None:
