@@ -272,7 +272,7 @@ def test_two_runs_into_one_folder(go, photos) -> None:
         result = go("photos")
         assert result.exit_code == 2
         assert (
-            "another run is writing into out: wait for its end or choose another --out"
+            "another run is writing into out: wait for its end or choose another output folder"
             in result.output
         )
         assert files() == []
@@ -453,7 +453,8 @@ def test_an_interrupted_video_is_not_done(go, clip) -> None:
 
 def test_skipping_needs_the_record(go, photos) -> None:
     result = go("photos", "--skip-existing", "--save", "overlay")
-    assert result.exit_code == 2 and "--skip-existing reads what was done from" in result.output
+    assert result.exit_code == 2
+    assert "Invalid value for '--skip-existing': what was done is read from" in result.output
 
 
 def test_video_options_reach_the_run(go, clip) -> None:
@@ -467,7 +468,7 @@ def test_video_options_reach_the_run(go, clip) -> None:
         (("--every", "0"), "every and max_frames must be at least 1"),
         (("--batch", "0"), "batch must be at least 1, got 0"),
         (("--raw", "big"), "expected a size as WIDTHxHEIGHT"),
-        (("--raw", "64x48"), "--raw is the size of frames on standard input: give - as a source"),
+        (("--raw", "64x48"), "raw frames come on standard input: give - as a source"),
     ):
         result = go("clip.avi", *wrong)
         assert result.exit_code == 2 and message in result.output

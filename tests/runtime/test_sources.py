@@ -61,7 +61,7 @@ def test_the_output_folder_is_not_taken(tree: Path) -> None:
 
 
 def test_the_output_folder_as_a_source(tree: Path) -> None:
-    message = "the output folder a is also a source.*give --out a folder of its own"
+    message = "the output folder a is also a source.*give the outputs a folder of their own"
     for source in ("a", "./a/", str(tree / "a")):
         with pytest.raises(ValueError, match=message):
             find_sources([source], Path("a"))
