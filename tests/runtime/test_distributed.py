@@ -77,7 +77,7 @@ def plain(ranker: Ranker, source: Path, out: Path) -> dict[str, dict]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--save", "map"], "No such option: --save"),
+        (["--save", "map"], "No such option"),
         (["--device", "cuda:1"], "a worker's device is cpu or cuda"),
         (["--model", "none.onnx"], "there is no model file at none.onnx"),
         (["--cluster", "127.0.0.1:1"], "there is no Ray cluster at 127.0.0.1:1: [Errno 111]"),
@@ -154,7 +154,7 @@ def test_tables_bad_rows_and_a_resumed_job(
     both = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     images = [{"bytes": blobs[i], "path": f"{i}.png"} for i in range(20, 28)]
     images += [{"bytes": None, "path": files[28]}, {"bytes": blobs[29], "path": None}, None]
-    names = [*files[10:20], "images/gone.png", None]
+    names = [*files[10:20], "images/gone.png", None, "images/no\0name.png"]
     pq.write_table(pa.table({"id": range(10), "bytes": blobs[:10]}), "a.parquet", 4)
     pq.write_table(pa.table({"path": names}), "b.parquet", 5)
     pq.write_table(pa.table({"image": pa.array(images, both)}), "c.parquet")
@@ -176,6 +176,7 @@ def test_tables_bad_rows_and_a_resumed_job(
     failures = {
         ("b.parquet", 10, "images/gone.png"): "No such file or directory",
         ("b.parquet", 11, None): nothing,
+        ("b.parquet", 12, "images/no\0name.png"): "its path holds the character of code 0",
         ("c.parquet", 10, None): nothing,
         (None, None, "cut.parquet"): "Parquet magic bytes not found",
         (None, None, "d.parquet"): "expected columns bytes and/or path, or a column image of both "
@@ -226,6 +227,43 @@ def test_tables_bad_rows_and_a_resumed_job(
     assert rows_of(out)  # nothing was touched
     summary = run_on_ray(other, sources[:1], out, threads=1)
     assert summary.images == len(rows_of(out)) == 10
+
+
+def test_a_bug_is_a_row_that_says_which(
+    two_cpus: None, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of days does not end for it, and neither the row nor the exit status hides it."""
+    folder, out = tmp_path / "images", tmp_path / "out"
+    paths = make_images(folder, 6)
+    for index, value in ((2, 0), (4, 255)):
+        cv2.imwrite(str(paths[index]), np.full((48, 64, 3), value, np.uint8))
+    paths[5].write_bytes(b"hello")
+
+    class Buggy(Ranker):
+        def batch(self, images: list) -> list:
+            if any(not image.any() for image in images):
+                return np.zeros((2, 3)) + np.zeros((2, 2))
+            if any((image == 255).all() for image in images):
+                return None + 1
+            return super().batch(images)
+
+    monkeypatch.setattr(job, "Ranker", partial(Buggy))
+    options = ["--out", str(out), "--model", str(model), "--threads", "1", "--batch", "3"]
+    result = CliRunner().invoke(main, [str(folder), *options])
+    assert result.exit_code == 3, result.output
+    assert "3 images ranked" in result.stdout and "3 inputs failed" in result.stdout
+    assert "2 inputs met a bug of dsgnn: please report it" in result.stdout
+    errors = {Path(row["path"]).stem: row["error"] for row in rows_of(out) if row["error"]}
+    assert errors.keys() == {"002", "004", "005"}
+    here = f"({Path(__file__).name}, line "
+    assert errors["002"].startswith("bug of dsgnn: ValueError: operands could not be broadcast tog")
+    assert errors["004"].startswith("bug of dsgnn: TypeError: unsupported operand type(s) for +")
+    assert all(
+        here in errors[name] and errors[name].endswith("in batch)") for name in ("002", "004")
+    )
+    assert errors["005"].startswith("it is not an image")
+    again = CliRunner().invoke(main, [str(folder), *options, "--skip-existing"])
+    assert again.exit_code == 3 and "3 inputs skipped" in again.stdout  # bugs are tried again
 
 
 @pytest.mark.slow
@@ -282,7 +320,7 @@ def test_what_cannot_be_begun(two_cpus: None, model: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="part-00000.parquet is not of dsgnn.results/1: move it"):
         run_on_ray(make, [], tmp_path, threads=1)
     assert part.exists()
-    with pytest.raises(ValueError, match="no worker fits: it needs 3 CPUs of one machine, the"):
+    with pytest.raises(ValueError, match="no worker fits: it needs 3 CPUs of one machine, and"):
         run_on_ray(make, [], tmp_path, threads=3)
     with pytest.raises(ValueError, match="it needs a GPU of one machine, .* 2 CPUs and 0 GPUs;"):
         run_on_ray(make, [], tmp_path, gpu=True)
