@@ -17,6 +17,7 @@ from dsgnn.runtime.console import (
     skip_existing_option,
     usage,
 )
+from dsgnn.runtime.disk.files import printable
 from dsgnn.runtime.errors import DsgnnError
 
 
@@ -85,7 +86,7 @@ def main(
             make_ranker, found.sources, out, cluster, workers, threads, gpu, batch, skip_existing
         )
     except DsgnnError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(printable(str(error), keep="\n")) from error
     except OSError as error:
         raise click.ClickException(f"the results cannot be written: {error}") from error
     say(summary)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
@@ -59,8 +60,8 @@ from dsgnn.runtime.run.loop import (
     silence_opencv,
 )
 
-TASK_IMAGES = 32  # at most, of one task: what a killed worker loses
-DEATHS = 2  # of workers while they ranked an image, before it is given up
+TASK_IMAGES = 32  # of one task at most, which is what a killed worker loses
+DEATHS = 2  # so many workers may die while they rank an image before it is given up
 KILLED = f"{DEATHS} workers died while they ranked it (out of memory?)"
 BUG = "bug of dsgnn: "  # what the error of a row begins with if it is our fault
 MakeRanker = Callable[[], Ranker]
@@ -194,7 +195,8 @@ def plan(sources: Iterable[Source]) -> Work:
             else:
                 pieces.append(Piece(str(source.path), source.shown))
         except FAILURES as error:
-            row = {"path": printable(source.shown), "table": None, "row": None}
+            name = os.fsencode(source.shown).decode("utf-8", "backslashreplace")
+            row = {"path": name, "table": None, "row": None}
             refused.append(_failed(row, reason(error)))
     return Work(pieces, refused)
 
@@ -247,6 +249,8 @@ def _ranked(
             for row in block.to_pylist():
                 todo.discard(parquet.key(row))
                 yield row
+    except ray.exceptions.RayTaskError:  # raised by our own code outside of any image: a bug
+        raise
     except ray.exceptions.RayError as error:
         raise BackendError(f"the workers cannot go on: {error}") from error
     if todo:

@@ -63,10 +63,13 @@ def check_unicode(name: str) -> None:
         raise InputError("the name is not Unicode: rename the file, or its folder") from None
 
 
-def printable(name: str) -> str:
+def printable(name: str, keep: str = "") -> str:
     """A name as it may be printed: whatever could move a terminal's cursor, start a new line, turn
-    the direction of writing or not be encoded is written as an escape such as \\x1b."""
-    return "".join(map(_escaped, name))
+    the direction of writing or not be encoded is written as an escape such as \\x1b.
+
+    keep: characters that stay as they are, such as the line breaks of a long message.
+    """
+    return "".join(one if one in keep else _escaped(one) for one in name)
 
 
 def _escaped(character: str) -> str:

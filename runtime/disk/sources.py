@@ -43,12 +43,12 @@ IMAGE_SUFFIXES = (
 class Source:
     """One image or video to rank.
 
-    path: absolute; None for what is no file. shown: the name in messages and results. depth: how
-    many last parts of the path make its plain name. name: of its outputs, relative to the output
-    folder, without suffix. problem: why there is nothing to rank ("" = there is). feed: "" for a
-    file or an image on standard input, else "camera", "url", "raw" (frames on standard input) or
-    "sequence". address: of the feed: a number, a URL (with its password, which `shown` has not) or
-    a pattern.
+    path: absolute, or None if it is no file. shown: its name in messages and results. depth: its
+    plain name is made of so many last parts of the path. name: what its outputs are called, without
+    a suffix, relative to the output folder. problem: why it cannot be ranked; empty if it can.
+    feed: "camera", "url", "raw" (frames on standard input) or "sequence"; empty for a file, and for
+    an image on standard input. address: where the feed comes from, which is a number, a URL (with
+    its password, which `shown` leaves out) or a pattern.
     """
 
     path: Path | None
@@ -66,29 +66,35 @@ class Source:
 
     @property
     def is_live(self) -> bool:
-        """True for what does not end by itself, as far as the name tells."""
+        """Whether it goes on until somebody stops it, as far as its name tells."""
         return self.feed == "camera" or self.address.startswith(("rtsp", "rtmp", "udp", "srt"))
 
 
 @dataclass(frozen=True)
 class Found:
-    """sources: in the order given, folders sorted, none twice. passed_over: files in folders that
-    are neither images nor videos by their suffix, or no files."""
+    """What `find_sources` gives.
+
+    sources: in the order of the arguments, the files of a folder sorted, and none twice.
+    passed_over: how many files in folders were left out, because their suffix is neither an image's
+    nor a video's or because they are pipes or devices.
+    """
 
     sources: tuple[Source, ...]
     passed_over: int
 
 
 def find_sources(arguments: Iterable[str], out: Path, raw: bool = False) -> Found:
-    """What a person names to named sources.
+    """Find the sources that a person names, and name their outputs.
 
-    Files, folders, glob patterns, numbered images as one video ("shot%04d.png"), "-" for standard
-    input (raw: it has frames and no image), a camera's number, a URL, or a .txt file with one of
-    all these on each line ("#" begins a comment). A file of the name given always comes first.
-    Folders are searched with their sub-folders, but for hidden files and linked folders.
-    What lies in `out` is never taken from a folder or a pattern. An argument that leads to nothing
-    becomes a source with a problem. Raises OptionError if `out` itself is given as a source, and
-    for raw without "-"; OSError and InputError for a list that cannot be read or names nothing.
+    An argument is a file, a folder, a glob pattern, numbered images as one video ("shot%04d.png"),
+    "-" for standard input, a camera's number, a URL, or a .txt file with one of all these on each
+    line ("#" begins a comment). If there is a file of just that name, it is what is meant. Folders
+    are searched with their sub-folders; hidden files and linked folders are left out. What lies in
+    `out` is never taken from a folder or a pattern. raw: standard input holds frames, not an image.
+    An argument that leads to nothing becomes a source with a problem.
+
+    Raises OptionError if `out` itself is given as a source, or if there is raw and no "-"; OSError
+    and InputError for a list that cannot be read or names nothing.
     """
     sources: list[Source] = []
     passed_over = 0
@@ -155,8 +161,8 @@ def video_source(argument: str | Path | int) -> Source:
 
 
 def _listed(arguments: Iterable[str]) -> list[str]:
-    """The arguments, those of lists in the lists' places. Raises OSError for a list that cannot be
-    read, InputError for one that names nothing."""
+    """The arguments, with the lines of a list in place of its name. Raises OSError for a list that
+    cannot be read, and InputError for one that names nothing."""
     all_of_them: list[str] = []
     for argument in arguments:
         if not argument.lower().endswith(LIST_SUFFIX) or not os.path.isfile(argument):
@@ -171,7 +177,8 @@ def _listed(arguments: Iterable[str]) -> list[str]:
 
 
 def _feed(argument: str) -> Source | None:
-    """A camera, a URL or numbered images, if the argument is one and no file of its name exists."""
+    """A camera, a URL or numbered images, if the argument is one of these and no file has its
+    name."""
     if os.path.lexists(argument):
         return None
     if argument.isdecimal():
@@ -188,7 +195,8 @@ def _feed(argument: str) -> Source | None:
 
 
 def _matches(argument: str, out: Path) -> list[str]:
-    """What a pattern stands for, but for what lies in `out`; anything else stands for itself."""
+    """The files and folders that a pattern stands for, without those in `out`. Anything that is no
+    pattern stands for itself."""
     if os.path.lexists(argument) or not glob.has_magic(argument):
         return [argument]
     return [
@@ -251,8 +259,11 @@ def name_outputs(sources: list[Source]) -> tuple[Source, ...]:
 
 
 def _name(source: Source, detail: int) -> str:
-    """detail 0: the plain name; 1: with its suffix; then one more parent folder each; past the
-    root (names that differ in letter case only) with a hash of the path."""
+    """The name of a source's outputs.
+
+    detail: 0 gives the plain name and 1 adds the suffix; each further step adds a parent folder.
+    Past the root, where names differ by letter case alone, a hash of the path is added.
+    """
     if source.path is None:
         plain = _plain_name(source)
         alone = detail == 0 or not source.address
@@ -262,13 +273,14 @@ def _name(source: Source, detail: int) -> str:
     name = PurePath(*parts[-depth:])
     if detail == 0:
         return name.with_suffix("").as_posix()
-    if depth > len(parts) + 1:  # not at once: the others may go on to longer names
+    if depth > len(parts) + 1:  # one step later, as the others may go on to longer names
         return f"{name.as_posix()}-{_digest(str(source.path))}"
     return name.as_posix()
 
 
 def _plain_name(source: Source) -> str:
-    """Of what is no file: "stdin", "camera0", "cam.local-live" or "shots" of shots/%04d.png."""
+    """The plain name of what is no file: "stdin", "camera0", "cam.local-live", or "shots" for
+    shots/%04d.png."""
     if source.feed == "sequence":
         stem = NUMBERED.sub("", Path(source.address).stem).strip(" ._-")
         return stem or _absolute(source.address).parent.name or "sequence"

@@ -149,7 +149,7 @@ def main(
     try:
         summary = run(ranker, found.sources, out, kinds, palette, video, skip_existing)
     except FolderBusyError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(printable(str(error))) from error
     except OSError as error:
         raise click.ClickException(f"the results cannot be written: {error}") from error
     say(summary)

@@ -371,9 +371,14 @@ def test_a_name_that_is_not_unicode_is_refused(
     ],
 )
 def test_how_many_workers_fit(
-    nodes: list[dict], workers: int | None, threads: int | None, gpu: bool,
-    count: int, cpus: int, gpus: float,
-) -> None:  # fmt: skip
+    nodes: list[dict],
+    workers: int | None,
+    threads: int | None,
+    gpu: bool,
+    count: int,
+    cpus: int,
+    gpus: float,
+) -> None:
     got = job.fit(nodes, workers, threads, gpu)
     assert got == (count, {"num_cpus": cpus, "num_gpus": gpus})
 
