@@ -1,4 +1,4 @@
-"""Ray, connected to or started: the one place where it is, for dsgnn-run --ray and dsgnn-serve.
+"""Ray, connected to or started: the one place that does so, for dsgnn-batch and dsgnn-serve.
 
 A Ray that is started here is for this machine alone: everything it listens on is on loopback and
 asks for Ray's token (~/.ray/auth_token, Ray's default since 2.60); it has no dashboard and reports
@@ -17,9 +17,9 @@ from importlib import import_module
 from ipaddress import ip_address
 from typing import Any
 
-from dsgnn.runtime.errors import BackendError
+from dsgnn.runtime.errors import BackendError, OptionError
 
-EXTRAS = {"data": "ray", "serve": "serve"}  # of dsgnn, by the part of Ray that each installs
+EXTRAS = {"data": "ray", "serve": "serve"}  # dsgnn's extra that installs each part of Ray
 # Ray's switch for one machine alone, made for macOS and Windows. It is read when Ray is imported;
 # ray.init(_node_ip_address="127.0.0.1") is replaced by an address that others reach.
 ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -27,14 +27,15 @@ ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 @contextmanager
 def cluster(address: str, part: str, cpus: int | None = None) -> Iterator[Any]:
-    """Ray, connected; what was started or connected here ends with the block.
+    """Give Ray, connected. What was started or connected here ends with the block.
 
     address: HOST:PORT of a cluster that this machine is part of, "auto" for the one on this
-    machine, "local" = one is started here; "" = RAY_ADDRESS or local, or what this process is
-    connected to already. part: of Ray, "data" or "serve". cpus: of a Ray started here, None = all.
+    machine, or "local" for one that is started here. An empty address is what this process is
+    connected to already, else RAY_ADDRESS, else "local". part: the one of Ray that is needed,
+    "data" or "serve". cpus: of a Ray that is started here; None = all.
 
-    Raises BackendError if that part is not installed, ValueError for no address or a second one,
-    ConnectionError, and RuntimeError if Ray cannot start.
+    Raises OptionError for what is no address, or a second one, and BackendError if that part of Ray
+    is not installed, or Ray cannot be reached or started.
     """
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -49,7 +50,7 @@ def cluster(address: str, part: str, cpus: int | None = None) -> Iterator[Any]:
         raise BackendError(f"Ray {part.title()} is not installed: {fix} ({error})") from error
     if ray.is_initialized():
         if address:
-            raise ValueError(f"Ray is connected already: leave out the address {address}")
+            raise OptionError(f"Ray is connected already: leave out the address {address}")
         yield ray
         return
     options: dict[str, Any] = {}
@@ -63,7 +64,7 @@ def cluster(address: str, part: str, cpus: int | None = None) -> Iterator[Any]:
         ray.init(where, logging_level=logging.ERROR, log_to_driver=False, **options)
     except Exception as error:  # of no common class
         what = "started here" if where == "local" else f"reached at {where}"
-        raise RuntimeError(f"Ray cannot be {what}: {error}") from error
+        raise BackendError(f"Ray cannot be {what}: {error}") from error
     try:
         if where == "local":
             _check_confined(ray.util.get_node_ip_address())
@@ -73,7 +74,8 @@ def cluster(address: str, part: str, cpus: int | None = None) -> Iterator[Any]:
 
 
 def machines(ray: Any) -> list[dict[str, float]]:
-    """What each machine of the cluster has: `CPU`, `GPU` and more, without those of zero."""
+    """What each machine of the cluster has: `CPU`, `GPU` and more. What it has none of is left
+    out."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -85,10 +87,10 @@ def have(nodes: Iterable[Mapping[str, float]]) -> str:
 
 
 def confine_grpc() -> None:
-    """In a process of Ray: servers of gRPC listen on loopback, whatever address they are given.
+    """In a process of Ray, make servers of gRPC listen on loopback, whatever address they get.
 
-    A replica of Ray Serve has one for calls between deployments, asks for every interface, and
-    knows no option for another address or for none.
+    A replica of Ray Serve has such a server for calls between deployments. It listens on every
+    interface, and no option changes or stops that.
     """
     from grpc import aio
 
@@ -108,20 +110,23 @@ def _bind(add_port: Callable[..., int], address: str, *credentials: Any) -> int:
 
 
 def _check_answers(address: str) -> None:
-    """Raise ConnectionError at once where Ray would try for minutes, ValueError if no address."""
+    """Raise BackendError at once if nobody answers, where Ray would try for minutes, and
+    OptionError if it is no address."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
-        raise ValueError(f"expected --ray HOST:PORT or auto, got {address!r}")
+        raise OptionError(
+            f"expected the address of a cluster as HOST:PORT, or auto, got {address!r}"
+        )
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
-        raise ConnectionError(f"there is no Ray cluster at {address}: {error}") from error
+        raise BackendError(f"there is no Ray cluster at {address}: {error}") from error
 
 
 def _check_confined(address: str) -> None:
-    """Raise RuntimeError if a Ray that was started here can be reached from elsewhere."""
+    """Raise BackendError if a Ray that was started here can be reached from elsewhere."""
     if not ip_address(address).is_loopback:
-        raise RuntimeError(
+        raise BackendError(
             f"Ray listens on {address}, expected loopback: it was imported before dsgnn could "
             f"confine it; import it later, or set {ONE_MACHINE}=0 before"
         )

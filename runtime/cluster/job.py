@@ -1,18 +1,24 @@
-"""Rank images on many machines, by Ray Data: `dsgnn-run … --ray`.
+"""Rank images on many machines, by Ray Data: dsgnn-batch.
 
-The driver (this process) finds the images and writes the results, DIR/part-*.parquet; workers
-read the images and rank them, each with an engine that it loads once. So the images and the model
-must be at the same paths on every machine, or the images' bytes in Parquet there; DIR need not.
+The driver (this process) finds the images and writes the results, DIR/part-*.parquet. Workers read
+the images and rank them, each with an engine that it loads once. So every machine needs the model
+and the images, or the Parquet files that hold them, at the same paths; DIR is needed here alone.
 
-A killed worker's images are ranked again by another. An image that kills its workers becomes a row
-with an error: what a worker died of is done again image by image, each noted in a ledger before it
-is begun. The driver writes every image once, whatever Ray may deliver twice.
+A killed worker's images are ranked again by another one. An image that kills its workers becomes a
+row with an error: a task that a worker died of is done again image by image, and each image is
+noted in a ledger before it is begun. The driver writes every image once, even if Ray delivers it
+twice.
+
+A bug of ours that an image meets becomes a row as well, because a job of days should not end for
+it. The row tells the kind of error and its place, and the command's exit status tells of it too.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
+import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +28,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import click
 import cv2
 import numpy as np
 
@@ -31,8 +36,16 @@ from dsgnn.runtime.backends import DEFAULT_THREADS
 from dsgnn.runtime.cluster import parquet
 from dsgnn.runtime.cluster.connect import cluster, have, machines
 from dsgnn.runtime.cluster.parquet import Parts, Piece, Row
+from dsgnn.runtime.console import say
 from dsgnn.runtime.disk.files import check_unicode, claimed, printable
 from dsgnn.runtime.disk.sources import Source
+from dsgnn.runtime.errors import (
+    ArtifactError,
+    BackendError,
+    DsgnnError,
+    InputError,
+    OptionError,
+)
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.ranker import BUNDLED, Ranker
 from dsgnn.runtime.ranking import Ranking
@@ -42,34 +55,16 @@ from dsgnn.runtime.run.loop import (
     Summary,
     counted,
     follow,
+    memory_errors,
     reason,
     silence_opencv,
 )
 
-TASK_IMAGES = 32  # at most, of one task: what a killed worker loses
-DEATHS = 2  # of workers while they ranked an image, before it is given up
+TASK_IMAGES = 32  # of one task at most, which is what a killed worker loses
+DEATHS = 2  # so many workers may die while they rank an image before it is given up
 KILLED = f"{DEATHS} workers died while they ranked it (out of memory?)"
-OPTIONS = {
-    *("sources", "out", "model", "threshold", "if_none", "backend", "device", "threads"),
-    *("batch", "skip_existing", "ray", "workers"),
-}
+BUG = "bug of dsgnn: "  # what the error of a row begins with if it is our fault
 MakeRanker = Callable[[], Ranker]
-
-
-def check_without_ray(workers: int | None) -> None:
-    """Raise ValueError for an option that --ray alone has."""
-    if workers is not None:
-        raise ValueError("--workers are those of --ray: give both, or neither")
-
-
-def check_options(given: Iterable[str]) -> None:
-    """Raise ValueError for an option that --ray has not. given: names of click's parameters."""
-    not_ours = [f"--{name.replace('_', '-')}" for name in given if name not in OPTIONS]
-    if not_ours:
-        raise ValueError(
-            f"--ray ranks images into Parquet, where {', '.join(not_ours)} mean nothing: leave out "
-            "the options of pictures and videos, or --ray"
-        )
 
 
 def ranker_for(
@@ -80,17 +75,18 @@ def ranker_for(
     threshold: float | None,
     if_none: str,
 ) -> tuple[MakeRanker, bool]:
-    """The arguments of Ranker to what makes one in a worker, and whether it needs a GPU.
+    """Turn the arguments of Ranker into a function that makes one in a worker; also say whether a
+    worker needs a GPU.
 
-    device: "cpu", "cuda" (Ray says which of a machine's) or "auto", which is cuda for an engine and
-    cpu for an ONNX file. Raises FileNotFoundError or ArtifactError for a model that cannot be read
-    here, ValueError for another device.
+    device: "cpu", "cuda" (Ray says which GPU of a machine) or "auto", which is cuda for an engine
+    and cpu for an ONNX file. Raises FileNotFoundError or ArtifactError for a model that cannot be
+    read here, OptionError for another device.
     """
     path = open_artifact(model or BUNDLED).path
     if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"with --ray the device is cpu or cuda, not one of its GPUs: got {device}")
+        raise OptionError(f"a worker's device is cpu or cuda, as Ray picks the GPU: got {device}")
     gpu = device == "cuda" or (device == "auto" and path.suffix in ENGINES)
-    last = model and model.absolute()  # None: a worker's package has its own
+    last = model and model.absolute()  # None: the package of each worker has the bundled one
     make = partial(Ranker, last, backend, "cuda" if gpu else "cpu", threads, threshold, if_none)
     return make, gpu
 
@@ -109,18 +105,17 @@ def run_on_ray(
     """Rank images on a Ray cluster, with a progress bar; results are rows of OUT/part-*.parquet.
 
     make_ranker: picklable; called once in each worker. sources: images, and Parquet files with
-    columns `bytes` (encoded images), `path`, or `image` of both; anything else becomes a row with
-    an error, as does an image that cannot be read. out: an existing folder of this machine.
-    address: HOST:PORT of a cluster that this machine is part of, "auto" for the one on this
-    machine; "" = RAY_ADDRESS, or a cluster started here, on loopback, that ends with the call.
-    workers: None = as many as fit. threads: CPUs of a worker, 2 by default (1 on a GPU). gpu: a GPU
-    for each worker, shared evenly if there are more workers. batch: images per inference.
-    skip_existing: keep the results of an earlier run into `out` and add what is missing or failed;
-    else they are deleted.
+    columns `bytes` (encoded images), `path`, or `image` of both. Anything else becomes a row with
+    an error, and so does an image that cannot be read. out: an existing folder of this machine.
+    address: as of `cluster`; a cluster that is started here ends with the call. workers: None = as
+    many as fit. threads: CPUs of a worker, 2 by default (1 on a GPU). gpu: whether each worker has
+    a GPU, which several share evenly if there are more workers than GPUs. batch: images per
+    inference. skip_existing: keep the results of an earlier run into `out`, and add what is missing
+    or failed; otherwise they are deleted.
 
-    Raises BackendError if Ray is not installed, RuntimeError if it or a worker cannot start,
-    ConnectionError, FolderBusyError, ValueError for options that do not fit together or earlier
-    results of another model, and what `make_ranker` raises.
+    Raises BackendError if Ray is not installed, or it or a worker cannot start or go on,
+    FolderBusyError, OptionError for options that do not fit together or earlier results of another
+    model, OSError if the results cannot be written, and what `make_ranker` raises.
     """
     with claimed(out), cluster(address, "data") as ray:
         work = plan(sources)
@@ -146,12 +141,12 @@ def rank_on_ray(
     See `run_on_ray`.
     """
     if batch < 1 or (workers is not None and workers < 1):
-        raise ValueError(f"workers and batch must be at least 1, got {workers} and {batch}")
+        raise OptionError(f"workers and batch must be at least 1, got {workers} and {batch}")
     nodes = machines(ray)
     count, needs = fit(nodes, workers, threads, gpu)
     model, line = _probe(ray, make_ranker, needs)
     text = f"{line}; {counted(count, 'worker')}, {counted(len(nodes), 'machine')}"
-    click.echo(text, err=True)
+    say(printable(text), err=True)
     with Parts(out, model, skip_existing) as parts:
         for name in filter(parts.done.__contains__, work.names):
             yield Outcome(Source(None, parquet.shown(name)), skipped=True)
@@ -166,20 +161,21 @@ def rank_on_ray(
             name = parquet.key(row)
             if name not in parts.done:
                 parts.add(row)
-                source = Source(None, parquet.shown(name))
-                yield Outcome(source, len(row["objects"] or ()), times, row["error"] or "")
+                source, error = Source(None, parquet.shown(name)), row["error"] or ""
+                bug = error.startswith(BUG)
+                yield Outcome(source, len(row["objects"] or ()), times, error, bug=bug)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do. refused: rows of results for what is nothing to rank."""
+    """What there is to do. refused: rows of results for sources that cannot be ranked."""
 
     pieces: list[Piece]
     refused: list[Row]
 
     @property
     def names(self) -> list[parquet.Key]:
-        """Of all images."""
+        """The keys of all images."""
         return [name for piece in self.pieces for name in piece.names()]
 
 
@@ -190,16 +186,17 @@ def plan(sources: Iterable[Source]) -> Work:
     for source in sources:
         try:
             if source.problem:
-                raise ValueError(source.problem)
+                raise InputError(source.problem)
             check_unicode(f"{source.path} {source.shown}")  # Parquet and Ray hold nothing else
             if source.path is None or source.is_video:
-                raise ValueError("workers read image files and Parquet: rank it without --ray")
+                raise InputError("workers read image files and Parquet: rank it with dsgnn-run")
             if source.path.suffix.lower() == parquet.SUFFIX:
                 pieces += parquet.pieces_of_table(source.path, source.shown)
             else:
                 pieces.append(Piece(str(source.path), source.shown))
-        except (ValueError, OSError) as error:
-            row = {"path": printable(source.shown), "table": None, "row": None}
+        except FAILURES as error:
+            name = os.fsencode(source.shown).decode("utf-8", "backslashreplace")
+            row = {"path": name, "table": None, "row": None}
             refused.append(_failed(row, reason(error)))
     return Work(pieces, refused)
 
@@ -226,7 +223,7 @@ def _ranked(
     needs: Mapping[str, float],
     worker: Mapping[str, Any],
 ) -> Iterator[Row]:
-    """The tasks' rows of results as they come, in any order. worker: arguments of _Worker."""
+    """The tasks' rows of results as they come, in any order. worker: arguments of _Member."""
     if not tasks:
         return
     ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Ledger).remote()
@@ -239,7 +236,7 @@ def _ranked(
     data.context.enable_progress_bars = False
     data.context.print_on_execution_start = False
     blocks = data.map_batches(
-        _Worker,
+        _Member,
         fn_constructor_kwargs={**worker, "noted": noted},
         batch_size=1,
         batch_format="pyarrow",
@@ -252,14 +249,20 @@ def _ranked(
             for row in block.to_pylist():
                 todo.discard(parquet.key(row))
                 yield row
+    except ray.exceptions.RayTaskError:  # raised by our own code outside of any image: a bug
+        raise
     except ray.exceptions.RayError as error:
-        raise RuntimeError(f"the workers cannot go on: {error}") from error
+        raise BackendError(f"the workers cannot go on: {error}") from error
     if todo:
-        raise RuntimeError(f"Ray lost {counted(len(todo), 'image')}: --skip-existing ranks them")
+        raise BackendError(
+            f"Ray lost {counted(len(todo), 'image')}: rank into the same folder again, and skip "
+            "what is there"
+        )
 
 
 class _Ledger:
-    """How often work was begun and not ended, kept outside of the workers that may die of it."""
+    """Counts how often work was begun and not ended. It lives outside of the workers, which may die
+    of their work."""
 
     def __init__(self) -> None:
         self._begun = Counter[parquet.Key]()
@@ -269,8 +272,8 @@ class _Ledger:
         return self._begun[work]
 
 
-class _Worker:
-    """One engine on one machine of the cluster."""
+class _Member:
+    """A worker: one engine on one machine of the cluster."""
 
     def __init__(
         self,
@@ -285,15 +288,15 @@ class _Worker:
         cv2.setNumThreads(threads)
         self._ranker, self._batch, self._folder, self._noted = make_ranker(), batch, folder, noted
         if self._ranker.describe() != model:
-            raise ValueError(
+            raise ArtifactError(
                 f"the model here is {self._ranker.describe()}, elsewhere {model}: put the same "
                 "file and libraries on every machine"
             )
 
     def __call__(self, table: Any) -> Iterator[Any]:
-        """Tasks as an Arrow table to rows of results as Arrow tables.
+        """Turn tasks, as an Arrow table, into rows of results, as Arrow tables.
 
-        A task that a worker has died of is done image by image, so that it shows of which.
+        A task that a worker has died of is done image by image, to find out which one it was.
         """
         for pieces in parquet.tasks_of(table):
             begun = self._noted(("task", f"{pieces[0].names()[0]}"), 1)
@@ -310,7 +313,7 @@ class _Worker:
                     self._noted(name, -1)
 
     def _images(self, piece: Piece) -> Iterator[tuple[Row, bytes | Path | Exception]]:
-        """The piece's images; where reading a table breaks off, those left with the reason."""
+        """The piece's images. Where reading a table breaks off, the others come with the reason."""
         left = dict.fromkeys(piece.names())
         try:
             for row, source in piece.images(self._folder):
@@ -329,7 +332,8 @@ class _Worker:
             try:
                 if isinstance(source, Exception):
                     raise source
-                decoded[index] = read_image(source), 1e3 * (perf_counter() - start)
+                with memory_errors():
+                    decoded[index] = read_image(source), 1e3 * (perf_counter() - start)
             except Exception as error:
                 rows.append(_failed(row, _said(error)))
             else:
@@ -346,9 +350,10 @@ class _Worker:
         return rows
 
     def _rank(self, photos: Sequence[np.ndarray]) -> list[Ranking | Exception]:
-        """Each photo's ranking, or why it has none: one must not spoil its batch."""
+        """Each photo's ranking, or why it has none: one photo must not spoil the others'."""
         try:
-            return list(self._ranker.batch(photos))
+            with memory_errors():
+                return list(self._ranker.batch(photos))
         except Exception as error:
             if len(photos) == 1:
                 return [error]
@@ -356,8 +361,13 @@ class _Worker:
 
 
 def _said(error: Exception) -> str:
-    """A reason for a row; of a fault of ours with its kind, as a job of days does not end for it"""
-    return reason(error) if isinstance(error, FAILURES) else repr(error)
+    """The error of a row: the reason why the image failed, or the kind and the place of a bug."""
+    if isinstance(error, FAILURES):
+        return reason(error)
+    traceback.print_exception(error)  # into the worker's log, which Ray keeps
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}, in {place.name}"
+    return f"{BUG}{type(error).__name__}: {error} ({where})"
 
 
 def _describe(make_ranker: MakeRanker) -> tuple[dict[str, Any], str]:
@@ -368,15 +378,18 @@ def _describe(make_ranker: MakeRanker) -> tuple[dict[str, Any], str]:
 def _probe(
     ray: Any, make_ranker: MakeRanker, needs: Mapping[str, float]
 ) -> tuple[dict[str, Any], str]:
-    """What ranks, as a worker says that loads the engine once to try: before work is begun."""
+    """What ranks, for records and for a person. Before work is begun a worker loads the engine once
+    to find out."""
     try:
         return ray.get(ray.remote(**needs, max_retries=0)(_describe).remote(make_ranker))
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, OSError):  # which here would be said of the results
-            raise RuntimeError(f"a worker cannot load the model: {error.cause}") from None
-        raise error.cause from None
+        if isinstance(error.cause, OSError):  # the driver's own are about the results
+            raise BackendError(f"a worker cannot load the model: {error.cause}") from None
+        if isinstance(error.cause, DsgnnError):
+            raise error.cause from None
+        raise
     except ray.exceptions.RayError as error:
-        raise RuntimeError(f"a worker could not start: {error}") from error
+        raise BackendError(f"a worker could not start: {error}") from error
 
 
 def fit(
@@ -384,7 +397,7 @@ def fit(
 ) -> tuple[int, dict[str, float]]:
     """How many workers there will be and what each needs of its machine (`num_cpus`, `num_gpus`).
 
-    nodes: what each machine has. workers: None = as many as fit now. Raises ValueError if none do.
+    nodes: what each machine has. workers: None = as many as fit now. Raises OptionError if none do.
     """
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if gpu:
@@ -393,10 +406,10 @@ def fit(
         cpus = threads or DEFAULT_THREADS
         fit = sum(int(node.get("CPU", 0) // cpus) for node in nodes)
     if workers is None and not fit:
-        raise ValueError(
-            f"no worker fits: it needs {'a GPU' if gpu else f'{cpus} CPUs'} of one machine, the "
-            f"cluster has {have(nodes)}; use fewer --threads or --device cpu, or wait for machines "
-            "that join with --workers N"
+        raise OptionError(
+            f"no worker fits: it needs {'a GPU' if gpu else f'{cpus} CPUs'} of one machine, and "
+            f"the cluster has {have(nodes)}; use fewer threads or the device cpu, or name a number "
+            "of workers to wait for machines that join"
         )
     count = workers or fit
     share = 1 / math.ceil(count / gpus) if gpus else 1

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsgnn.runtime.disk.files import whole_file
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
+from dsgnn.runtime.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -30,7 +32,8 @@ SUFFIX = ".parquet"
 METADATA_KEY = b"dsgnn"
 PART_ROWS = 500  # results that a killed job loses at most, and does again when it is resumed
 READ_ROWS = 16  # images of a table held in a worker's memory
-NOTHING = ValueError("its row has neither bytes nor a path")
+NOTHING = InputError("its row has neither bytes nor a path")
+NO_NAME = InputError("its path holds the character of code 0, as no name does")
 COLUMNS = "bytes and/or path, or a column image of both"
 
 
@@ -49,8 +52,9 @@ def shown(name: Key) -> str:
 class Piece:
     """What a worker reads at once: an image file, or rows of one row group of a table.
 
-    path: absolute. name: of it in results. group: of a table, else None. rows: those to rank, by
-    their number in the table; first: that of the group's first row.
+    path: absolute. name: what results call it. group: the number of the row group, None for an
+    image file. rows: those to rank, by their number in the table. first: the number of the group's
+    first row.
     """
 
     path: str
@@ -64,24 +68,38 @@ class Piece:
         return [(None, self.name)] if self.group is None else [(self.name, r) for r in self.rows]
 
     def images(self, folder: Path) -> Iterator[tuple[Row, bytes | Path | Exception]]:
-        """For each image the beginning of its row of results, and what `read_image` reads or the
-        reason why there is nothing. folder: that relative paths in a table start from."""
+        """Give for each image the beginning of its row of results, and what `read_image` reads, or
+        the reason why there is nothing to read. folder: where relative paths in a table start.
+        Raises OSError or InputError where reading the table breaks off."""
         if self.group is None:
             yield {"path": self.name, "table": None, "row": None}, Path(self.path)
             return
         import pyarrow.parquet
 
         wanted, number = frozenset(self.rows), self.first
-        with pyarrow.parquet.ParquetFile(self.path) as file:
+        with arrow_errors(), pyarrow.parquet.ParquetFile(self.path) as file:
             columns = _columns(file.schema_arrow)
             for records in file.iter_batches(READ_ROWS, [self.group], columns):
                 for record in records.to_pylist():
                     record = record.get("image", record) or {}
                     path, data = record.get("path"), record.get("bytes")
                     if number in wanted:
-                        source = folder / path if data is None and path else data
+                        source = data
+                        if data is None and path:
+                            source = NO_NAME if "\0" in path else folder / path
                         yield {"path": path, "table": self.name, "row": number}, source or NOTHING
                     number += 1
+
+
+@contextmanager
+def arrow_errors() -> Iterator[None]:
+    """Make Arrow's errors about a file InputErrors, text that is not UTF-8 included."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise InputError(str(error)) from error
 
 
 def tasks_table(tasks: Iterable[Iterable[Piece]]) -> pyarrow.Table:
@@ -101,11 +119,11 @@ def tasks_of(table: pyarrow.Table) -> list[list[Piece]]:
 
 
 def pieces_of_table(path: Path, name: str) -> list[Piece]:
-    """One piece per row group. Raises OSError or ValueError if it is no table of images."""
+    """One piece per row group. Raises OSError or InputError if it is no table of images."""
     import pyarrow.parquet
 
     pieces, first = [], 0
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with arrow_errors(), pyarrow.parquet.ParquetFile(path) as file:
         _columns(file.schema_arrow)
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
@@ -116,7 +134,8 @@ def pieces_of_table(path: Path, name: str) -> list[Piece]:
 
 
 def _columns(schema: pyarrow.Schema) -> list[str]:
-    """The columns to read: of ours, or `image`, a struct of both as Hugging Face writes it."""
+    """The columns to read: `bytes` and `path`, or `image`, a struct of both as Hugging Face writes
+    it."""
     import pyarrow
 
     fields = {field.name: field.type for field in schema}
@@ -129,7 +148,7 @@ def _columns(schema: pyarrow.Schema) -> list[str]:
     binary, large = pyarrow.binary(), pyarrow.large_binary()
     text = (None, pyarrow.string(), pyarrow.large_string())
     if data not in (None, binary, large) or path not in text or data is path is None:
-        raise ValueError(
+        raise InputError(
             f"expected columns {COLUMNS} (binary and string), got "
             f"{', '.join(f'{field.name} {field.type}' for field in schema)}"
         )
@@ -137,8 +156,8 @@ def _columns(schema: pyarrow.Schema) -> list[str]:
 
 
 def results_table(rows: Iterable[Row], model: Mapping[str, Any] | None = None) -> pyarrow.Table:
-    """Rows of results as Arrow. model: what ranked them, for a file's metadata; without it the
-    rows are under way and have `timings_ms` too, milliseconds by stage."""
+    """Rows of results as Arrow. model: what ranked them, for a file's metadata. Without it the rows
+    are on their way to the driver and have `timings_ms` too, milliseconds by stage."""
     import pyarrow
 
     integer, real, text = pyarrow.int32(), pyarrow.float64(), pyarrow.string()
@@ -167,18 +186,18 @@ def results_table(rows: Iterable[Row], model: Mapping[str, Any] | None = None) -
 
 
 class Parts:
-    """A folder of results, DIR/part-00000.parquet and on: a context to add rows in.
+    """The results of a job: DIR/part-00000.parquet, part-00001.parquet and so on.
 
-    done: the keys of the rows that are there, those of an earlier run included if it is resumed.
-    Every file appears whole or not at all; what was added is written out when the context ends,
-    however it ends.
+    It is a context manager to add rows in. Every file appears whole or not at all. What was added
+    is written out when the block ends, however it ends. done: the keys of the rows that are there,
+    those of an earlier run included if it is resumed.
     """
 
     def __init__(self, out: Path, model: Mapping[str, Any], resume: bool) -> None:
         """out: an existing folder. resume: keep the results of an earlier run, but for failures,
         which are tried again; else its part files are deleted.
 
-        Raises ValueError if a part is not ours, or resume and another model made it.
+        Raises OptionError if a part is not ours, or if it is to be kept and another model made it.
         """
         self.done: set[Key] = set()
         self._out, self._model, self._rows, self._next = out, dict(model), list[Row](), 0
@@ -190,9 +209,9 @@ class Parts:
                 continue
             if made_by != self._model:
                 other = {k: v for k, v in made_by.items() if self._model.get(k) != v}
-                raise ValueError(
+                raise OptionError(
                     f"{path} was made with another model or other options ({other}): resume with "
-                    "the same, or give another --out"
+                    "the same, or choose another output folder"
                 )
             self._take(path)
             self._next = 1 + int(path.stem.removeprefix("part-"))
@@ -213,7 +232,8 @@ class Parts:
         """Keep what an earlier part has done, without its failures."""
         import pyarrow.parquet
 
-        table = pyarrow.parquet.read_table(path)
+        with arrow_errors():
+            table = pyarrow.parquet.read_table(path)
         good = table.filter(table["error"].is_null())
         self.done.update(key(row) for row in good.select(["path", "table", "row"]).to_pylist())
         if not len(good):
@@ -236,7 +256,7 @@ def _write(path: Path, table: pyarrow.Table) -> None:
 
 
 def _model_of(path: Path) -> dict[str, Any]:
-    """What ranked the images of a part. Raises ValueError if it is not one of ours."""
+    """What ranked the images of a part. Raises OptionError if it is not one of ours."""
     import pyarrow.parquet
 
     try:
@@ -245,4 +265,6 @@ def _model_of(path: Path) -> dict[str, Any]:
             return facts["model"]
     except (KeyError, ValueError, OSError):
         pass
-    raise ValueError(f"{path} is not of {RESULTS_SCHEMA}: move it, or give another --out")
+    raise OptionError(
+        f"{path} is not of {RESULTS_SCHEMA}: move it, or choose another output folder"
+    )

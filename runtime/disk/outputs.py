@@ -1,4 +1,4 @@
-"""What a run writes: pictures, results.json, JSON lines and annotated video."""
+"""What a run writes: the kinds of output, what their files are called, and their writers."""
 
 from __future__ import annotations
 
@@ -14,28 +14,132 @@ from typing import Any, TextIO
 import cv2
 import numpy as np
 
+from dsgnn.runtime.disk.durable import record_file
 from dsgnn.runtime.disk.files import ffmpeg_name, whole_file, write_whole
 from dsgnn.runtime.disk.sources import Source, numbered
+from dsgnn.runtime.errors import InputError, OptionError
 from dsgnn.runtime.ranking import RankedObject, Ranking
 from dsgnn.runtime.video import h264
 
-KINDS = ("overlay", "map", "masks", "crops", "json", "sheet")
-VIDEO_KINDS = ("overlay", "map", "masks", "json")
 RESULTS_SCHEMA = "dsgnn.results/1"
 JPEG_QUALITY = 92
 JPEG_SIDE_PX = 65_500  # libjpeg's limit
 
 Record = Callable[[Mapping[str, Any]], None]
 Frame = Callable[[np.ndarray], None]
+# A picture of a photo's ranking, or of one object of it: grey, BGR or BGRA.
+Paint = Callable[[Ranking, np.ndarray, str], np.ndarray]
+Cut = Callable[[np.ndarray, RankedObject], np.ndarray]
+
+
+@dataclass(frozen=True)
+class OutputKind:
+    """One kind of output.
+
+    shows: for a person. photo: the ending of its file after the photo's name; {rank} stands for
+    the rank of an object, of which each has a file then. video: the endings of its files after a
+    video's name. run: its one file for all photos of a run. paint, cut: what makes the picture of a
+    photo, or of one of its objects. of_empty: whether an object whose mask is empty has a file.
+
+    `save_image` writes the files of photos, dsgnn.runtime.video.to_files those of videos,
+    `results_file` and dsgnn.runtime.run.sheet those of a run.
+    """
+
+    shows: str
+    photo: str = ""
+    video: tuple[str, ...] = ()
+    run: str = ""
+    paint: Paint | None = None
+    cut: Cut | None = None
+    of_empty: bool = True
+
+    def files_of(self, ranks: Mapping[int, bool]) -> Iterator[tuple[str, bool]]:
+        """The endings of its files of a photo, and whether there is such a file.
+
+        ranks: those of the photo's objects, and whether the object's mask has any pixel.
+        """
+        if self.cut is None:
+            yield from [(self.photo, True)] if self.photo else []
+            return
+        for rank, seen in ranks.items():
+            yield self.photo.format(rank=rank), seen or self.of_empty
+
+
+def overlay(ranking: Ranking, photo: np.ndarray, palette: str) -> np.ndarray:
+    """The photo with its objects tinted, outlined and numbered: (h, w, 3) BGR."""
+    return to_bgr(ranking.draw(photo))
+
+
+def rank_map(ranking: Ranking, photo: np.ndarray, palette: str) -> np.ndarray:
+    """Ranks as greys: (h, w)."""
+    return ranking.rank_map(palette)
+
+
+def mask(photo: np.ndarray, item: RankedObject) -> np.ndarray:
+    """255 where the object is: (h, w) grey."""
+    return item.mask.view(np.uint8) * 255
+
+
+def cut_out(photo: np.ndarray, item: RankedObject) -> np.ndarray:
+    """The object's box, transparent where the mask is not: (box height, box width, 4) BGRA."""
+    x0, y0, x1, y1 = item.box
+    cut = cv2.cvtColor(photo[y0:y1, x0:x1], cv2.COLOR_RGB2BGRA)
+    cut[:, :, 3] = item.mask[y0:y1, x0:x1].view(np.uint8) * 255
+    return cut
+
+
+TABLE = {
+    "overlay": OutputKind(
+        "objects tinted, outlined and numbered",
+        photo="overlay.jpg",
+        video=("overlay.mp4",),
+        paint=overlay,
+    ),
+    "map": OutputKind("ranks as greys", photo="map.png", video=("map.mp4",), paint=rank_map),
+    "masks": OutputKind(
+        "one picture per object, 1 = most salient",
+        photo="mask{rank}.png",
+        video=("masks/{frame:06d}.mask{rank}.png",),
+        cut=mask,
+    ),
+    "crops": OutputKind(
+        "objects cut out, transparent around them",
+        photo="crop{rank}.png",
+        cut=cut_out,
+        of_empty=False,
+    ),
+    "json": OutputKind(
+        "ranks, boxes and masks; which object held rank 1 for how long",
+        video=("frames.jsonl", "summary.json"),
+        run="results.json",
+    ),
+    "sheet": OutputKind("all photos ranked on one page", run="sheet.jpg"),
+}
+KINDS = tuple(TABLE)
+VIDEO_KINDS = tuple(name for name, kind in TABLE.items() if kind.video)
 
 
 def parse_kinds(text: str) -> tuple[str, ...]:
-    """ "overlay,json" to its kinds. Raises ValueError for one that is not in KINDS."""
+    """ "overlay,json" to its kinds. Raises OptionError for one that is not in KINDS."""
     kinds = tuple(part.strip() for part in text.split(","))
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
-        raise ValueError(f"--save takes {','.join(KINDS)}, got {', '.join(map(repr, unknown))}")
+        raise OptionError(
+            f"expected some of {','.join(KINDS)}, got {', '.join(map(repr, unknown))}"
+        )
     return kinds
+
+
+def table_for_people() -> str:
+    """What photo.jpg and clip.mp4 give, a line for each kind and each file."""
+    lines = []
+    for name, kind in TABLE.items():
+        photo = kind.run or "photo." + kind.photo.format(rank=1) + (" …" if kind.cut else "")
+        lines.append(f"  {name:8} {photo:18} {kind.shows}")
+        for ending in kind.video:
+            first = f"clip.{ending.format(frame=0, rank=1)}" + (" …" if "{" in ending else "")
+            lines.append(f"  {'':8} {first}")
+    return "\n".join(lines)
 
 
 def make_folder(out: Path) -> None:
@@ -46,11 +150,11 @@ def make_folder(out: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where the outputs of one source go, and which.
+class Destination:
+    """Where the outputs of one source go, and which kinds of output it has.
 
-    out: the output folder. kinds: some of KINDS. palette: of the map. inputs: `real_place` of all
-    the run reads, which is not to be written over.
+    out: the output folder. kinds: some of KINDS. palette: of the map. inputs: `real_place` of
+    every file that the run reads; none of them may be written over.
     """
 
     out: Path
@@ -60,12 +164,14 @@ class Target:
     inputs: frozenset[Path]
 
     def path(self, ending: str) -> Path:
-        """OUT/NAME.ending, with its folder made. Raises ValueError if it must not be written."""
+        """OUT/NAME.ending, with its folder made. Raises InputError if it must not be written."""
         path = self.out / f"{self.source.name}.{ending}"
         if not path.parent.resolve().is_relative_to(self.out.resolve()):
-            raise ValueError(f"its output {path} would leave the output folder through a link")
+            raise InputError(f"its output {path} would leave the output folder through a link")
         if real_place(path) in self.inputs:
-            raise ValueError(f"its output {path} is one of the inputs: choose another --out")
+            raise InputError(
+                f"its output {path} is one of the inputs: choose another output folder"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -74,7 +180,7 @@ class Target:
         left."""
         try:
             path = self.path(ending)
-        except ValueError:
+        except InputError:
             return False
         if not path.is_file():
             return False
@@ -82,10 +188,11 @@ class Target:
         return True
 
     def made(self) -> dict[str, Any]:
-        """For records: what the outputs are made of, to be taken before it is read, and which.
+        """What a record says of how the outputs were made. Take it before the source is read.
 
-        of: size and time of change of the file, of numbered images their sum and the latest; None
-        for what is no file. Raises OSError if it is not there, ValueError as `numbered`.
+        `of` has the size and the time of change of the source's file; of numbered images it has the
+        sum of their sizes and the latest time; it is None for what is no file. `saved` lists the
+        kinds of output. Raises OSError if the file is not there, and InputError as `numbered`.
         """
         files = [self.source.path] if self.source.path else []
         if self.source.feed == "sequence":
@@ -101,69 +208,48 @@ class Target:
 
 
 def real_place(path: Path) -> Path:
-    """Where a file of this path lies, links in its folder followed."""
+    """Where a file of this path lies, with the links in its folder followed."""
     return path.parent.resolve() / path.name
 
 
-def save_image(ranking: Ranking, photo: np.ndarray, target: Target) -> None:
+def save_image(ranking: Ranking, photo: np.ndarray, out: Destination) -> None:
     """Write the pictures asked for, and remove those of objects that only an earlier run found.
     photo: (h, w, 3) uint8 RGB."""
-    if "overlay" in target.kinds:
-        write_picture(target.path("overlay.jpg"), to_bgr(ranking.draw(photo)))
-    if "map" in target.kinds:
-        write_picture(target.path("map.png"), ranking.rank_map(target.palette))
-    for item in ranking.objects:
-        if "masks" in target.kinds:
-            mask = item.mask.view(np.uint8) * 255
-            write_picture(target.path(f"mask{item.rank}.png"), mask)
-        if "crops" in target.kinds and item.area > 0:
-            write_picture(target.path(f"crop{item.rank}.png"), cut_out(photo, item))
-        elif "crops" in target.kinds:
-            target.remove(f"crop{item.rank}.png")
-    for kind in {"masks", "crops"} & set(target.kinds):
-        rank = len(ranking.objects) + 1
-        while target.remove(f"{kind[:-1]}{rank}.png"):
-            rank += 1
+    objects = {item.rank: item for item in ranking.objects}
+    for kind in (TABLE[name] for name in KINDS if name in out.kinds):
+        if kind.paint:
+            write_picture(out.path(kind.photo), kind.paint(ranking, photo, out.palette))
+        if kind.cut:
+            seen = {rank: item.area > 0 for rank, item in objects.items()}
+            for item, (ending, wanted) in zip(ranking.objects, kind.files_of(seen), strict=True):
+                if wanted:
+                    write_picture(out.path(ending), kind.cut(photo, item))
+                else:
+                    out.remove(ending)
+            rank = len(objects) + 1
+            while out.remove(kind.photo.format(rank=rank)):
+                rank += 1
 
 
-def clear_masks(target: Target) -> None:
+def clear_masks(out: Destination) -> None:
     """Remove the masks that an earlier run wrote of a video: it may have had other frames."""
-    folder = target.out / f"{target.source.name}.masks"
+    folder = out.out / f"{out.source.name}.masks"
     for name in os.listdir(folder) if folder.is_dir() else ():
         if re.fullmatch(r"[0-9]{6,}\.mask[1-9][0-9]*\.png", name):
-            target.remove(f"masks/{name}")
-
-
-def cut_out(photo: np.ndarray, item: RankedObject) -> np.ndarray:
-    """The object's box, transparent where the mask is not: (box height, box width, 4) BGRA."""
-    x0, y0, x1, y1 = item.box
-    cut = cv2.cvtColor(photo[y0:y1, x0:x1], cv2.COLOR_RGB2BGRA)
-    cut[:, :, 3] = item.mask[y0:y1, x0:x1].view(np.uint8) * 255
-    return cut
+            out.remove(f"masks/{name}")
 
 
 @contextmanager
 def results_file(path: Path, model: Mapping[str, Any]) -> Iterator[Record]:
-    """results.json: written image by image, in place when the run ends or on Ctrl-C."""
-    with _text_file(path) as file:
-        head = json.dumps({"schema": RESULTS_SCHEMA, "model": model})
-        file.write(f'{head[:-1]}, "images": [')
-        before = "\n"
-
-        def record(image: Mapping[str, Any]) -> None:
-            nonlocal before
-            file.write(before + json.dumps(image))
-            before = ",\n"
-
-        try:
-            yield record
-        finally:
-            file.write("\n]}\n")
+    """results.json: every image is kept as it comes, see `record_file`, and the file is put in
+    place when the block ends, also by Ctrl-C or an error."""
+    with record_file(path, {"schema": RESULTS_SCHEMA, "model": dict(model)}, "images") as record:
+        yield record
 
 
 @contextmanager
 def lines_file(path: Path) -> Iterator[Record]:
-    """JSON lines, one per frame, each written out at once."""
+    """JSON lines, one per frame. Each is given to the system at once."""
     with _text_file(path) as file:
 
         def record(frame: Mapping[str, Any]) -> None:
@@ -177,8 +263,8 @@ def lines_file(path: Path) -> Iterator[Record]:
 def video_file(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Frame]:
     """An MP4 to write (h, w, 3) uint8 RGB frames of `size` (width, height) to.
 
-    H.264 where PyAV is installed, else MPEG-4 Part 2 by OpenCV. Raises OSError if it cannot be
-    written, in whole.
+    It is H.264 where PyAV is installed, else MPEG-4 Part 2 by OpenCV. Raises OSError if not all of
+    it can be written.
     """
     writer = h264.h264_writer if h264.is_installed() else _mpeg4_writer
     with (
@@ -190,8 +276,8 @@ def video_file(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Frame
 
 @contextmanager
 def _mpeg4_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Frame]:
-    """As `h264_writer`, but an odd side loses a pixel. OpenCV would only log what it could not
-    write: here it is an OSError."""
+    """As `h264_writer`, but an odd side loses a pixel. What OpenCV could not write it would only
+    log; here that is an OSError."""
     name = ffmpeg_name(path)
     writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
     frames = 0
@@ -231,21 +317,22 @@ def to_bgr(image: np.ndarray) -> np.ndarray:
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:
-    """Grey, BGR or BGRA in the format of the suffix, whole or not at all. Raises ValueError as
-    `encode_picture` and OSError."""
+    """Write a grey, BGR or BGRA picture in the format of the suffix, whole or not at all. Raises
+    OSError, and InputError as `encode_picture`."""
     write_whole(path, encode_picture(path.suffix, pixels))
 
 
 def encode_picture(suffix: str, pixels: np.ndarray) -> bytes:
-    """Grey, BGR or BGRA in the format of the suffix. Raises ValueError for what it cannot hold."""
+    """A grey, BGR or BGRA picture in the format of the suffix. Raises InputError for a size that
+    the format cannot hold."""
     high, wide = pixels.shape[:2]
     if suffix == ".jpg" and max(high, wide) > JPEG_SIDE_PX:
-        raise ValueError(
+        raise InputError(
             f"a JPEG, as the overlay is, has at most {JPEG_SIDE_PX:,} pixels a side, not "
             f"{wide}×{high}: ask for the map and json alone"
         )
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == ".jpg" else []
     done, data = cv2.imencode(suffix, pixels, options)
     if not done:
-        raise ValueError(f"OpenCV cannot encode a {suffix} of shape {pixels.shape}")
+        raise InputError(f"OpenCV cannot encode a {suffix} of {wide}×{high} pixels")
     return data.tobytes()

@@ -22,6 +22,8 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
+from dsgnn.runtime.errors import InputError, OptionError
+
 STDIN = "-"
 LIST_SUFFIX = ".txt"
 SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
@@ -41,12 +43,12 @@ IMAGE_SUFFIXES = (
 class Source:
     """One image or video to rank.
 
-    path: absolute; None for what is no file. shown: the name in messages and results. depth: how
-    many last parts of the path make its plain name. name: of its outputs, relative to the output
-    folder, without suffix. problem: why there is nothing to rank ("" = there is). feed: "" for a
-    file or an image on standard input, else "camera", "url", "raw" (frames on standard input) or
-    "sequence". address: of the feed: a number, a URL (with its password, which `shown` has not) or
-    a pattern.
+    path: absolute, or None if it is no file. shown: its name in messages and results. depth: its
+    plain name is made of so many last parts of the path. name: what its outputs are called, without
+    a suffix, relative to the output folder. problem: why it cannot be ranked; empty if it can.
+    feed: "camera", "url", "raw" (frames on standard input) or "sequence"; empty for a file, and for
+    an image on standard input. address: where the feed comes from, which is a number, a URL (with
+    its password, which `shown` leaves out) or a pattern.
     """
 
     path: Path | None
@@ -64,37 +66,46 @@ class Source:
 
     @property
     def is_live(self) -> bool:
-        """True for what does not end by itself, as far as the name tells."""
+        """Whether it goes on until somebody stops it, as far as its name tells."""
         return self.feed == "camera" or self.address.startswith(("rtsp", "rtmp", "udp", "srt"))
 
 
 @dataclass(frozen=True)
 class Found:
-    """sources: in the order given, folders sorted, none twice. passed_over: files in folders that
-    are neither images nor videos by their suffix, or no files."""
+    """What `find_sources` gives.
+
+    sources: in the order of the arguments, the files of a folder sorted, and none twice.
+    passed_over: how many files in folders were left out, because their suffix is neither an image's
+    nor a video's or because they are pipes or devices.
+    """
 
     sources: tuple[Source, ...]
     passed_over: int
 
 
 def find_sources(arguments: Iterable[str], out: Path, raw: bool = False) -> Found:
-    """What a person names to named sources.
+    """Find the sources that a person names, and name their outputs.
 
-    Files, folders, glob patterns, numbered images as one video ("shot%04d.png"), "-" for standard
-    input (raw: it has frames and no image), a camera's number, a URL, or a .txt file with one of
-    all these on each line ("#" begins a comment). A file of the name given always comes first.
-    Folders are searched with their sub-folders, but for hidden files and linked folders.
-    What lies in `out` is never taken from a folder or a pattern. An argument that leads to nothing
-    becomes a source with a problem. Raises ValueError if `out` itself is given as a source, and
-    for raw without "-".
+    An argument is a file, a folder, a glob pattern, numbered images as one video ("shot%04d.png"),
+    "-" for standard input, a camera's number, a URL, or a .txt file with one of all these on each
+    line ("#" begins a comment). If there is a file of just that name, it is what is meant. Folders
+    are searched with their sub-folders; hidden files and linked folders are left out. What lies in
+    `out` is never taken from a folder or a pattern. raw: standard input holds frames, not an image.
+    An argument that leads to nothing becomes a source with a problem.
+
+    Raises OptionError if `out` itself is given as a source, or if there is raw and no "-"; OSError
+    and InputError for a list that cannot be read or names nothing.
     """
     sources: list[Source] = []
     passed_over = 0
     names = _listed(arguments)
     if raw and STDIN not in names:
-        raise ValueError(f"--raw is the size of frames on standard input: give {STDIN} as a source")
+        raise OptionError(f"raw frames come on standard input: give {STDIN} as a source")
     for argument in names:
-        if argument == STDIN:
+        if "\0" in argument:
+            problem = "a name cannot hold the character of code 0"
+            sources.append(Source(None, argument, problem=problem))
+        elif argument == STDIN:
             sources.append(Source(None, "stdin", feed="raw" if raw else ""))
         elif feed := _feed(argument):
             sources.append(feed)
@@ -116,14 +127,14 @@ def find_sources(arguments: Iterable[str], out: Path, raw: bool = False) -> Foun
 
 
 def standard_input() -> BinaryIO:
-    """The bytes of standard input. Raises ValueError where there is none."""
+    """The bytes of standard input. Raises InputError where there is none."""
     if sys.stdin is None:
-        raise ValueError("standard input is closed")
+        raise InputError("standard input is closed")
     return sys.stdin.buffer
 
 
 def numbered(pattern: str) -> list[Path]:
-    """The files of a pattern such as shot%04d.png, by number. Raises ValueError if there are none,
+    """The files of a pattern such as shot%04d.png, by number. Raises InputError if there are none,
     or two of one number (shot1.png and shot0001.png)."""
     path = Path(pattern)
     before, _, after = NUMBERED.sub("\0", path.name, count=1).partition("\0")
@@ -134,10 +145,10 @@ def numbered(pattern: str) -> list[Path]:
             number = int(match[1])
             if number in numbers:
                 names = f"{numbers[number].name} and {found.name}"
-                raise ValueError(f"{names} are both number {number}")
+                raise InputError(f"{names} are both number {number}")
             numbers[number] = path.parent / found.name
     if not numbers:
-        raise ValueError("no file has a name of this pattern")
+        raise InputError("no file has a name of this pattern")
     return [numbers[number] for number in sorted(numbers)]
 
 
@@ -150,8 +161,8 @@ def video_source(argument: str | Path | int) -> Source:
 
 
 def _listed(arguments: Iterable[str]) -> list[str]:
-    """The arguments, those of lists in the lists' places. Raises OSError for a list that cannot be
-    read, ValueError for one that names nothing."""
+    """The arguments, with the lines of a list in place of its name. Raises OSError for a list that
+    cannot be read, and InputError for one that names nothing."""
     all_of_them: list[str] = []
     for argument in arguments:
         if not argument.lower().endswith(LIST_SUFFIX) or not os.path.isfile(argument):
@@ -160,13 +171,14 @@ def _listed(arguments: Iterable[str]) -> list[str]:
         lines = Path(argument).read_text("utf-8-sig", "surrogateescape").splitlines()
         names = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
         if not names:
-            raise ValueError(f"the list {argument} names no source")
+            raise InputError(f"the list {argument} names no source")
         all_of_them += names
     return all_of_them
 
 
 def _feed(argument: str) -> Source | None:
-    """A camera, a URL or numbered images, if the argument is one and no file of its name exists."""
+    """A camera, a URL or numbered images, if the argument is one of these and no file has its
+    name."""
     if os.path.lexists(argument):
         return None
     if argument.isdecimal():
@@ -183,7 +195,8 @@ def _feed(argument: str) -> Source | None:
 
 
 def _matches(argument: str, out: Path) -> list[str]:
-    """What a pattern stands for, but for what lies in `out`; anything else stands for itself."""
+    """The files and folders that a pattern stands for, without those in `out`. Anything that is no
+    pattern stands for itself."""
     if os.path.lexists(argument) or not glob.has_magic(argument):
         return [argument]
     return [
@@ -199,9 +212,9 @@ def _expand(argument: str, out: Path) -> tuple[list[Source], int]:
         problem = "" if os.path.exists(argument) else "there is no such file or folder"
         return [Source(_absolute(argument), argument, problem=problem)], 0
     if Path(argument).resolve() == out.resolve():
-        raise ValueError(
+        raise OptionError(
             f"the output folder {out} is also a source, so the next run would rank this run's "
-            "pictures: give --out a folder of its own"
+            "pictures: give the outputs a folder of their own"
         )
     sources: list[Source] = []
     passed_over = 0
@@ -246,8 +259,11 @@ def name_outputs(sources: list[Source]) -> tuple[Source, ...]:
 
 
 def _name(source: Source, detail: int) -> str:
-    """detail 0: the plain name; 1: with its suffix; then one more parent folder each; past the
-    root (names that differ in letter case only) with a hash of the path."""
+    """The name of a source's outputs.
+
+    detail: 0 gives the plain name and 1 adds the suffix; each further step adds a parent folder.
+    Past the root, where names differ by letter case alone, a hash of the path is added.
+    """
     if source.path is None:
         plain = _plain_name(source)
         alone = detail == 0 or not source.address
@@ -257,13 +273,14 @@ def _name(source: Source, detail: int) -> str:
     name = PurePath(*parts[-depth:])
     if detail == 0:
         return name.with_suffix("").as_posix()
-    if depth > len(parts) + 1:  # not at once: the others may go on to longer names
+    if depth > len(parts) + 1:  # one step later, as the others may go on to longer names
         return f"{name.as_posix()}-{_digest(str(source.path))}"
     return name.as_posix()
 
 
 def _plain_name(source: Source) -> str:
-    """Of what is no file: "stdin", "camera0", "cam.local-live" or "shots" of shots/%04d.png."""
+    """The plain name of what is no file: "stdin", "camera0", "cam.local-live", or "shots" for
+    shots/%04d.png."""
     if source.feed == "sequence":
         stem = NUMBERED.sub("", Path(source.address).stem).strip(" ._-")
         return stem or _absolute(source.address).parent.name or "sequence"

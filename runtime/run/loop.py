@@ -12,33 +12,33 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
-import click
 import cv2
 
+from dsgnn.runtime.console import say
 from dsgnn.runtime.disk.files import claimed, printable
 from dsgnn.runtime.disk.outputs import (
+    TABLE,
+    Destination,
     Record,
-    Target,
     forget,
     real_place,
     results_file,
     save_image,
 )
 from dsgnn.runtime.disk.sources import Source, standard_input
-from dsgnn.runtime.errors import BackendError
+from dsgnn.runtime.errors import DsgnnError, InputError, OptionError
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.run.resume import Earlier
 from dsgnn.runtime.run.sheet import Sheets
-from dsgnn.runtime.video.clip import VideoOptions, rank_video
 from dsgnn.runtime.video.frames import Frames, Selection
+from dsgnn.runtime.video.to_files import VideoOptions, rank_video
 
 STAGES = ("decode", "preprocess", "inference", "postprocess", "save")
 PLAIN = VideoOptions()
-# What spoils one source and not the run.
-FAILURES = (OSError, ValueError, cv2.error, MemoryError, BackendError)
+# What spoils one source and not the run. Anything else is a bug and ends it.
+FAILURES = (DsgnnError, OSError, MemoryError)
 STOPS = ("SIGINT", "SIGTERM", "SIGHUP")  # as far as the system has them
 MANY = 3  # more images than this get a progress bar
 
@@ -47,7 +47,8 @@ MANY = 3  # more images than this get a progress bar
 class Outcome:
     """One image or video frame that was ranked, or one source that failed (`error` says why).
 
-    timings_ms: milliseconds of each of STAGES. skipped: an earlier run did it.
+    timings_ms: milliseconds of each of STAGES. skipped: an earlier run did it. bug: the failure is
+    not the source's fault but ours.
     """
 
     source: Source
@@ -55,6 +56,7 @@ class Outcome:
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
     skipped: bool = False
+    bug: bool = False
 
 
 @dataclass
@@ -66,6 +68,11 @@ class Summary:
     skipped: int = 0
     failures: list[Outcome] = field(default_factory=list)
     total_ms: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def bugs(self) -> list[Outcome]:
+        """The failures that are our fault."""
+        return [outcome for outcome in self.failures if outcome.bug]
 
     def add(self, outcome: Outcome) -> None:
         if outcome.error:
@@ -88,6 +95,8 @@ class Summary:
         if self.failures:
             names = ", ".join(printable(outcome.source.shown) for outcome in self.failures)
             text += f"\n{counted(len(self.failures), 'input')} failed: {names}"
+        if self.bugs:
+            text += f"\n{counted(len(self.bugs), 'input')} met a bug of dsgnn: please report it"
         return text
 
 
@@ -126,7 +135,7 @@ def follow(outcomes: Generator[Outcome, None, None], expected: int | None) -> Su
             summary.add(outcome)
             if outcome.error:
                 with tqdm.external_write_mode(file=sys.stderr):
-                    click.echo(f"{outcome.source.shown}: {outcome.error}", err=True)
+                    say(printable(f"{outcome.source.shown}: {outcome.error}"), err=True)
     return summary
 
 
@@ -159,7 +168,7 @@ def stopped_once() -> Iterator[None]:
 
 
 def silence_opencv() -> None:
-    """Keep OpenCV's log of damaged files off the terminal: failures are told in our words."""
+    """Keep OpenCV's messages about damaged files off the terminal: ours say what is wrong."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if hasattr(cv2, "setLogLevel"):  # OpenCV 4
         cv2.setLogLevel(0)
@@ -168,11 +177,11 @@ def silence_opencv() -> None:
 
 
 def check_skip(skip_existing: bool, kinds: Collection[str]) -> None:
-    """Raise ValueError unless what `skip_existing` reads is written, and if a kind needs all."""
+    """Raise OptionError if what an earlier run has done cannot be skipped with these kinds."""
     if skip_existing and "json" not in kinds:
-        raise ValueError("--skip-existing reads what was done from the json files: --save json too")
+        raise OptionError("what was done is read from the json files: save json too")
     if skip_existing and "sheet" in kinds:
-        raise ValueError("a sheet shows all images of a run: leave out --skip-existing, or sheet")
+        raise OptionError("a sheet shows all images of a run: skip nothing, or save no sheet")
 
 
 def rank_sources(
@@ -186,72 +195,87 @@ def rank_sources(
 ) -> Generator[Outcome, None, None]:
     """Rank the sources one by one; yields an Outcome per image, per frame and per failed source.
 
-    out: an existing folder; nothing is written outside it, and every file appears whole or not at
-    all, replacing one of its name; masks, crops and sheets of an earlier run beyond those of this
-    one are removed. kinds: some of `overlay` NAME.overlay.jpg (.mp4 for a video),
-    `map` NAME.map.png (greys of `palette`), `masks` NAME.mask<rank>.png (0 and 255), `crops`
-    NAME.crop<rank>.png (transparent around the object; none for an empty mask), `json` results.json
-    and for a video NAME.frames.jsonl and NAME.summary.json, `sheet` all images on one page, see
-    `Sheets`. A video's map is a video, its masks are NAME.masks/<frame>.mask<rank>.png, and it has
-    no crops and no place on the sheet. video: how videos are ranked. skip_existing: leave what an
-    earlier run with the same model has done of the same file, if it saved all of `kinds`, and of a
-    video if the same frames were ranked (needs `json`, and no `sheet`). A source that fails is
-    listed in results.json with its error. Ctrl-C leaves results.json, the sheet and the running
-    video's files as far as they came; with skip_existing results.json keeps what an earlier run has
-    done of the rest. Raises OSError if results.json or the sheet cannot be
-    written, ValueError for skip_existing with the wrong kinds.
+    out: an existing folder. Nothing is written outside it, and every file appears whole or not at
+    all. kinds: some of `dsgnn.runtime.disk.outputs.TABLE`, which says what each writes. palette:
+    of the map. video: how videos are ranked. skip_existing: leave what an earlier run with the
+    same model has done of the same file, of the same kinds, and of a video with the same options.
+
+    A source that fails is listed in results.json with its error. When the run ends early, by
+    Ctrl-C or by a bug, results.json, the sheet and the files of the running video hold what was
+    done; with skip_existing results.json also keeps what an earlier run has done of the rest.
+    Raises OSError if results.json or a sheet cannot be written, FolderBusyError if another process
+    is writing results.json, OptionError as `check_skip`.
     """
     check_skip(skip_existing, kinds)
-    earlier = Earlier(out, ranker.describe(), video.to_dict()) if skip_existing else None
     inputs = frozenset(real_place(source.path) for source in sources if source.path)
+    left = iter([Destination(out, source, kinds, palette, inputs) for source in sources])
     with ExitStack() as stack:
         record: Record = forget
         if "json" in kinds:
-            record = stack.enter_context(results_file(out / "results.json", ranker.describe()))
+            path = out / TABLE["json"].run
+            record = stack.enter_context(results_file(path, ranker.describe()))
         sheets = stack.enter_context(Sheets(out, inputs)) if "sheet" in kinds else None
-        left = iter(sources)
+        earlier = Earlier(out, ranker.describe(), video.to_dict()) if skip_existing else None
         try:
-            for source in left:
-                target = Target(out, source, kinds, palette, inputs)
-                try:
-                    if source.problem:
-                        raise ValueError(source.problem)
-                    if earlier and (entry := earlier.done(target)) is not None:
-                        if not source.is_video:
-                            record(entry)
-                        yield Outcome(source, skipped=True)
-                    elif source.is_video:
-                        with closing(rank_video(ranker, target, video)) as ranked:
-                            for objects, timings_ms in ranked:
-                                yield Outcome(source, objects, timings_ms)
-                    else:
-                        yield _rank_image(ranker, target, record, sheets)
-                except FAILURES as error:
-                    outcome = Outcome(source, error=reason(error))
-                    nothing: dict[str, Any] = {"width": None, "height": None, "objects": []}
-                    record({"file": source.shown, **nothing, "error": outcome.error})
-                    stop = _stop_before(error)
-                    if not isinstance(stop, GeneratorExit):
-                        yield outcome
-                    if stop is not None:
-                        raise stop from error
-        except (KeyboardInterrupt, GeneratorExit):
-            for source in left:
-                target = Target(out, source, kinds, palette, inputs)
-                if earlier and (entry := earlier.done(target)) and not source.is_video:
-                    record(entry)
+            for target in left:
+                if (entry := earlier.done(target) if earlier else None) is not None:
+                    _keep(target, entry, record)
+                    yield Outcome(target.source, skipped=True)
+                else:
+                    yield from _rank_source(ranker, target, video, record, sheets)
+        except BaseException:
+            for target in left:
+                if (entry := earlier.done(target) if earlier else None) is not None:
+                    _keep(target, entry, record)
             raise
 
 
+def _keep(target: Destination, entry: Mapping[str, object], record: Record) -> None:
+    """Record again what an earlier run has done. A video has its own summary instead."""
+    if not target.source.is_video:
+        record(entry)
+
+
+def _rank_source(
+    ranker: Ranker,
+    target: Destination,
+    video: VideoOptions,
+    record: Record,
+    sheets: Sheets | None,
+) -> Generator[Outcome, None, None]:
+    """Rank one image or video; its failure is recorded and becomes an Outcome."""
+    source = target.source
+    try:
+        if source.problem:
+            raise InputError(source.problem)
+        with memory_errors():
+            if source.is_video:
+                with closing(rank_video(ranker, target, video)) as ranked:
+                    for objects, timings_ms in ranked:
+                        yield Outcome(source, objects, timings_ms)
+            else:
+                yield _rank_image(ranker, target, record, sheets)
+    except FAILURES as error:
+        why = reason(error)
+        record({"file": source.shown, "width": None, "height": None, "objects": [], "error": why})
+        stop = _stop_before(error)
+        if not isinstance(stop, GeneratorExit):
+            yield Outcome(source, error=why)
+        if stop is not None:
+            raise stop from error
+
+
 def _stop_before(error: BaseException | None) -> BaseException | None:
-    """The Ctrl-C, or the closing of a generator, on which the error came: what was under way could
-    not be finished."""
+    """The Ctrl-C, or the closing of a generator, during which the error came: what was under way
+    could not be finished."""
     while error is not None and not isinstance(error, (KeyboardInterrupt, GeneratorExit)):
         error = error.__context__
     return error
 
 
-def _rank_image(ranker: Ranker, target: Target, record: Record, sheets: Sheets | None) -> Outcome:
+def _rank_image(
+    ranker: Ranker, target: Destination, record: Record, sheets: Sheets | None
+) -> Outcome:
     start = perf_counter()
     path, made = target.source.path, target.made()
     photo = read_image(standard_input().read() if path is None else path)
@@ -267,22 +291,33 @@ def _rank_image(ranker: Ranker, target: Target, record: Record, sheets: Sheets |
     return Outcome(target.source, len(ranking.objects), timings)
 
 
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Make OpenCV's error for too little memory a MemoryError. Its other errors are bugs."""
+    try:
+        yield
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from error
+        raise
+
+
 def _expected(source: Source, select: Selection) -> int:
-    """How many outcomes a source will have, for the progress bar; 0 = that is not known."""
+    """How many outcomes a source will have, for the progress bar; 0 if that is not known."""
     if not source.is_video or source.problem:
         return 1
     if source.feed:
         return select.max_frames or 0
     try:
         frames = Frames(source, select)
-    except (ValueError, OSError):
-        return 1  # its failure
+    except FAILURES:
+        return 1  # the failure
     frames.close()
     return frames.expected
 
 
 def reason(error: BaseException) -> str:
-    """What happened, without the path, which the message names before it."""
+    """What happened, without the path: the message names that first."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, MemoryError):

@@ -19,17 +19,20 @@ JPEG_QUALITY = 85
 
 
 class Sheets:
-    """Pages of 4 × 8 pictures: out/sheet.jpg, sheet2.jpg, … A context manager; the last page is
-    written on leaving, also after an error, and if there is any page, further ones of an earlier
-    run are removed. inputs: `real_place` of all the run reads, which stays as it is. Raises OSError
-    when a page cannot be written."""
+    """Pages of 4 × 8 pictures: out/sheet.jpg, sheet2.jpg and so on.
+
+    It is a context manager. The last page is written when the block ends, also by an error. If
+    there is any page, further ones of an earlier run are removed. inputs: `real_place` of every
+    file that the run reads; none of them is written over. Raises OSError if a page cannot be
+    written.
+    """
 
     def __init__(self, out: Path, inputs: frozenset[Path] = frozenset()) -> None:
         self.out, self.inputs, self.pages = out, inputs, 0
         self._tiles: list[np.ndarray] = []
 
     def add(self, picture: np.ndarray, caption: str) -> None:
-        """picture: (h, w, 3) uint8 RGB, shrunk or enlarged to its place."""
+        """Add a picture, shrunk or enlarged to its place. picture: (h, w, 3) uint8 RGB."""
         w, h = TILE_PX
         tile = np.full((h + CAPTION_PX, w, 3), GROUND, np.uint8)
         scale = min(h / picture.shape[0], w / picture.shape[1])
@@ -39,7 +42,7 @@ class Sheets:
         )
         x, y = (w - size[0]) // 2, (h - size[1]) // 2
         tile[y : y + size[1], x : x + size[0]] = small
-        text = caption.encode("ascii", "replace").decode()[-46:]  # OpenCV's fonts have no more
+        text = caption.encode("ascii", "replace").decode()[-46:]  # OpenCV's fonts have only these
         cv2.putText(
             tile, text, (2, h + 15), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (INK,) * 3, 1, cv2.LINE_AA
         )
@@ -53,14 +56,12 @@ class Sheets:
     def _write(self) -> None:
         path = self._path(self.pages + 1)
         if real_place(path) in self.inputs:
-            raise OSError(f"the sheet {path} is one of the inputs: choose another --out")
+            raise OSError(f"the sheet {path} is one of the inputs: choose another output folder")
         columns = min(COLUMNS, len(self._tiles))
         rows = -(-len(self._tiles) // columns)
         high, wide = self._tiles[0].shape[:2]
-        page = np.full(
-            (rows * (high + GAP_PX) + GAP_PX, columns * (wide + GAP_PX) + GAP_PX, 3),
-            GROUND, np.uint8,
-        )  # fmt: skip
+        page_px = rows * (high + GAP_PX) + GAP_PX, columns * (wide + GAP_PX) + GAP_PX
+        page = np.full((*page_px, 3), GROUND, np.uint8)
         for number, tile in enumerate(self._tiles):
             y = GAP_PX + number // columns * (high + GAP_PX)
             x = GAP_PX + number % columns * (wide + GAP_PX)

@@ -1,6 +1,7 @@
 """dsgnn-run as a person meets it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,13 +77,13 @@ def test_standard_input(place: Path, model: Path) -> None:
     ("arguments", "message"),
     [
         (["--out", "out"], "Missing argument 'SOURCE...'"),
-        (["photos"], "Missing option '--out'"),
+        (["photos"], "Missing option '-o' / '--out'"),
         (["photos", "--out", "photos/a.png"], "'photos/a.png' is a file"),
         (["photos", "--out", "photos"], "the output folder photos is also a source"),
         (["photos", "--out", "photos/a.png/b"], "Not a directory"),
         (
             ["photos", "--out", "out", "--save", "boxes"],
-            "--save takes overlay,map,masks,crops,json,sheet",
+            "Invalid value for '--save': expected some of overlay,map,masks,crops,json,sheet",
         ),
         (["photos", "--out", "out", "--threshold", "2"], "threshold must be in 0…1, got 2.0"),
         (["photos", "--out", "out", "--model", "m.onnx"], "there is no model file at m.onnx"),
@@ -100,6 +101,76 @@ def test_wrong_use(place: Path, model: Path, arguments: list[str], message: str)
     assert result.exit_code == 2
     assert message in result.output
     assert not Path("out").exists()
+
+
+def test_an_empty_name_is_no_output_folder(place: Path, model: Path) -> None:
+    """As a path it would be the current folder."""
+    result = call("photos", "--out", "", "--model", model)
+    assert result.exit_code == 2 and "the name is empty: a dot means" in result.output
+    assert [path.name for path in Path().iterdir()] == ["photos"]
+
+
+PLANTED = """
+import sys
+import numpy as np
+from dsgnn.runtime.ranking import Ranking
+Ranking.draw = lambda *_: {bug}
+from dsgnn.runtime.run.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("bug", "said"),
+    [
+        ("np.zeros((2, 3)) + np.zeros((2, 2))", "ValueError: operands could not be broadcast"),
+        ("None + 1", "TypeError: unsupported operand"),
+    ],
+)
+def test_a_bug_surfaces_with_its_traceback(place: Path, model: Path, bug: str, said: str) -> None:
+    options = ["photos", "-o", "out", "--model", model]
+    code = PLANTED.format(bug=bug)
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "Traceback (most recent call last)" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(said), done.stderr
+    assert [path.name for path in Path("out").iterdir()] == ["results.json"]
+    assert json.loads(Path("out/results.json").read_text())["images"] == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has such a device")
+@pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", ">/dev/full", ">&- 2>&- <&-"])
+def test_streams_that_take_nothing(place: Path, model: Path, streams: str) -> None:
+    """The work is done whoever listens, and what libraries print goes into no file."""
+    Path("photos/c.png").write_bytes(Path("photos/a.png").read_bytes()[:60])
+    command = f"{Path(sys.executable).with_name('dsgnn-run')} photos -o out --model {model}"
+    done = subprocess.run(f"{command} {streams}", shell=True, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    names = sorted(path.name for path in Path("out").iterdir())
+    assert names == ["a.overlay.jpg", "b.overlay.jpg", "results.json"]
+    assert len(json.loads(Path("out/results.json").read_text())["images"]) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="disks elsewhere forbid such names")
+def test_names_cannot_move_the_cursor(place: Path, model: Path) -> None:
+    """Nor fake a line, nor turn the direction of writing; and Latin-1 has no Japanese."""
+    evil = "x\x1b[2K\x1b]0;title\x07\n9 images ranked\u202egpj.日本.jpg"
+    Path("photos", evil).write_bytes(b"hello")
+    other = model.with_name(f"m\x1b[31m{model.name}")
+    other.write_bytes(model.read_bytes())
+    command = [Path(sys.executable).with_name("dsgnn-run"), "photos", "-o", "out"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1:strict"}
+    done = subprocess.run([*command, "--model", other], capture_output=True, env=environment)
+    out, err = done.stdout.decode("latin-1"), done.stderr.decode("latin-1")
+    assert done.returncode == 1 and "Traceback" not in err, err
+    shown = r"photos/x\x1b[2K\x1b]0;title\x07\n9 images ranked\u202egpj.\u65e5\u672c.jpg"
+    assert out.splitlines()[1:] == [f"1 input failed: {shown}"]
+    assert f"{shown}: it is not an image" in err and r"m\x1b[31m" in err
+    assert not set(out + err) & {"\x1b", "\x07", "\u202e"}
+    again = [*command, "--model", f"none\x1b[2K{evil}.onnx"]
+    done = subprocess.run(again, capture_output=True, env=environment)
+    assert done.returncode == 2 and b"\x1b" not in done.stderr
+    assert rb"there is no model file at none\x1b[2Kx" in done.stderr
 
 
 def test_results_that_cannot_be_written(place: Path, model: Path) -> None:

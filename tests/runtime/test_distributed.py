@@ -19,18 +19,19 @@ import pytest
 from click.testing import CliRunner
 from sockets import listening
 
-from dsgnn.runtime import Ranker, cluster, distributed, parquet
+from dsgnn.runtime import Ranker
+from dsgnn.runtime.cluster import connect, job, parquet
+from dsgnn.runtime.cluster.cli import main
 from dsgnn.runtime.cluster.job import run_on_ray
 from dsgnn.runtime.cluster.parquet import Parts
 from dsgnn.runtime.disk.files import claimed
 from dsgnn.runtime.disk.sources import find_sources
 from dsgnn.runtime.errors import BackendError, FolderBusyError
 from dsgnn.runtime.images import READABLE
-from dsgnn.runtime.run.cli import main
 from dsgnn.runtime.run.loop import rank_sources
 
-# Read when Ray is imported: `--ray` sets it in time, here the import comes first.
-os.environ[cluster.ONE_MACHINE] = "0"
+# Read when Ray is imported: dsgnn-batch sets it in time, here the import comes first.
+os.environ[connect.ONE_MACHINE] = "0"
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("ray")
@@ -38,8 +39,8 @@ pytest.importorskip("ray")
 
 @pytest.fixture(scope="module")
 def two_cpus() -> Iterator[None]:
-    """Ray on loopback, started as `--ray` does, but of two CPUs wherever this runs."""
-    with cluster.cluster("local", "data", 2):
+    """Ray on loopback, started as dsgnn-batch does, but of two CPUs wherever this runs."""
+    with connect.cluster("local", "data", 2):
         yield
 
 
@@ -63,7 +64,7 @@ def rows_of(out: Path) -> list[dict]:
 
 
 def plain(ranker: Ranker, source: Path, out: Path) -> dict[str, dict]:
-    """What dsgnn-run without --ray says of each image, by its name, but for what it resumes by."""
+    """What dsgnn-run says of each image, by its name, but for what it resumes by."""
     out.mkdir()
     for _ in rank_sources(ranker, find_sources([str(source)], out).sources, out, ("json",)):
         pass
@@ -76,19 +77,19 @@ def plain(ranker: Ranker, source: Path, out: Path) -> dict[str, dict]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workers", "2"], "--workers are those of --ray: give both, or neither"),
-        (["--ray", "--save", "map", "--max-frames", "3"], "where --save, --max-frames mean noth"),
-        (["--ray", "--device", "cuda:1"], "the device is cpu or cuda, not one of its GPUs: got cu"),
-        (["--ray", "--model", "none.onnx"], "there is no model file at none.onnx"),
-        (["--ray", "127.0.0.1:1"], "there is no Ray cluster at 127.0.0.1:1: [Errno 111]"),
-        (["--ray", "photos"], "expected --ray HOST:PORT or auto, got 'photos'"),
+        (["--save", "map"], "No such option"),
+        (["--device", "cuda:1"], "a worker's device is cpu or cuda"),
+        (["--model", "none.onnx"], "there is no model file at none.onnx"),
+        (["--cluster", "127.0.0.1:1"], "there is no Ray cluster at 127.0.0.1:1: [Errno 111]"),
+        (["--cluster", "photos"], "expected the address of a cluster as HOST:PORT, or auto, got"),
+        (["--out", ""], "the name is empty"),
     ],
 )
 def test_wrong_use(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, ["photo.png", "--out", "out", *arguments])
+    result = CliRunner().invoke(main, ["photo.png", "-o", "out", *arguments])
     assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output
 
 
@@ -153,7 +154,7 @@ def test_tables_bad_rows_and_a_resumed_job(
     both = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     images = [{"bytes": blobs[i], "path": f"{i}.png"} for i in range(20, 28)]
     images += [{"bytes": None, "path": files[28]}, {"bytes": blobs[29], "path": None}, None]
-    names = [*files[10:20], "images/gone.png", None]
+    names = [*files[10:20], "images/gone.png", None, "images/no\0name.png"]
     pq.write_table(pa.table({"id": range(10), "bytes": blobs[:10]}), "a.parquet", 4)
     pq.write_table(pa.table({"path": names}), "b.parquet", 5)
     pq.write_table(pa.table({"image": pa.array(images, both)}), "c.parquet")
@@ -175,12 +176,13 @@ def test_tables_bad_rows_and_a_resumed_job(
     failures = {
         ("b.parquet", 10, "images/gone.png"): "No such file or directory",
         ("b.parquet", 11, None): nothing,
+        ("b.parquet", 12, "images/no\0name.png"): "its path holds the character of code 0",
         ("c.parquet", 10, None): nothing,
         (None, None, "cut.parquet"): "Parquet magic bytes not found",
         (None, None, "d.parquet"): "expected columns bytes and/or path, or a column image of both "
         "(binary and string), got text string",
-        (None, None, "clip.mp4"): "workers read image files and Parquet: rank it without --ray",
-        (None, None, "stdin"): "workers read image files and Parquet: rank it without --ray",
+        (None, None, "clip.mp4"): "workers read image files and Parquet: rank it with dsgnn-run",
+        (None, None, "stdin"): "workers read image files and Parquet: rank it with dsgnn-run",
     }
 
     def check(rows: list[dict]) -> None:
@@ -227,6 +229,43 @@ def test_tables_bad_rows_and_a_resumed_job(
     assert summary.images == len(rows_of(out)) == 10
 
 
+def test_a_bug_is_a_row_that_says_which(
+    two_cpus: None, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of days does not end for it, and neither the row nor the exit status hides it."""
+    folder, out = tmp_path / "images", tmp_path / "out"
+    paths = make_images(folder, 6)
+    for index, value in ((2, 0), (4, 255)):
+        cv2.imwrite(str(paths[index]), np.full((48, 64, 3), value, np.uint8))
+    paths[5].write_bytes(b"hello")
+
+    class Buggy(Ranker):
+        def batch(self, images: list) -> list:
+            if any(not image.any() for image in images):
+                return np.zeros((2, 3)) + np.zeros((2, 2))
+            if any((image == 255).all() for image in images):
+                return None + 1
+            return super().batch(images)
+
+    monkeypatch.setattr(job, "Ranker", partial(Buggy))
+    options = ["--out", str(out), "--model", str(model), "--threads", "1", "--batch", "3"]
+    result = CliRunner().invoke(main, [str(folder), *options])
+    assert result.exit_code == 3, result.output
+    assert "3 images ranked" in result.stdout and "3 inputs failed" in result.stdout
+    assert "2 inputs met a bug of dsgnn: please report it" in result.stdout
+    errors = {Path(row["path"]).stem: row["error"] for row in rows_of(out) if row["error"]}
+    assert errors.keys() == {"002", "004", "005"}
+    here = f"({Path(__file__).name}, line "
+    assert errors["002"].startswith("bug of dsgnn: ValueError: operands could not be broadcast tog")
+    assert errors["004"].startswith("bug of dsgnn: TypeError: unsupported operand type(s) for +")
+    assert all(
+        here in errors[name] and errors[name].endswith("in batch)") for name in ("002", "004")
+    )
+    assert errors["005"].startswith("it is not an image")
+    again = CliRunner().invoke(main, [str(folder), *options, "--skip-existing"])
+    assert again.exit_code == 3 and "3 inputs skipped" in again.stdout  # bugs are tried again
+
+
 @pytest.mark.slow
 def test_an_image_that_kills_its_workers(two_cpus: None, model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
@@ -260,16 +299,16 @@ def test_only_this_machine_reaches_it(two_cpus: None) -> None:
 
 def test_a_ray_that_others_reach_is_refused() -> None:
     for address in ("127.0.0.1", "::1"):
-        cluster._check_confined(address)
-    with pytest.raises(RuntimeError, match=r"Ray listens on 10.0.0.7, expected loopback: .*=0 bef"):
-        cluster._check_confined("10.0.0.7")
+        connect._check_confined(address)
+    with pytest.raises(BackendError, match=r"Ray listens on 10.0.0.7, expected loopback: .*=0 bef"):
+        connect._check_confined("10.0.0.7")
 
 
 @pytest.mark.parametrize(("part", "extra"), [("data", "ray"), ("serve", "serve")])
 def test_ray_is_missing(part: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, f"ray.{part}", None)
     message = rf"Ray {part.title()} is not installed: pip install 'dsgnn\[{extra}\]'"
-    with pytest.raises(BackendError, match=message), cluster.cluster("local", part):
+    with pytest.raises(BackendError, match=message), connect.cluster("local", part):
         pass
 
 
@@ -281,7 +320,7 @@ def test_what_cannot_be_begun(two_cpus: None, model: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="part-00000.parquet is not of dsgnn.results/1: move it"):
         run_on_ray(make, [], tmp_path, threads=1)
     assert part.exists()
-    with pytest.raises(ValueError, match="no worker fits: it needs 3 CPUs of one machine, the"):
+    with pytest.raises(ValueError, match="no worker fits: it needs 3 CPUs of one machine, and"):
         run_on_ray(make, [], tmp_path, threads=3)
     with pytest.raises(ValueError, match="it needs a GPU of one machine, .* 2 CPUs and 0 GPUs;"):
         run_on_ray(make, [], tmp_path, gpu=True)
@@ -307,7 +346,7 @@ def test_a_name_that_is_not_unicode_is_refused(
     for path in (Path("a.png"), Path(os.fsdecode(b"caf\xe9.png")), folder / "b.png"):
         path.write_bytes(data)
     names = ["a.png", os.fsdecode(b"caf\xe9.png"), str(folder), os.fsdecode(b"gon\xe9.png")]
-    work = distributed.plan(find_sources(names, tmp_path / "out").sources)
+    work = job.plan(find_sources(names, tmp_path / "out").sources)
     assert work.names == [(None, "a.png")]
     why = "the name is not Unicode: rename the file, or its folder"
     rows = [("caf\\xe9.png", why), ("d\\xe9j\\xe0/b.png", why)]
@@ -315,7 +354,7 @@ def test_a_name_that_is_not_unicode_is_refused(
     assert [(row["path"], row["error"]) for row in work.refused] == rows
     assert parquet.results_table(work.refused).num_rows == 3
     monkeypatch.chdir(folder)
-    work = distributed.plan(find_sources(["b.png"], tmp_path / "out").sources)
+    work = job.plan(find_sources(["b.png"], tmp_path / "out").sources)
     assert work.names == [] and work.refused[0]["error"] == why
 
 
@@ -332,10 +371,15 @@ def test_a_name_that_is_not_unicode_is_refused(
     ],
 )
 def test_how_many_workers_fit(
-    nodes: list[dict], workers: int | None, threads: int | None, gpu: bool,
-    count: int, cpus: int, gpus: float,
-) -> None:  # fmt: skip
-    got = distributed.fit(nodes, workers, threads, gpu)
+    nodes: list[dict],
+    workers: int | None,
+    threads: int | None,
+    gpu: bool,
+    count: int,
+    cpus: int,
+    gpus: float,
+) -> None:
+    got = job.fit(nodes, workers, threads, gpu)
     assert got == (count, {"num_cpus": cpus, "num_gpus": gpus})
 
 
@@ -344,8 +388,8 @@ def test_the_command_starts_a_cluster_of_its_own(model: Path, tmp_path: Path) ->
     """A process of its own: options, exit status, what is said."""
     paths = make_images(tmp_path / "images", 3)
     paths[1].write_bytes(b"nothing")
-    command = [Path(sys.executable).with_name("dsgnn-run"), tmp_path / "images"]
-    options = ["--out", tmp_path / "out", "--model", model, "--ray", "--threads", "1"]
+    command = [Path(sys.executable).with_name("dsgnn-batch"), tmp_path / "images"]
+    options = ["--out", tmp_path / "out", "--model", model, "--threads", "1"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
     assert done.returncode == 1, done.stderr

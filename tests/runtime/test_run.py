@@ -15,6 +15,8 @@ from dsgnn.runtime import Ranker
 from dsgnn.runtime.disk.files import whole_file, write_whole
 from dsgnn.runtime.disk.outputs import KINDS, make_folder, parse_kinds
 from dsgnn.runtime.disk.sources import find_sources
+from dsgnn.runtime.errors import DsgnnError, InputError
+from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.run.loop import STAGES, Outcome, Summary, rank_sources, run
 
 
@@ -148,10 +150,10 @@ def test_a_failure_without_words_is_a_failure(place, ranker, photo: np.ndarray) 
     write("photo.png", photo)
     make_folder(Path("out"))
     found = find_sources(["photo.png"], Path("out"))
-    failing = Stopping(ranker, 0, lambda _: ValueError())
+    failing = Stopping(ranker, 0, lambda _: InputError())
     summary = run(failing, found.sources, Path("out"))
-    assert (summary.images, [outcome.error for outcome in summary.failures]) == (0, ["ValueError"])
-    assert results()["images"][0]["error"] == "ValueError"
+    assert (summary.images, [outcome.error for outcome in summary.failures]) == (0, ["InputError"])
+    assert results()["images"][0]["error"] == "InputError"
 
 
 def test_equal_names_never_overwrite_each_other(go, scene) -> None:
@@ -233,7 +235,7 @@ def test_an_input_is_never_removed(go, photo: np.ndarray, scene) -> None:
     write("sheet.jpg", photo)
     before = Path("sheet.jpg").read_bytes()
     with pytest.raises(
-        OSError, match=r"sheet sheet\.jpg is one of the inputs: choose another --out"
+        OSError, match=r"sheet sheet\.jpg is one of the inputs: choose another output folder"
     ):
         go("sheet.jpg", kinds=("sheet",), out=".")
     assert Path("sheet.jpg").read_bytes() == before
@@ -259,7 +261,7 @@ def test_an_output_that_is_an_input(go, photo: np.ndarray) -> None:
     before = Path("photo.overlay.jpg").read_bytes()
     outcomes = go("photo.png", "photo.overlay.jpg", kinds=("overlay",), out=".")
     assert outcomes[0].error == (
-        "its output photo.overlay.jpg is one of the inputs: choose another --out"
+        "its output photo.overlay.jpg is one of the inputs: choose another output folder"
     )
     assert not outcomes[1].error and Path("photo.overlay.jpg").read_bytes() == before
 
@@ -397,15 +399,48 @@ def test_a_stop_that_meets_a_write_error_is_still_a_stop(
     assert files() == ["clip.masks", "results.json"]
 
 
-def test_a_bug_leaves_the_earlier_results(place, ranker, photo: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    "bug",
+    [
+        lambda _: np.zeros(3) + np.zeros(2),  # ValueError: operands could not be broadcast
+        lambda _: cv2.resize(np.zeros(3), (0, 0)),  # cv2.error
+        lambda _: None + 1,  # TypeError
+    ],
+)
+def test_a_bug_ends_the_run_and_leaves_what_was_done(
+    go, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, bug: Callable
+) -> None:
+    """It is raised as it is, and never counted as a bad photo."""
+    for index in range(3):
+        write(f"photos/{index}.png", photo)
+    draw, drawn = Ranking.draw, []
+
+    def broken(ranking: Ranking, image: np.ndarray) -> np.ndarray:
+        drawn.append(image)
+        return bug(image) if len(drawn) == 3 else draw(ranking, image)
+
+    monkeypatch.setattr(Ranking, "draw", broken)
+    with pytest.raises((ValueError, cv2.error, TypeError)) as caught:
+        go("photos", kinds=("overlay", "json"))
+    assert not isinstance(caught.value, DsgnnError)
+    assert files() == ["0.overlay.jpg", "1.overlay.jpg", "results.json"]
+    assert [image["file"] for image in results()["images"]] == ["photos/0.png", "photos/1.png"]
+    assert not any("error" in image for image in results()["images"])
+
+
+def test_too_little_memory_in_opencv_spoils_one_source(
+    go, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write("photo.png", photo)
-    make_folder(Path("out"))
-    Path("out/results.json").write_text("earlier")
-    found = find_sources(["photo.png"], Path("out"))
-    with pytest.raises(ZeroDivisionError):
-        run(Stopping(ranker, 0, ZeroDivisionError), found.sources, Path("out"))
-    assert files() == ["results.json"]
-    assert Path("out/results.json").read_text() == "earlier"
+    error = cv2.error("Failed to allocate")
+    error.code = cv2.Error.StsNoMem
+
+    def draw(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Ranking, "draw", draw)
+    (outcome,) = go("photo.png", kinds=("overlay", "json"))
+    assert outcome.error == "there is not enough memory for an image of this size"
 
 
 def frames(path: str) -> list[np.ndarray]:
@@ -455,14 +490,14 @@ def test_a_video_and_a_photo_of_one_name(go, scene, photo: np.ndarray) -> None:
 def test_a_video_gives_no_crops(go, scene) -> None:
     clip("clip.mp4", scene, frames=3)
     (outcome,) = go("clip.mp4", kinds=("crops",))
-    assert outcome.error == "a video gives overlay, map, masks, json, got --save crops"
+    assert outcome.error == "a video gives overlay, map, masks, json, and only crops was asked for"
     assert files() == []
 
 
 def test_no_video(go) -> None:
     Path("clip.mp4").write_bytes(b"hello")
     (outcome,) = go("clip.mp4", kinds=("overlay", "json"))
-    assert outcome.error == "no frame can be read: damaged, or no video that OpenCV decodes"
+    assert outcome.error == "no frame can be read: it is damaged, or no video that OpenCV decodes"
     assert files() == ["results.json"]
     assert results()["images"][0]["error"] == outcome.error
 
@@ -474,8 +509,8 @@ def test_a_video_cut_short_keeps_what_was_read(go, scene) -> None:
     *ranked, failed = go("clip.avi", kinds=("overlay", "json"))
     assert 5 < len(ranked) < 35
     assert failed.error == (
-        f"it ends after {len(ranked)} of the 40 frames it declares: cut short or damaged; what "
-        "could be read is in place"
+        f"it ends after {len(ranked)} of the 40 frames it declares, so it is cut short or damaged; "
+        "the frames that could be read were ranked"
     )
     assert len(Path("out/clip.frames.jsonl").read_text().splitlines()) == len(ranked)
     assert len(frames("out/clip.overlay.mp4")) == len(ranked)
@@ -495,8 +530,8 @@ def test_a_video_that_changes_size(go, monkeypatch: pytest.MonkeyPatch) -> None:
     *ranked, failed = go("clip.mp4", kinds=("overlay", "json"))
     assert len(ranked) == 2
     assert failed.error == (
-        "frame 2 is 48×64, the video began with 64×48: cut it where the size changes; what came "
-        "before is in place"
+        "frame 2 is 48×64, the video began with 64×48: cut it where the size changes; the frames "
+        "before that were ranked"
     )
     assert len(Path("out/clip.frames.jsonl").read_text().splitlines()) == 2
     assert json.loads(Path("out/clip.summary.json").read_text())["complete"] is False
@@ -515,7 +550,7 @@ def test_an_interrupted_video_leaves_what_was_done(place, ranker: Ranker, scene)
 
 def test_kinds() -> None:
     assert parse_kinds("overlay, json") == ("overlay", "json")
-    message = "--save takes overlay,map,masks,crops,json,sheet, got 'boxes', ''"
+    message = "expected some of overlay,map,masks,crops,json,sheet, got 'boxes', ''"
     with pytest.raises(ValueError, match=message):
         parse_kinds("map,boxes,")
 

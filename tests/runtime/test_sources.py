@@ -61,7 +61,7 @@ def test_the_output_folder_is_not_taken(tree: Path) -> None:
 
 
 def test_the_output_folder_as_a_source(tree: Path) -> None:
-    message = "the output folder a is also a source.*give --out a folder of its own"
+    message = "the output folder a is also a source.*give the outputs a folder of their own"
     for source in ("a", "./a/", str(tree / "a")):
         with pytest.raises(ValueError, match=message):
             find_sources([source], Path("a"))
@@ -220,3 +220,11 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("list.txt").write_text("# nothing\n")
     with pytest.raises(ValueError, match=r"the list list.txt names no source"):
         find_sources(["list.txt"], Path("out"))
+
+
+def test_a_name_that_cannot_be(tmp_path: Path) -> None:
+    """The system takes no name with the character of code 0; a list may hold one."""
+    path = tmp_path / "list.txt"
+    path.write_text("a\0b.png\n")
+    (source,) = find_sources([str(path)], tmp_path / "out").sources
+    assert source.problem == "a name cannot hold the character of code 0" and source.path is None

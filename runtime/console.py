@@ -1,0 +1,132 @@
+"""What the commands share: options of one meaning, errors of usage, and lines for a person."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dsgnn.runtime.backends import BACKENDS
+from dsgnn.runtime.disk.files import printable
+from dsgnn.runtime.errors import DsgnnError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class OutputFolder(click.Path):
+    """A folder to write into, which may be missing. An empty name is refused: as a path it would
+    mean the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, *place: Any) -> Any:
+        if not str(value):
+            self.fail("the name is empty: a dot means this folder", *place)
+        return super().convert(value, *place)
+
+
+out_option = click.option(
+    "-o",
+    "--out",
+    required=True,
+    metavar="DIR",
+    type=OutputFolder(),
+    help="Folder for the outputs, made if missing.",
+)
+if_none_option = click.option(
+    "--if-none",
+    type=click.Choice(["none", "all"]),
+    default="none",
+    show_default=True,
+    help="What an image gives where no object passes: none, or all as the published code does.",
+)
+skip_existing_option = click.option(
+    "--skip-existing", is_flag=True, help="Leave what an earlier run into DIR has done."
+)
+
+
+def ranker_options(
+    device: str = "cpu, cuda or cuda:N.", threads: str = "2"
+) -> Callable[[Command], Command]:
+    """The options that say what ranks. device: the help of that option. threads: the default."""
+    options = [
+        click.option(
+            "--model",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="ONNX file or engine made by dsgnn-export.  [default: the bundled nano]",
+        ),
+        click.option(
+            "--threshold",
+            type=float,
+            metavar="SCORE",
+            help="Keep objects scored above this, 0 to 1.  [default: the model's own]",
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(["auto", *BACKENDS]),
+            default="auto",
+            show_default=True,
+            help="Inference library.",
+        ),
+        click.option("--device", default="auto", show_default=True, help=device),
+        click.option(
+            "--threads", type=int, help=f"CPU threads of one inference.  [default: {threads}]"
+        ),
+    ]
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+@contextmanager
+def usage(option: str = "") -> Iterator[None]:
+    """Make what a person did wrong an error of usage (exit status 2). option: the one that it is
+    about, to be named."""
+    try:
+        yield
+    except (DsgnnError, OSError) as error:
+        said = printable(str(error))
+        if option:
+            raise click.BadParameter(said, param_hint=f"'{option}'") from error
+        raise click.UsageError(said) from error
+
+
+def open_streams() -> None:
+    """Make standard output and error such that a command can print, come what may.
+
+    One that is closed becomes the null device. Otherwise the next file that is opened, such as a
+    video, would take its number, and whatever a library prints would be written into that file.
+    Characters that an encoding lacks are written as escapes.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if name != "stdin" and getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif name != "stdin" and hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def say(text: object, err: bool = False) -> None:
+    """Print a line on standard output or error. Where it cannot be written, as on a full disk, it
+    and all that follows there is dropped: nobody's work ends for want of a message."""
+    try:
+        click.echo(str(text), err=err)
+    except OSError:
+        stream = sys.stderr if err else sys.stdout
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())  # what Python still holds for it goes there when it ends
+        os.close(null)
