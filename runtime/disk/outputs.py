@@ -150,7 +150,7 @@ def make_folder(out: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Destination:
+class OutputFiles:
     """Where the outputs of one source go, and which kinds of output it has.
 
     out: the output folder. kinds: some of KINDS. palette: of the map. inputs: `real_place` of
@@ -212,7 +212,7 @@ def real_place(path: Path) -> Path:
     return path.parent.resolve() / path.name
 
 
-def save_image(ranking: Ranking, photo: np.ndarray, out: Destination) -> None:
+def save_image(ranking: Ranking, photo: np.ndarray, out: OutputFiles) -> None:
     """Write the pictures asked for, and remove those of objects that only an earlier run found.
     photo: (h, w, 3) uint8 RGB."""
     objects = {item.rank: item for item in ranking.objects}
@@ -231,7 +231,7 @@ def save_image(ranking: Ranking, photo: np.ndarray, out: Destination) -> None:
                 rank += 1
 
 
-def clear_masks(out: Destination) -> None:
+def clear_masks(out: OutputFiles) -> None:
     """Remove the masks that an earlier run wrote of a video: it may have had other frames."""
     folder = out.out / f"{out.source.name}.masks"
     for name in os.listdir(folder) if folder.is_dir() else ():

@@ -19,7 +19,7 @@ from dsgnn.runtime.console import say
 from dsgnn.runtime.disk.files import claimed, printable
 from dsgnn.runtime.disk.outputs import (
     TABLE,
-    Destination,
+    OutputFiles,
     Record,
     forget,
     real_place,
@@ -208,7 +208,7 @@ def rank_sources(
     """
     check_skip(skip_existing, kinds)
     inputs = frozenset(real_place(source.path) for source in sources if source.path)
-    left = iter([Destination(out, source, kinds, palette, inputs) for source in sources])
+    left = iter([OutputFiles(out, source, kinds, palette, inputs) for source in sources])
     with ExitStack() as stack:
         record: Record = forget
         if "json" in kinds:
@@ -230,7 +230,7 @@ def rank_sources(
             raise
 
 
-def _keep(target: Destination, entry: Mapping[str, object], record: Record) -> None:
+def _keep(target: OutputFiles, entry: Mapping[str, object], record: Record) -> None:
     """Record again what an earlier run has done. A video has its own summary instead."""
     if not target.source.is_video:
         record(entry)
@@ -238,7 +238,7 @@ def _keep(target: Destination, entry: Mapping[str, object], record: Record) -> N
 
 def _rank_source(
     ranker: Ranker,
-    target: Destination,
+    target: OutputFiles,
     video: VideoOptions,
     record: Record,
     sheets: Sheets | None,
@@ -274,7 +274,7 @@ def _stop_before(error: BaseException | None) -> BaseException | None:
 
 
 def _rank_image(
-    ranker: Ranker, target: Destination, record: Record, sheets: Sheets | None
+    ranker: Ranker, target: OutputFiles, record: Record, sheets: Sheets | None
 ) -> Outcome:
     start = perf_counter()
     path, made = target.source.path, target.made()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsgnn.runtime.disk.durable import DAMAGE
-from dsgnn.runtime.disk.outputs import TABLE, Destination
+from dsgnn.runtime.disk.outputs import TABLE, OutputFiles
 
 
 class Earlier:
@@ -27,7 +27,7 @@ class Earlier:
             if isinstance(image, dict) and isinstance(image.get("file"), str):
                 self._images[image["file"]] = image
 
-    def done(self, out: Destination) -> Mapping[str, Any] | None:
+    def done(self, out: OutputFiles) -> Mapping[str, Any] | None:
         """The record of a source if all of its outputs are there, else None.
 
         A photo's record is its entry of results.json, a video's is its summary. A video that was
@@ -41,12 +41,12 @@ class Earlier:
         except DAMAGE:
             return None
 
-    def _image(self, out: Destination) -> Mapping[str, Any] | None:
+    def _image(self, out: OutputFiles) -> Mapping[str, Any] | None:
         entry = self._images[out.source.shown]
         done = "error" not in entry and _made(out, entry) and _all_there(out, _pictures(out, entry))
         return entry if done else None
 
-    def _video(self, out: Destination) -> Mapping[str, Any] | None:
+    def _video(self, out: OutputFiles) -> Mapping[str, Any] | None:
         summary = _load(out.path("summary.json"))
         how = [summary[name] for name in ("file", "model", "options", "complete")]
         done = how == [out.source.shown, self._model, self._options, True]
@@ -54,20 +54,20 @@ class Earlier:
         return summary if done else None
 
 
-def _made(out: Destination, record: Mapping[str, Any]) -> bool:
+def _made(out: OutputFiles, record: Mapping[str, Any]) -> bool:
     """Whether the record is of this very file, and of all the kinds that are wanted now."""
     then, now = record["made"], out.made()
     return then["of"] == now["of"] and set(now["saved"]) <= set(then["saved"])
 
 
-def _pictures(out: Destination, entry: Mapping[str, Any]) -> Iterator[str]:
+def _pictures(out: OutputFiles, entry: Mapping[str, Any]) -> Iterator[str]:
     """Endings of the pictures that a photo with this entry has."""
     ranks = {item["rank"]: item["area"] > 0 for item in entry["objects"]}
     for kind in out.kinds:
         yield from (ending for ending, wanted in TABLE[kind].files_of(ranks) if wanted)
 
 
-def _video_files(out: Destination) -> Iterator[str]:
+def _video_files(out: OutputFiles) -> Iterator[str]:
     """Endings of the files that a ranked video has."""
     for ending in (ending for kind in out.kinds for ending in TABLE[kind].video):
         if "{" not in ending:
@@ -79,7 +79,7 @@ def _video_files(out: Destination) -> Iterator[str]:
                     yield ending.format(frame=frame["frame"], rank=item["rank"])
 
 
-def _all_there(out: Destination, endings: Iterator[str]) -> bool:
+def _all_there(out: OutputFiles, endings: Iterator[str]) -> bool:
     return all(out.path(ending).is_file() for ending in endings)
 
 

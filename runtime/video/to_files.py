@@ -18,7 +18,7 @@ from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.disk.outputs import (
     TABLE,
     VIDEO_KINDS,
-    Destination,
+    OutputFiles,
     clear_masks,
     lines_file,
     to_bgr,
@@ -91,7 +91,7 @@ def choose_threads(asked: int | None, sources: Iterable[Source]) -> int | None:
 
 
 def rank_video(
-    ranker: FrameRanker, target: Destination, options: VideoOptions
+    ranker: FrameRanker, target: OutputFiles, options: VideoOptions
 ) -> Generator[tuple[int, dict[str, float]], None, None]:
     """Rank a video into the target's files; yields (objects, milliseconds per stage) per frame.
 
@@ -154,7 +154,7 @@ def rank_video(
 
 @contextmanager
 def write_frames(
-    target: Destination, rate: float, size: tuple[int, int], presence: Presence
+    target: OutputFiles, rate: float, size: tuple[int, int], presence: Presence
 ) -> Iterator[Callable[[tuple[Frame, Ranking]], None]]:
     """Give a function that writes one ranked frame to all the files that were asked for.
 
@@ -246,7 +246,7 @@ def _rounded(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_summary(
-    target: Destination,
+    target: OutputFiles,
     ranker: FrameRanker,
     how: Mapping[str, Any],
     presence: Presence,

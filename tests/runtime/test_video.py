@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from dsgnn.runtime import Ranker, Ranking
-from dsgnn.runtime.disk.outputs import Destination, make_folder
+from dsgnn.runtime.disk.outputs import OutputFiles, make_folder
 from dsgnn.runtime.disk.sources import Source, find_sources
 from dsgnn.runtime.run.loop import Outcome, rank_sources
 from dsgnn.runtime.video.frames import Ended, Selection, _Capture
@@ -385,7 +385,7 @@ def test_a_bug_of_ours_surfaces_after_the_files(
         monkeypatch.setattr(Ranking, "draw", planted(draw))
     find = find_sources(["clip.avi"], Path("out")).sources[0]
     Path("out").mkdir()
-    target = Destination(Path("out"), find, ("overlay", "json"), "assr", frozenset())
+    target = OutputFiles(Path("out"), find, ("overlay", "json"), "assr", frozenset())
     with pytest.raises(ValueError, match="could not be broadcast") as raised:
         list(rank_video(ranker, target, VideoOptions()))
     assert "fifth_fails" in [entry.name for entry in raised.traceback]

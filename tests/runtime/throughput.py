@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from dsgnn.runtime import Ranker, samples
-from dsgnn.runtime.disk.outputs import Destination, video_file
+from dsgnn.runtime.disk.outputs import OutputFiles, video_file
 from dsgnn.runtime.disk.sources import find_sources, video_source
 from dsgnn.runtime.run.loop import rank_sources
 from dsgnn.runtime.video import h264
@@ -65,7 +65,7 @@ def measure(ranker: Ranker, clip: Path, out: Path) -> dict[str, float]:
     rankings = [steadier(ranker.batch([frame.image])[0], frame.time_s) for frame in frames]
     rank = perf_counter() - start
 
-    target = Destination(out, found.sources[0], ("overlay", "json"), "assr", frozenset())
+    target = OutputFiles(out, found.sources[0], ("overlay", "json"), "assr", frozenset())
     size = frames[0].image.shape[1::-1]
     start = perf_counter()
     with write_frames(target, RATE, size, Presence(RATE)) as write:
