@@ -44,13 +44,20 @@ def reported() -> Iterator[None]:
 
 @click.command(context_settings=HELP)
 @click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--output", required=True, metavar="FILE",
-              type=click.Path(dir_okay=False, path_type=Path),
-              help="The .safetensors file to write.")  # fmt: skip
-@click.option("--config", metavar="NAME",
-              type=click.Choice([name for name, config in CONFIGS.items() if config.texture]),
-              help="The published configuration, such as r50-assr.  "
-              "[default: told by the shapes]")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The .safetensors file to write.",
+)
+@click.option(
+    "--config",
+    metavar="NAME",
+    type=click.Choice([name for name, config in CONFIGS.items() if config.texture]),
+    help="The published configuration, such as r50-assr.  [default: told by the shapes]",
+)
 @click.version_option(package_name="dsgnn")
 def convert(source: Path, output: Path, config: str | None) -> None:
     """Convert a published checkpoint, SOURCE, for use with dsgnn.
@@ -83,39 +90,92 @@ def convert(source: Path, output: Path, config: str | None) -> None:
 
 
 @click.command(context_settings=HELP)
-@click.option("--config", required=True, metavar="NAME", type=click.Choice(list(CONFIGS)),
-              help=f"One of {', '.join(CONFIGS)}.")  # fmt: skip
-@click.option("--data", required=True, metavar="DATA",
-              help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N or composite:N:FOLDER: "
-              "made-up scenes without end to train on, N others to evaluate on.")  # fmt: skip
-@click.option("--out", required=True, metavar="RUN",
-              type=click.Path(file_okay=False, path_type=Path),
-              help="Folder of the run, made if missing.")  # fmt: skip
-@click.option("--init", metavar="FILE", type=click.Path(exists=True, path_type=Path),
-              help="Weights to start from: a checkpoint of dsgnn; COCO Mask2Former as the "
-              "detection framework's .pth or transformers' file or folder; or a backbone as timm's "
-              "file.")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Go on with the run in RUN, exactly as if it had not "
-              "stopped; start it if there is none.")  # fmt: skip
-@click.option("--amp", type=click.Choice(["off", "bf16", "fp16"]), default="off",
-              show_default=True, help="Mixed precision.")  # fmt: skip
-@click.option("--split", default="train", show_default=True,
-              help="Split to train on; train+val is the published recipe for ASSR.")  # fmt: skip
-@click.option("--val", default="val", show_default=True,
-              help="Split to evaluate on and choose the best checkpoint by, or none.")  # fmt: skip
-@click.option("--iterations", type=click.IntRange(1),
-              help="Optimiser steps; the schedule keeps its form.  [default: the "
-              "configuration's]")  # fmt: skip
-@click.option("--batch", type=click.IntRange(1),
-              help="Images per process and pass.  [default: the configuration's]")  # fmt: skip
-@click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True,
-              help="Passes per optimiser step.")  # fmt: skip
-@click.option("--every", type=click.IntRange(1), metavar="N",
-              help="Evaluate and save every N iterations.  [default: 20 times]")  # fmt: skip
-@click.option("--workers", type=click.IntRange(0), default=2, show_default=True,
-              help="Processes that prepare images, for each training process.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
-              help="Of everything random.")  # fmt: skip
+@click.option(
+    "--config",
+    required=True,
+    metavar="NAME",
+    type=click.Choice(list(CONFIGS)),
+    help=f"One of {', '.join(CONFIGS)}.",
+)
+@click.option(
+    "--data",
+    required=True,
+    metavar="DATA",
+    help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N or composite:N:FOLDER: "
+    "made-up scenes without end to train on, N others to evaluate on.",
+)
+@click.option(
+    "--out",
+    required=True,
+    metavar="RUN",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run, made if missing.",
+)
+@click.option(
+    "--init",
+    metavar="FILE",
+    type=click.Path(exists=True, path_type=Path),
+    help="Weights to start from: a checkpoint of dsgnn; COCO Mask2Former as the "
+    "detection framework's .pth or transformers' file or folder; or a backbone as timm's "
+    "file.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in RUN, exactly as if it had not stopped; start it if there is none.",
+)
+@click.option(
+    "--amp",
+    type=click.Choice(["off", "bf16", "fp16"]),
+    default="off",
+    show_default=True,
+    help="Mixed precision.",
+)
+@click.option(
+    "--split",
+    default="train",
+    show_default=True,
+    help="Split to train on; train+val is the published recipe for ASSR.",
+)
+@click.option(
+    "--val",
+    default="val",
+    show_default=True,
+    help="Split to evaluate on and choose the best checkpoint by, or none.",
+)
+@click.option(
+    "--iterations",
+    type=click.IntRange(1),
+    help="Optimiser steps; the schedule keeps its form.  [default: the configuration's]",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    help="Images per process and pass.  [default: the configuration's]",
+)
+@click.option(
+    "--accumulate",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Passes per optimiser step.",
+)
+@click.option(
+    "--every",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Evaluate and save every N iterations.  [default: 20 times]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="Processes that prepare images, for each training process.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @click.version_option(package_name="dsgnn")
 def train(
@@ -171,28 +231,54 @@ def train(
 
 
 @click.command(context_settings=HELP)
-@click.argument("model", required=False, metavar="[MODEL]",
-                type=click.Path(exists=True, dir_okay=False, path_type=Path))  # fmt: skip
-@click.option("--predictions", metavar="FILE",
-              type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="A results.json instead of a MODEL, from dsgnn-run or any method in its "
-              "form.")  # fmt: skip
-@click.option("--data", required=True, metavar="DATA",
-              help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N[:FOLDER].")  # fmt: skip
+@click.argument(
+    "model",
+    required=False,
+    metavar="[MODEL]",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option(
+    "--predictions",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A results.json instead of a MODEL, from dsgnn-run or any method in its form.",
+)
+@click.option(
+    "--data",
+    required=True,
+    metavar="DATA",
+    help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N[:FOLDER].",
+)
 @click.option("--split", default="test", show_default=True, help="Split to measure.")
-@click.option("--protocol", type=click.Choice(["dsgnn", "official", "gaze"]), default="dsgnn",
-              show_default=True,
-              help="As the published code, or SA-SOR as its authors, or against people: DATA is a "
-              "folder with fixations.json, in COCO form with human_rank or fixations, or with "
-              "images/ and masks/.")  # fmt: skip
-@click.option("--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
-              help="Write metrics.json, per_image.csv and results.json there.")  # fmt: skip
+@click.option(
+    "--protocol",
+    type=click.Choice(["dsgnn", "official", "gaze"]),
+    default="dsgnn",
+    show_default=True,
+    help="As the published code, or SA-SOR as its authors, or against people: DATA is a "
+    "folder with fixations.json, in COCO form with human_rank or fixations, or with "
+    "images/ and masks/.",
+)
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write metrics.json, per_image.csv and results.json there.",
+)
 @size_option("A checkpoint sees photos at this size, as a static artifact does.")
-@click.option("--worst", type=click.IntRange(0), default=0, metavar="N",
-              help="Draw the N images of lowest SA-SOR and the truth, into DIR/worst.")  # fmt: skip
-@click.option("--if-none", type=click.Choice(["all", "none"]),
-              help="Where no object passes the threshold, count all, as the published code does, "
-              "or none.  [default: all; none with --protocol gaze]")  # fmt: skip
+@click.option(
+    "--worst",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Draw the N images of lowest SA-SOR and the truth, into DIR/worst.",
+)
+@click.option(
+    "--if-none",
+    type=click.Choice(["all", "none"]),
+    help="Where no object passes the threshold, count all, as the published code does, "
+    "or none.  [default: all; none with --protocol gaze]",
+)
 @backend_option("Inference library for an artifact.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")

@@ -304,6 +304,7 @@ def _centre_map(h: int, w: int) -> np.ndarray:
 
 def _viewers_map(points: np.ndarray, h: int, w: int) -> np.ndarray:
     """Their fixations, blurred."""
-    counts, _, _ = np.histogram2d(*points.T[::-1], bins=(h, w), range=((0, h), (0, w)))
+    x, y = points.T
+    counts, _, _ = np.histogram2d(y, x, bins=(h, w), range=((0, h), (0, w)))
     sigma = VIEWERS_SPREAD * max(h, w)
     return cv2.GaussianBlur(counts, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)

@@ -323,7 +323,10 @@ def _topmost(cover: np.ndarray) -> np.ndarray:
 
 
 def _minimum_ranks(values: np.ndarray) -> np.ndarray:
-    """1 = smallest; ties share the lowest of their ranks. (N,) -> (N,) int64."""
+    """1 = smallest; ties share the lowest of their ranks. (N,) -> (N,) int64.
+
+    As `scipy.stats.rankdata` gives them, which the base install of these measures does not have.
+    """
     return np.searchsorted(np.sort(values), values, side="left") + 1
 
 

@@ -93,8 +93,8 @@ def check_data(data: Samples, progress: Progress = iter) -> DataReport:
         _check_count(part, report)
     seen: dict[str, str] = {}
     for number in progress(range(len(whole))):
-        part, index = whole.place(number)
-        report.problems.extend(_image_problems(whole.parts[part], index, seen, report))
+        place, index = whole.place(number)
+        report.problems.extend(_image_problems(whole.parts[place], index, seen, report))
     report.remarks.append(f"ranks come from {ranks_from(data)}")
     return report
 

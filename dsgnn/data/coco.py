@@ -38,7 +38,7 @@ from dsgnn.data.ranks import (
     RankMasks,
     most_looked_at,
 )
-from dsgnn.data.records import field, inside, read_json, whole_number
+from dsgnn.data.records import field, inside, read_json, unique_names, whole_number
 from dsgnn.data.saliency import saliency_scores, salient_objects
 from dsgnn.data.sample import Sample
 from dsgnn.runtime.errors import DataError, OptionError
@@ -301,6 +301,7 @@ class CocoReader:
         self.ranks_from = origins.get(str(self.ranks), PREDICTED)
         if self.ranks == "human":
             self.photos = [photo for photo in self.photos if photo.seen_by_people]
+        self._names = unique_names([photo.path for photo in self.photos])
         for photo in self.photos:
             with _noted(problems):
                 _check_order(f"{source}", photo)
@@ -320,15 +321,17 @@ class CocoReader:
             scores = saliency_scores(image, masks, [i.kind for i in photo.instances])
             order = salient_objects(scores, masks.mean((1, 2)))
         else:
+            assert not isinstance(self.ranks, str)
             order = most_looked_at(self.ranks(image, masks), masks.mean((1, 2)))
         masks = masks[order]
-        return Sample(image, masks, np.arange(len(masks), 0, -1), photo.path.stem)
+        return Sample(image, masks, np.arange(len(masks), 0, -1), self._names[index])
 
 
 def _visited(photo: Photo) -> list[int]:
     """Indices of the instances that were visited, the first visited first."""
-    visited = {i: x.visiting_order for i, x in enumerate(photo.instances)}
-    return sorted((i for i, order in visited.items() if order is not None), key=visited.__getitem__)
+    orders = enumerate(x.visiting_order for x in photo.instances)
+    visited = {i: order for i, order in orders if order is not None}
+    return sorted(visited, key=visited.__getitem__)
 
 
 def _check_order(source: str, photo: Photo) -> None:

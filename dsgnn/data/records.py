@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -153,6 +155,19 @@ class Subset:
 
     def __getitem__(self, index: int) -> Sample:
         return self.data[self.indices[index]]
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each photo: its stem, or where several share that, also the folders they differ in.
+
+    "a/1.jpg" and "b/1.jpg" are "a/1" and "b/1", and "b/2.jpg" is "2".
+    """
+    counts = Counter(path.stem for path in paths)
+    common = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    return [
+        path.stem if counts[path.stem] == 1 else path.relative_to(common).with_suffix("").as_posix()
+        for path in paths
+    ]
 
 
 def ranks_from(data: Samples) -> str:

@@ -35,4 +35,4 @@ def draw_worst(
             bars.append(np.vstack([bar, picture]))
         both = cv2.cvtColor(np.hstack(bars), cv2.COLOR_RGB2BGR)
         data = cv2.imencode(".jpg", both)[1].tobytes()
-        write_whole(folder / f"{place:02d}-{sample.name}.jpg", data)
+        write_whole(folder / f"{place:02d}-{sample.name.replace('/', '-')}.jpg", data)

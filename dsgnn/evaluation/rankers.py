@@ -114,7 +114,8 @@ def open_model(
 
 
 def predictions_ranker(path: Path) -> tuple[Rank, Facts]:
-    """Look predictions up in a results.json, by the photo's name without folder and suffix.
+    """Look predictions up in a results.json, by the photo's name without suffix, and without its
+    folder where that is enough to tell it.
 
     Objects need `saliency` and `segmentation`. They count in the order of their `query`, or of the
     file where they have none. Raises DataError for another form, and for photos that are not in
@@ -126,7 +127,8 @@ def predictions_ranker(path: Path) -> tuple[Rank, Facts]:
         if content["schema"] != RESULTS_SCHEMA:
             raise DataError(f"expected schema {RESULTS_SCHEMA}, got {content['schema']!r}")
         for entry in content["images"]:
-            for name in {entry["file"], Path(entry["file"]).stem}:
+            file = Path(entry["file"])
+            for name in {entry["file"], file.with_suffix("").as_posix(), file.stem}:
                 by_name.setdefault(name, []).append(entry)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a results.json of dsgnn ({error!r})") from None

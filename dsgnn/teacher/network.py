@@ -16,6 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -56,6 +57,11 @@ class GazeConfig:
         return f"the gaze network on {self.backbone}"
 
 
+def _features(backbone: str) -> Any:
+    """timm's network; its attributes are not in PyTorch's types."""
+    return timm.create_model(backbone, features_only=True, out_indices=(2, 3, 4))
+
+
 class GazeNetwork(nn.Module):
     """Gaze over the cells of photos of one size.
 
@@ -71,7 +77,7 @@ class GazeNetwork(nn.Module):
                 f"backbone {config.backbone!r} must be one of timm's EfficientNets, such as "
                 "efficientnet_lite2"
             )
-        body = timm.create_model(config.backbone, features_only=True, out_indices=(2, 3, 4))
+        body = _features(config.backbone)
         self.backbone = nn.ModuleDict({"body": body})
         self.early = [body.conv_stem, body.bn1, *body.blocks[:FROZEN_STAGES]]
         for module in self.early:
@@ -112,7 +118,8 @@ class GazeNetwork(nn.Module):
         Returns (B, h, w) logarithms of probabilities, whose exponentials sum to 1.
         """
         x, maps = features, [features]
-        for number, stage in enumerate(self.backbone["body"].blocks[FROZEN_STAGES:], FROZEN_STAGES):
+        body: Any = self.backbone["body"]
+        for number, stage in enumerate(body.blocks[FROZEN_STAGES:], FROZEN_STAGES):
             x = stage(x)
             if str(number) in self.taps:
                 maps.append(x)
@@ -155,6 +162,10 @@ class Teacher(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
 
+    @property
+    def networks(self) -> list[GazeNetwork]:
+        return [member for member in self.members if isinstance(member, GazeNetwork)]
+
     @torch.no_grad()
     def predict(
         self, image: np.ndarray, source: str | None = None, flip: bool = True
@@ -168,7 +179,7 @@ class Teacher(nn.Module):
         """
         self.eval()
         maps: list[Tensor] = []
-        for network in self.members:
+        for network in self.networks:
             config = network.config
             if source is not None and source not in config.sources:
                 raise OptionError(
@@ -192,7 +203,7 @@ class Teacher(nn.Module):
 def save_teacher(path: Path, teacher: Teacher, half: bool = True) -> None:
     """Write a teacher, whole or not at all: the tensors, and the members' configurations in the
     file's metadata. half: floats in 16 bits, half the size."""
-    header = {"schema": SCHEMA, "members": json.dumps([asdict(m.config) for m in teacher.members])}
+    header = {"schema": SCHEMA, "members": json.dumps([asdict(m.config) for m in teacher.networks])}
     tensors = {
         name: (value.half() if half and value.is_floating_point() else value).cpu().contiguous()
         for name, value in teacher.state_dict().items()

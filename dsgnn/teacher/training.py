@@ -73,7 +73,8 @@ def prepare(network: GazeNetwork, photos: Sequence[GazePhoto], blur: float) -> P
         raise DataError(
             f"unknown sources {', '.join(unknown)}; the network has {', '.join(sources)}"
         )
-    features, targets = [], []
+    features: list[Tensor] = []
+    targets: list[Tensor] = []
     network.eval()
     for photo in photos:
         image = resize(photo.read_image(), network.config.size)

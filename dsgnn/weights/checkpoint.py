@@ -110,7 +110,7 @@ _RENAMES = {
         (r"norms\.1\.", "norm2."),
         (r"norms\.2\.", "norm3."),
     ),
-}  # fmt: skip
+}
 
 
 def upstream_name(name: str) -> str:
@@ -197,8 +197,13 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> Config:
         "backbone.patch_embed.projection.weight", state_dict.get("backbone.conv1.weight")
     )
     shapes = (0 if stem is None else len(stem), len(blocks), len(queries))
-    backbones = {(64, 6): "r50", (96, 6): "swin-t", (96, 18): "swin-s", (128, 18): "swin-b",
-                 (192, 18): "swin-l"}  # fmt: skip
+    backbones = {
+        (64, 6): "r50",
+        (96, 6): "swin-t",
+        (96, 18): "swin-s",
+        (128, 18): "swin-b",
+        (192, 18): "swin-l",
+    }
     backbone, data = backbones.get(shapes[:2]), {5: "assr", 8: "irsr"}.get(shapes[2])
     if backbone is None or data is None:
         raise CheckpointError(

@@ -23,13 +23,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dsgnn.model import DSGNN, MEAN, STD
+from dsgnn.model import MEAN, STD
 from dsgnn.runtime.errors import CheckpointError
 from dsgnn.weights.checkpoint import upstream_name, upstream_value
 from dsgnn.weights.pickles import read_tensors
@@ -129,7 +129,7 @@ _TRANSFORMERS = tuple(
         (r"^(\{branch\}\.layers\.\d+)\.fc2\.", r"\1.ffn.2."),
         (r"^(\{branch\}\.layers\.\d+)\.final_layer_norm\.", r"\1.norm3."),
     )
-)  # fmt: skip
+)
 # The framework's version 3 → version 2, whose names `upstream_name` knows.
 _FRAMEWORK = tuple(
     (re.compile(pattern), replacement)
@@ -146,7 +146,23 @@ _FRAMEWORK = tuple(
 )
 
 
-def initialise(model: DSGNN, path: Path) -> Report:
+class _Described(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def backbone(self) -> str: ...
+
+
+class Initialisable(Protocol):
+    """A network that weights can be loaded into: its configuration names it and its backbone."""
+
+    @property
+    def config(self) -> _Described: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+def initialise(model: Initialisable, path: Path) -> Report:
     """Load into `model` what fits of the file (or folder) at `path`.
 
     Raises CheckpointError when it is missing, not readable safely, or nothing in it fits; or, of a
@@ -190,10 +206,12 @@ def initialise(model: DSGNN, path: Path) -> Report:
             )
     used = {theirs for names in taken.values() for theirs in names}
     unused = {
-        theirs: "no counterpart here" if not {t.name for t in targets[theirs]} & own.keys()
+        theirs: "no counterpart here"
+        if not {t.name for t in targets[theirs]} & own.keys()
         else "of another shape"
-        for theirs in source if theirs not in used
-    }  # fmt: skip
+        for theirs in source
+        if theirs not in used
+    }
     model.load_state_dict({**own, **values})
     return Report(form, taken, fresh, unused)
 
@@ -251,8 +269,14 @@ def _from_efficientnet(name: str, own: Iterable[str]) -> list[Destination]:
         return []
     names = {"depthwise_conv": "conv_dw", "project_conv": "conv_pw", "bn1": "bn1", "bn2": "bn2"}
     if f"backbone.body.{blocks[number]}.conv_pwl.weight" in own:
-        names = {"expand_conv": "conv_pw", "depthwise_conv": "conv_dw", "project_conv": "conv_pwl",
-                 "bn0": "bn1", "bn1": "bn2", "bn2": "bn3"}  # fmt: skip
+        names = {
+            "expand_conv": "conv_pw",
+            "depthwise_conv": "conv_dw",
+            "project_conv": "conv_pwl",
+            "bn0": "bn1",
+            "bn1": "bn2",
+            "bn2": "bn3",
+        }
     return [Destination(f"backbone.body.{blocks[number]}.{names.get(part[2], part[2])}.{part[3]}")]
 
 

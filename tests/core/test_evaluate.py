@@ -235,6 +235,36 @@ def test_dots_in_names_do_not_mix_images_up(tmp_path, samples):
             for image in measure(rank, [first, second])] == [2, 3]  # fmt: skip
 
 
+def test_two_images_of_one_stem_are_two(checkpoint, samples, tmp_path):
+    """In folders of their own; their predictions are measured again as they were."""
+    images, annotations = [], []
+    for number, sample in enumerate(samples[:2]):
+        name = f"{'ab'[number]}/1.png"
+        path = tmp_path / "data" / "images" / name
+        path.parent.mkdir(parents=True)
+        cv2.imwrite(str(path), sample.image[..., ::-1])
+        images.append({"id": number, "file_name": name, "height": 64, "width": 96})
+        for mask, rank in zip(sample.masks, sample.ranks, strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": number,
+                    "category_id": 1,
+                    "segmentation": rle.encode(mask),
+                    "visiting_order": len(sample.ranks) - int(rank) + 1,
+                }
+            )
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "x"}]}
+    (tmp_path / "data" / "instances.json").write_text(json.dumps(content))
+    data, out = str(tmp_path / "data"), tmp_path / "out"
+    figures = evaluate(checkpoint, data, split="all", out=out, worst=2)
+    assert [image["name"] for image in figures["per_image"]] == ["a/1", "b/1"]
+    rows = json.loads((out / "results.json").read_text())["images"]
+    assert [row["file"] for row in rows] == ["a/1", "b/1"]
+    assert len(list((out / "worst").iterdir())) == 2
+    same(figures, evaluate(None, data, predictions=out / "results.json", split="all"))
+
+
 def test_an_image_where_nothing_passes(tiny, samples):
     torch.manual_seed(0)
     model = build_model(replace(tiny, threshold=0.99))
