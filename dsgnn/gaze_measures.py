@@ -185,8 +185,10 @@ def summarise_gaze(photos: Sequence[PhotoFigures], seed: int = 0) -> dict[str, d
     of the figure over `RESAMPLES` draws of as many photos with replacement. seed: of the draws.
     A measure that the model or all of its baselines lack is left out.
     """
+    if not photos:
+        return {}
     rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(photos), np.full(len(photos), 1 / max(len(photos), 1)), RESAMPLES)
+    draws = rng.multinomial(len(photos), np.full(len(photos), 1 / len(photos)), RESAMPLES)
     figures = {}
     for name in FIGURES:
         measured = {who for photo in photos for who in photo.get(name, {})}

@@ -11,7 +11,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dsgnn.data.records import RankedImages, Record, check_split, field, numbers, objects, read_json
+from dsgnn.data.records import (
+    RankedImages,
+    Record,
+    check_split,
+    field,
+    inside,
+    numbers,
+    objects,
+    read_json,
+)
 from dsgnn.runtime.errors import DataError
 
 PUBLISHED_IMAGES = {"train": 7646, "val": 1436, "test": 2418}
@@ -39,7 +48,7 @@ class AssrReader(RankedImages):
 
     def record(self, index: int) -> Record:
         where = f"{self._path}: [{index}]"
-        name = field(self._entries[index], "img", str, where)
+        name = inside(field(self._entries[index], "img", str, where), f"{where}.img")
         found = objects(self._entries[index], "object_data", where)
         rank_path = self.root / "rank_order" / self.split / f"{name}.json"
         try:

@@ -51,10 +51,11 @@ def read_binary(folder: Path, problems: list[str] | None = None) -> list[BinaryP
     """
     found: list[str] = []
     images, masks = (_by_stem(folder / name, found) for name in ("images", "masks"))
-    found += [f"{images[stem]} has no mask in {folder / 'masks'}" for stem in images.keys() - masks]
-    found += [
-        f"{masks[stem]} has no photo in {folder / 'images'}" for stem in masks.keys() - images
-    ]
+    for files, others, lacks in (
+        (images, masks, "mask in masks"),
+        (masks, images, "photo in images"),
+    ):
+        found += [f"{files[stem]} has no {lacks}/" for stem in files.keys() - others.keys()]
     if problems is None and found:
         raise DataError(min(found))
     if problems is not None:

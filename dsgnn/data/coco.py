@@ -208,7 +208,8 @@ def read_photos(
                 raise DataError(f"{where}.id {number} occurs twice")
             photos[number] = {
                 "id": number,
-                "path": Path(images) / inside(field(entry, "file_name", str, where), where),
+                "path": Path(images)
+                / inside(field(entry, "file_name", str, where), f"{where}.file_name"),
                 "height": whole_number(entry, "height", where, least=1),
                 "width": whole_number(entry, "width", where, least=1),
                 "fixations": _optional(entry, "fixations", where),

@@ -19,6 +19,7 @@ from dsgnn.data.records import (
     field,
     file_name,
     for_validation,
+    inside,
     number,
     objects,
     read_json,
@@ -53,8 +54,9 @@ class SifrReader(RankedImages):
         entry = self._entries[self._indices[index]]
         where = f"{self._path}: [{self._indices[index]}]"
         found = objects(entry, "annotations", where)
+        name = inside(field(entry, "file_name", str, where), f"{where}.file_name")
         return Record(
-            image=self._folder / "rgb" / field(entry, "file_name", str, where),
+            image=self._folder / "rgb" / name,
             where=where,
             objects=found,
             saliency=[

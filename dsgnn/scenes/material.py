@@ -159,7 +159,9 @@ class Library:
             path.relative_to(cutouts or "").parent.as_posix() for path in self.cutout_files
         ]
         self.background_files = _files_of_split(backgrounds, test)
-        self.photos = [p for p in (read_photos(coco) if coco else []) if (p.id % 5 == 0) == test]
+        photos = read_photos(coco) if coco else []
+        # Photos that are kept for measuring against people are neither trained nor chosen on.
+        self.photos = [p for p in photos if (p.id % 5 == 0) == test and not p.human]
         for folder, files in (
             (cutouts, self.cutout_files),
             (backgrounds, self.background_files),

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from dsgnn import cli
+from dsgnn.data import open_data
 from dsgnn.data.coco import CocoReader, read_photos
 from dsgnn.data.polygons import segmentation_to_mask
 from dsgnn.evaluation.loop import evaluate
@@ -240,6 +241,73 @@ def test_mistakes_name_the_file_and_the_field(tmp_path, change, message):
     with pytest.raises(DataError, match=message) as caught:
         read_photos(folder)
     assert str(folder / "instances.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.png", "/etc/a.png", "x/../../a.png", "..\\a.png", "C:\\a.png", "a\0.png", ""]
+)
+def test_a_file_name_stays_in_the_folder(tmp_path, name):
+    folder = _write(tmp_path, _broken(lambda d: d["images"][0].update(file_name=name)))
+    with pytest.raises(DataError, match=r"images\[0\]\.file_name names a file outside"):
+        read_photos(folder)
+    data = _data(_annotation())
+    data["images"][0]["file_name"] = "some/folder/a.png"
+    assert read_photos(_write(tmp_path, data))[0].path == folder / "images/some/folder/a.png"
+
+
+def test_json_nested_without_end_is_refused_in_words(tmp_path):
+    (tmp_path / "instances.json").write_text('{"images": ' + "[" * 200_000)
+    with pytest.raises(DataError, match=r"instances\.json: not JSON \(it is nested too deeply\)"):
+        read_photos(tmp_path)
+
+
+def test_all_faults_of_a_file_are_listed(tmp_path):
+    def spoil(data):
+        data["images"].append({"id": 8, "file_name": "b.png", "width": 0, "height": H})
+        data["annotations"] += [
+            _annotation(category_id=9),
+            _annotation([[1, 2]]),
+            _annotation(OTHER),
+        ]
+
+    folder = _write(tmp_path, _broken(spoil))
+    problems = []
+    (photo,) = read_photos(folder, problems=problems)
+    assert len(photo.instances) == 2
+    path = folder / "instances.json"
+    for problem, text in zip(
+        problems,
+        (
+            "images[1].width must be a whole number from 1, got 0",
+            "annotations[1].category_id 9 is not in categories",
+            "annotations[2].segmentation[0] must be finite",
+        ),
+        strict=True,
+    ):
+        assert problem.startswith(f"{path}: {text}")
+    done = CliRunner().invoke(cli.check, [str(folder)])
+    assert done.exit_code == 1 and len(done.stdout.splitlines()) == 3
+
+
+def test_a_ranker_of_masks_gives_the_ranks(tmp_path):
+    """Whatever the file says; what draws too few looks is clutter."""
+    third = [[40.0, 2.0, 48.0, 2.0, 48.0, 8.0]]
+    annotations = [_annotation(s, visiting_order=i) for i, s in enumerate((SQUARE, OTHER, third))]
+    folder = _write(tmp_path, _data(*annotations))
+    seen = []
+
+    def rank_masks(image, masks):
+        seen.append((image.shape, masks.shape))
+        return np.array([0.2, 0.5, 0.02])
+
+    reader = CocoReader(folder, ranks=rank_masks)
+    sample = reader[0]
+    assert seen == [((H, W, 3), (3, H, W))] and reader.ranks_from == "predicted looks"
+    expected = [segmentation_to_mask(s, H, W) for s in (OTHER, SQUARE)]
+    np.testing.assert_array_equal(sample.masks, expected)
+    assert sample.ranks.tolist() == [2, 1]
+    (opened,) = open_data(folder, "all", rank_masks)
+    assert opened.ranks.tolist() == [2, 1]
 
 
 def test_broken_data_is_no_wrong_use_of_the_commands(tmp_path):

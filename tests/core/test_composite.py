@@ -363,3 +363,30 @@ def test_collecting_takes_photographs_and_leaves_drawings(tmp_path):
         cv2.imread(str(source / "animals/birds/crow.png"), cv2.IMREAD_UNCHANGED)[..., 3],
     )
     assert len(collect.DEBIAN_PACKAGES) == 8
+
+
+def shares_by_area(image, masks):
+    """Stands for a network: half of the looks, in proportion to the visible areas."""
+    areas = masks.sum((1, 2)).astype(float)
+    return 0.5 * areas / max(areas.sum(), 1)
+
+
+def test_a_ranker_of_masks_orders_the_objects(folders) -> None:
+    """Its shares decide what is salient, in which order, and what is taken off as unclear."""
+    scenes = CompositeScenes(**folders, rank_masks=shares_by_area)
+    assert scenes.ranks_from == "predicted looks" and scenes.max_objects == 8
+    assert CompositeScenes(**folders).ranks_from == "written rule"
+    counts = Counter()
+    for number in range(60):
+        sample = scenes.scene(number, (96, 128))
+        areas = sample.masks.sum((1, 2))[np.argsort(-sample.ranks)]
+        assert (np.diff(areas) <= 0).all()
+        counts[len(areas)] += 1
+        if "cutouts" in sample.name and len(areas) > 1:
+            # What was pasted is clear: neighbours differ by .02 of the looks or more, and all the
+            # looks together are half, shared by these and by clutter.
+            shares = 0.5 * areas / areas.sum()
+            assert (-np.diff(shares) >= 0.02 - 1e-9).all()
+    assert sum(count for objects, count in counts.items() if objects >= 2) >= 10
+    same = CompositeScenes(**folders, rank_masks=shares_by_area).scene(7, (96, 128))
+    np.testing.assert_array_equal(same.image, scenes.scene(7, (96, 128)).image)

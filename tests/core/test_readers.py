@@ -252,6 +252,7 @@ def test_images_are_read_only_when_asked_for(assr):
             r"\[0\].object_data\[2\].segmentation: polygon 0: expected x and y",
         ),
         (lambda e: e[0].update(img="9"), r"\[0\]: no .*rank_order.train.9.json"),
+        (lambda e: e[0].update(img="../../9"), r"\[0\]\.img names a file outside of the data set"),
     ],
 )
 def test_assr_mistakes_are_named(assr, change, message):
@@ -501,6 +502,7 @@ def test_sifr(sifr):
         ),
         (lambda e: e[0].update(height=13), r"height and width are 13 and 16, but .* 12 and 16"),
         (lambda e: e[0].update(file_name="x.jpg"), r"no image .*x.jpg; is the folder complete"),
+        (lambda e: e[0].update(file_name="../x.jpg"), r"\.file_name names a file outside of the"),
     ],
 )
 def test_sifr_mistakes_are_named(sifr, change, message):
