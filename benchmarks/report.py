@@ -217,9 +217,9 @@ def gpu_table(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, 
     for name, precisions in ROWS.items():
         for precision in dict.fromkeys((*precisions, *(p for who, p, _ in cells if who == name))):
             if any((who, of) == (name, precision) for who, of, _ in cells):
-                row = [cells.get((name, precision, batch), NEVER) for batch in BATCHES]
+                line = [cells.get((name, precision, batch), NEVER) for batch in BATCHES]
                 notes_of = ", ".join(said.get((name, precision), {})) or "–"
-                table.append([name, precision, *row, notes_of])
+                table.append([name, precision, *line, notes_of])
     return table
 
 
