@@ -18,6 +18,7 @@ import numpy as np
 from dsgnn.runtime.artifact import read_description, sha256_of
 from dsgnn.runtime.backends import Backend, TensorSpec
 from dsgnn.runtime.errors import BackendError
+from dsgnn.runtime.telemetry import import_without_telemetry
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # both install the module `onnxruntime`
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -45,8 +46,7 @@ class OnnxRuntime(Backend):
         """
         self.name = "onnxruntime-tensorrt" if tensorrt else "onnxruntime"
         check_packages()
-        import onnxruntime
-
+        onnxruntime = import_without_telemetry("onnxruntime")
         wants_cuda, index = parse_device(device)
         if tensorrt and device == "cpu":
             raise BackendError(f"{self.name} needs an NVIDIA GPU, got device cpu: use --backend "

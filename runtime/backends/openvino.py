@@ -12,6 +12,7 @@ import numpy as np
 
 from dsgnn.runtime.backends import Backend, TensorSpec
 from dsgnn.runtime.errors import BackendError
+from dsgnn.runtime.telemetry import import_without_telemetry
 
 IMITATED = " (this CPU has no bfloat16 products: they are imitated, many times slower than float32)"
 
@@ -38,8 +39,7 @@ class OpenVino(Backend):
             )
         if find_spec("openvino") is None:
             raise BackendError("openvino is not installed: pip install 'dsgnn[openvino]'")
-        import openvino
-
+        openvino = import_without_telemetry("openvino")
         try:
             core = openvino.Core()
             model = core.read_model(path)
