@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
+
+from dsgnn.runtime.disk.sources import video_source
+from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.ranking import Ranking
-from dsgnn.runtime.video.frames import Ended, Frame, Frames
+from dsgnn.runtime.video.frames import Ended, Frame, Frames, Selection
 from dsgnn.runtime.video.overlap import ahead
 from dsgnn.runtime.video.steady import Steadier
-
-if TYPE_CHECKING:
-    from dsgnn.runtime.ranker import Ranker
 
 AHEAD = 4  # decoded frames that wait; as much again as a batch
 
 
+class FrameRanker(Protocol):
+    """What this wing needs of a `Ranker`."""
+
+    def batch(self, images: Sequence[np.ndarray]) -> list[Ranking]:
+        """Rank frames, each (h, w, 3) uint8 RGB, in their order."""
+
+    def describe(self) -> dict[str, Any]:
+        """The `model` entry of the records."""
+
+
 def ranked_frames(
-    ranker: Ranker, frames: Frames, batch: int, steady: bool
+    ranker: FrameRanker, frames: Frames, batch: int, steady: bool
 ) -> Generator[tuple[Frame, Ranking], None, None]:
     """Rank frames in groups of `batch`, decoding the next meanwhile.
 
@@ -47,3 +59,27 @@ def ranked_frames(
                 yield frame, steadier(timed, frame.time_s) if steady else timed
         if ended is not None:
             raise ended
+
+
+def stream_video(
+    ranker: FrameRanker,
+    source: str | Path | int,
+    *,
+    every: int,
+    start_s: float,
+    end_s: float | None,
+    max_frames: int | None,
+    batch: int,
+    steady: bool,
+) -> Generator[tuple[np.ndarray, Ranking], None, None]:
+    """Open a video and return a generator of (frame, ranking); `Ranker.stream` says the rest."""
+    if batch < 1:
+        raise OptionError(f"batch must be at least 1, got {batch}")
+    frames = Frames(video_source(source), Selection(every, start_s, end_s, max_frames))
+
+    def pairs() -> Generator[tuple[np.ndarray, Ranking], None, None]:
+        with closing(ranked_frames(ranker, frames, batch, steady)) as ranked:
+            for frame, ranking in ranked:
+                yield frame.image, ranking
+
+    return pairs()
