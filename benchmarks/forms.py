@@ -32,6 +32,7 @@ from dsgnn.runtime.errors import ArtifactError, BackendError, OptionError
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.letterbox import Rule, letterbox
 from dsgnn.runtime.postprocess import postprocess
+from dsgnn.runtime.telemetry import import_without_telemetry
 
 if TYPE_CHECKING:
     from dsgnn.export.onnx import ExportSource
@@ -206,12 +207,11 @@ class StraightforwardSubject:
     """A file of `export_straightforward` in ONNX Runtime as it comes."""
 
     def __init__(self, spec: Spec):
-        import onnxruntime
-
         from dsgnn.runtime.artifact import Description, sha256_of
         from dsgnn.runtime.backends.onnx import check_packages
 
         check_packages()
+        onnxruntime = import_without_telemetry("onnxruntime")
         path = Path(spec.export)
         description = Description.from_json(facts_of(path).read_text())
         options = onnxruntime.SessionOptions()

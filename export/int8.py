@@ -28,16 +28,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 from onnx import ModelProto
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
 
 from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.letterbox import Rule, letterbox
+from dsgnn.runtime.telemetry import import_without_telemetry
 
 PHOTOS = 32  # fewer leave the ranges to chance
 FIRST = 9  # convolutions that stay float32
@@ -46,9 +40,9 @@ ACTIVATIONS = ("Relu", "Clip")
 PEAKS = "seeds.heat."  # parameters of the map whose peaks seed the queries
 
 
-class _Photos(CalibrationDataReader):
-    """Read one at a time: the quantiser holds every activation of all it reads in one go (12 GB
-    for 48 photos through r50-assr)."""
+class _Photos:
+    """A CalibrationDataReader of onnxruntime. It reads one photo at a time: the quantiser holds
+    every activation of all it reads in one go (12 GB for 48 photos through r50-assr)."""
 
     def __init__(self, name: str, photos: Sequence[np.ndarray], rule: Rule):
         self.name, self.photos, self.rule = name, photos, rule
@@ -72,20 +66,21 @@ def quantise(proto: ModelProto, photos: Sequence[np.ndarray], rule: Rule) -> Mod
     letterboxed. OptionError for fewer than PHOTOS.
     """
     check_calibration(photos)
+    quantization = import_without_telemetry("onnxruntime.quantization")
     with TemporaryDirectory() as folder, _quiet():
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         onnx.save(proto, source)
-        quantize_static(
+        quantization.quantize_static(
             source,
             target,
             _Photos(proto.graph.input[0].name, photos, rule),
-            quant_format=QuantFormat.QDQ,
+            quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv", *ACTIVATIONS],
             per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
             nodes_to_quantize=_chosen(proto),
-            calibrate_method=CalibrationMethod.Percentile,
+            calibrate_method=quantization.CalibrationMethod.Percentile,
             extra_options={"CalibPercentile": PERCENTILE, "CalibStridedMinMax": 1},
         )
         return onnx.load(target)

@@ -16,14 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from dsgnn.runtime.disk.files import write_whole
-from dsgnn.runtime.errors import ArtifactError
+from dsgnn.runtime.errors import ArtifactError, OptionError
 from dsgnn.runtime.letterbox import PAD, Fixed, LongestSide, Rule
 
 METADATA_KEY = "dsgnn"
 DESCRIPTION_SCHEMA = "dsgnn.artifact/1"
 SIDECAR_SCHEMA = "dsgnn.sidecar/1"
+ORDERS = ("saliency", "attention")
 WEIGHTS = ("trained", "published", "converted", "synthetic")
 ENGINES = (".engine", ".plan")
+KINDS = {  # Python's types in the words of JSON
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
 PRECISIONS = ("fp32", "w16", "fp16", "bf16", "int8")  # w16: float32 on weights stored as float16
 
 
@@ -34,7 +43,10 @@ class Description:
     config: the network's configuration name. input: the letterbox rule its input expects (RGB,
     padded with 128). queries: Q. threshold: score above which an object is kept. precision: of the
     graph's weights and activations. weights: "trained", "published" or "synthetic" (random: its
-    rankings mean nothing). source_sha256: of the checkpoint. toolkit: version of dsgnn.
+    rankings mean nothing). source_sha256: of the checkpoint. toolkit: version of dsgnn. attention:
+    whether the graph has the output `attention`, (B, gh, gw) float32, where people look: a softmax
+    over a grid that covers the padded photo. order: what ranks the objects, the network's
+    "saliency" or the share of its "attention" that each object gets.
     Raises ArtifactError for values outside these.
     """
 
@@ -46,6 +58,8 @@ class Description:
     weights: str
     source_sha256: str
     toolkit: str
+    attention: bool = False
+    order: str = "saliency"
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -58,14 +72,20 @@ class Description:
             )
         if self.queries < 1 or not 0 <= self.threshold < 1:
             raise ArtifactError(
-                "expected queries ≥ 1 and a threshold in 0…1, got "
+                "expected queries ≥ 1 and a threshold of at least 0 and below 1, got "
                 f"{self.queries} and {self.threshold}"
             )
+        if self.order not in ORDERS:
+            raise ArtifactError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
+        if self.order == "attention" and not self.attention:
+            raise ArtifactError("the order is that of attention, but there is no attention output")
 
     def to_dict(self) -> dict[str, Any]:
         facts = asdict(self)
         rule = "fixed" if isinstance(self.input, Fixed) else "longest"
         facts["input"] = {"rule": rule, **asdict(self.input), "pad": PAD, "colour": "rgb"}
+        if not self.attention:  # said only of artifacts that have it, so others stay as they were
+            del facts["attention"], facts["order"]
         return {"schema": DESCRIPTION_SCHEMA, **facts}
 
     def to_json(self) -> str:
@@ -77,6 +97,7 @@ class Description:
         """Raises ArtifactError for another schema or a fact that is missing or of another kind."""
         _check_schema(facts, DESCRIPTION_SCHEMA)
         what = "the artifact's description"
+        facts = {"attention": False, "order": "saliency", **facts}
         return cls(
             config=_fact(what, facts, "config", str),
             input=_rule(what, _fact(what, facts, "input", dict)),
@@ -86,6 +107,8 @@ class Description:
             weights=_fact(what, facts, "weights", str),
             source_sha256=_fact(what, facts, "source_sha256", str),
             toolkit=_fact(what, facts, "toolkit", str),
+            attention=_fact(what, facts, "attention", bool),
+            order=_fact(what, facts, "order", str),
         )
 
     @classmethod
@@ -100,10 +123,13 @@ def _rule(what: str, facts: Mapping[str, Any]) -> Rule:
             f"expected an input in rgb padded with {PAD}, got {colour!r} padded with {pad}"
         )
     rule = _fact(what, facts, "rule", str)
-    if rule == "fixed":
-        return Fixed(*(_fact(what, facts, side, int) for side in ("height", "width")))
-    if rule == "longest":
-        return LongestSide(*(_fact(what, facts, side, int) for side in ("size", "multiple")))
+    try:
+        if rule == "fixed":
+            return Fixed(*(_fact(what, facts, side, int) for side in ("height", "width")))
+        if rule == "longest":
+            return LongestSide(*(_fact(what, facts, side, int) for side in ("size", "multiple")))
+    except OptionError as error:
+        raise ArtifactError(f"{what}: {error}") from error
     raise ArtifactError(f"input rule must be fixed or longest, got {rule!r}")
 
 
@@ -112,8 +138,8 @@ class Sidecar:
     """What is known about one artifact file.
 
     file: its name. sha256: of its bytes. verified: every parity check passed on some machine.
-    parity: one mapping per check. machine: where it was verified (or built). build: versions,
-    flags, seconds. description: for artifacts that cannot carry it inside (engines).
+    parity: one mapping per check. machine: where it was verified, or else built. build: versions,
+    options, seconds. description: of engines, which cannot carry it inside.
     """
 
     file: str
@@ -312,9 +338,7 @@ def _fact(what: str, facts: Mapping[str, Any], name: str, kind: type) -> Any:
     value = facts[name]
     fits = kind is float and type(value) is int  # JSON may write 0.0 as 0
     if type(value) is not kind and not fits:
-        kinds = {str: "text", int: "a whole number", float: "a number", bool: "true or false",
-                 list: "a list", dict: "an object"}  # fmt: skip
-        raise ArtifactError(f"{what} expects {name!r} to be {kinds[kind]}, got {value!r}")
+        raise ArtifactError(f"{what} expects {name!r} to be {KINDS[kind]}, got {value!r}")
     return value
 
 

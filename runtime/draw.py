@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 import cv2
 import numpy as np
 
-from dsgnn.runtime.letterbox import check_photo
-
-if TYPE_CHECKING:
-    from dsgnn.runtime.ranking import RankedObject, Ranking
-
-# RGB by rank, warm to cool; ranks beyond the last share it.
+# RGB by rank, from warm to cool. Ranks beyond the last share its colour.
 RANK_COLOURS = (
     (255, 59, 48),
     (255, 149, 0),
@@ -30,23 +26,30 @@ LABEL_CELLS = 192  # labels are placed on a map whose longest side has this many
 SHIFT = 4  # OpenCV draws circles in 1/16 pixel
 
 
-def draw_ranking(image: np.ndarray, ranking: Ranking) -> np.ndarray:
+class Drawable(Protocol):
+    """What is drawn of an object; see dsgnn.runtime.ranking.RankedObject."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def box(self) -> tuple[int, int, int, int]: ...
+    @property
+    def mask(self) -> np.ndarray: ...
+    @property
+    def area(self) -> float: ...
+
+
+def draw_objects(image: np.ndarray, objects: Sequence[Drawable]) -> np.ndarray:
     """A new (h, w, 3) uint8 RGB picture; strokes and numbers scale with the photo.
 
-    The less salient objects are painted first, so the more salient are on top. A photo with a side
-    under 38 pixels has no room for numbers and gets only colours. Raises ValueError if `image` is
-    not (h, w, 3) uint8 of the ranking's size.
+    image: (h, w, 3) uint8 RGB, left unchanged. objects: most salient first, with masks of the
+    photo's size. The less salient are painted first, so that the more salient are on top. A photo
+    with a side under 38 pixels has no room for numbers and gets only colours.
     """
-    check_photo(image)
-    h, w = ranking.height, ranking.width
-    if image.shape[:2] != (h, w):
-        raise ValueError(
-            f"the ranking is of a photo of (height, width) = ({h}, {w}), got an image of "
-            f"{image.shape[:2]}"
-        )
+    h, w = image.shape[:2]
     canvas = cv2.convertScaleAbs(image, alpha=DIM)
     stroke = max(1, round(0.0035 * (h * w) ** 0.5))
-    shown = [item for item in ranking.objects if item.area > 0]
+    shown = [item for item in objects if item.area > 0]
     for item in reversed(shown):
         _tint(canvas, image, item)
         _outline(canvas, item, stroke)
@@ -58,11 +61,11 @@ def draw_ranking(image: np.ndarray, ranking: Ranking) -> np.ndarray:
     return canvas
 
 
-def _colour(item: RankedObject) -> tuple[int, int, int]:
+def _colour(item: Drawable) -> tuple[int, int, int]:
     return RANK_COLOURS[min(item.rank, len(RANK_COLOURS)) - 1]
 
 
-def _tint(canvas: np.ndarray, image: np.ndarray, item: RankedObject) -> None:
+def _tint(canvas: np.ndarray, image: np.ndarray, item: Drawable) -> None:
     x0, y0, x1, y1 = item.box
     levels = np.arange(256, dtype=np.float32)[None, :, None]
     table = levels * (1 - TINT) + np.array(_colour(item), np.float32) * TINT  # (1, 256, 3)
@@ -70,19 +73,19 @@ def _tint(canvas: np.ndarray, image: np.ndarray, item: RankedObject) -> None:
     cv2.copyTo(tinted, item.mask[y0:y1, x0:x1].view(np.uint8), canvas[y0:y1, x0:x1])
 
 
-def _outline(canvas: np.ndarray, item: RankedObject, stroke: int) -> None:
-    """The object's colour on a dark edge, which shows on any background."""
+def _outline(canvas: np.ndarray, item: Drawable, stroke: int) -> None:
+    """A line of the object's colour on a dark edge, so that it shows on any background."""
     x0, y0, x1, y1 = item.box
     grey = item.mask[y0:y1, x0:x1].view(np.uint8)
     outlines, _ = cv2.findContours(grey, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x0, y0))
-    # Corners closer than a fraction of the stroke do not show, and cost most of the time.
+    # Corners closer together than a fraction of the stroke do not show, but cost most of the time.
     outlines = [cv2.approxPolyDP(line, 0.25 * stroke, closed=True) for line in outlines]
     if stroke > 1:
         cv2.drawContours(canvas, outlines, -1, DARK, 2 * stroke, cv2.LINE_AA)
     cv2.drawContours(canvas, outlines, -1, _colour(item), stroke, cv2.LINE_AA)
 
 
-def _label_centres(shown: list[RankedObject], h: int, w: int) -> list[tuple[float, float]]:
+def _label_centres(shown: list[Drawable], h: int, w: int) -> list[tuple[float, float]]:
     """For each object an (x, y) deep inside its visible part, near the middle of it."""
     scale = min(1.0, LABEL_CELLS / max(h, w))
     size = max(1, round(w * scale)), max(1, round(h * scale))
@@ -134,7 +137,8 @@ def _label(
     font, thickness = cv2.FONT_HERSHEY_DUPLEX, max(1, round(radius / 8))
     (_, unit), _ = cv2.getTextSize("8", font, 1, 1)
     scale = 1.1 * radius / unit / (1 if len(text) == 1 else 1.4)
-    side = int(4 * radius) + 8  # written once aside, to centre the ink and not the font's box
+    # The number is written once aside, so that its ink is centred, not the box of the font.
+    side = int(4 * radius) + 8
     ink = np.zeros((side, side), np.uint8)
     cv2.putText(ink, text, (side // 4, 3 * side // 4), font, scale, 255, thickness, cv2.LINE_AA)
     x, y, width, height = cv2.boundingRect(ink)

@@ -1,9 +1,9 @@
 """Read what people have into one form: (h, w, 3) uint8 RGB.
 
-A path, encoded bytes or an array. Turned by EXIF (JPEG, PNG, WebP), the TIFF tag or AVIF's own
-boxes; grey and CMYK become RGB; more bits become 8; transparency is laid on white, as a page shows
-it (but for AVIF and JPEG 2000 of more than 8 bits, whose alpha is dropped); the first picture of an
-animation or a multi-page file is taken.
+A path, encoded bytes or an array. The picture is turned as its EXIF block (JPEG, PNG, WebP), TIFF
+tag or AVIF boxes say. Grey and CMYK become RGB, and more bits become 8. Transparent parts are laid
+on white, as a page shows them; but AVIF and JPEG 2000 of more than 8 bits lose their alpha. Of an
+animation or a file of several pages the first picture is taken.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ SIGNATURES = {  # first bytes → name, for telling a damaged photo from somethi
 }
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or PNM"
-# PNG, TIFF and PNM: what their 16 bits hold is known. Others' hold 10 or 12, as OpenCV alone knows.
-KNOWN_DEPTH = (b"\x89PNG", b"II", b"MM", b"P")
+# OpenCV hands over more than 8 bits as uint16. In these files (PNG, TIFF, PNM) white is 65535, or
+# what the header says. AVIF and JPEG 2000 may hold 10 or 12 bits. OpenCV does not tell how
+# many, so it has to make the 8 bits itself.
+FULL_SCALE = (b"\x89PNG", b"II", b"MM", b"P")
 _GAP = rb"(?:\s|#[^\n]*\n)+"
 MAXVAL = re.compile(
     rb"(?:P[2356]" + 2 * (_GAP + rb"\d+") + rb"|P7\s(?s:.*?)\sMAXVAL)" + _GAP + rb"(\d+)"
@@ -45,7 +47,7 @@ def read_image(source: ImageSource) -> np.ndarray:
 
     source: a path, the bytes of an encoded image, or an array that already has this form (returned
     as it is). Raises OSError if the path cannot be opened, InputError if its bytes are no readable
-    image, ValueError for an array of another form, TypeError for anything else.
+    image, for an array of another form and for anything else.
     """
     if isinstance(source, np.ndarray):
         check_photo(source)
@@ -54,7 +56,7 @@ def read_image(source: ImageSource) -> np.ndarray:
         return decode(Path(source).read_bytes())
     if isinstance(source, (bytes, bytearray, memoryview)):
         return decode(bytes(source))
-    raise TypeError(
+    raise InputError(
         "expected a path, encoded bytes or a uint8 RGB array of shape (h, w, 3), got "
         f"{type(source).__name__}"
     )
@@ -65,7 +67,7 @@ def decode(data: bytes) -> np.ndarray:
     if not data:
         raise InputError("the file is empty (0 bytes)")
     pixels, exif = _opened(data, cv2.IMREAD_UNCHANGED)
-    if pixels.dtype == np.uint16 and not data.startswith(KNOWN_DEPTH):
+    if pixels.dtype == np.uint16 and not data.startswith(FULL_SCALE):
         pixels, exif = _opened(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels.dtype not in (np.uint8, np.uint16):
         raise InputError(
@@ -81,7 +83,7 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def _opened(data: bytes, flags: int) -> tuple[np.ndarray, bytes]:
-    """OpenCV's pixels and the EXIF block, empty if there is none."""
+    """OpenCV's pixels and the EXIF block, which is empty if there is none. Raises InputError."""
     try:
         pixels, kinds, blocks = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), flags=flags)
     except cv2.error as error:  # for example more pixels than OpenCV's limit
@@ -93,8 +95,10 @@ def _opened(data: bytes, flags: int) -> tuple[np.ndarray, bytes]:
 
 
 def _white(data: bytes, dtype: np.dtype) -> int:
-    """The value of white in OpenCV's pixels: the type's largest, but for PNM the header's, which
-    OpenCV heeds only in plain text of 8 bits."""
+    """The value of white in OpenCV's pixels: the largest of their type, except in PNM files.
+
+    Those name it in their header. OpenCV scales by it only for plain text (P2, P3) of 8 bits.
+    """
     header = MAXVAL.match(data)
     scaled = dtype == np.uint8 and data.startswith((b"P2", b"P3"))
     return int(header[1]) if header and not scaled else int(np.iinfo(dtype).max)
@@ -118,7 +122,7 @@ def exif_orientation(block: bytes) -> int:
 
 
 def _oriented(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo the camera's rotation; EXIF's values as (transpose, flip rows, flip columns)."""
+    """Undo the camera's rotation: transpose, flip rows, flip columns, as the EXIF value asks."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -129,8 +133,10 @@ def _oriented(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _turned(image: np.ndarray, data: bytes) -> np.ndarray:
-    """Do what `irot` and `imir` of an AVIF's primary item ask for (ISO/IEC 23008-12, 6.5.10 and
-    6.5.12), in their order; OpenCV leaves both."""
+    """Turn and mirror as the boxes `irot` and `imir` of an AVIF's primary item ask, in their order.
+
+    OpenCV does neither. Source: ISO/IEC 23008-12, 6.5.10 and 6.5.12.
+    """
     try:
         for kind, start in _properties(data):
             if kind == b"irot":
@@ -143,7 +149,7 @@ def _turned(image: np.ndarray, data: bytes) -> np.ndarray:
 
 
 def _properties(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """The properties of the primary item of an ISO image file: kind, where the content starts."""
+    """The properties of an ISO image file's primary item: kind, and where the content starts."""
     start, end = dict(_boxes(data, 0, len(data)))[b"meta"]
     meta = dict(_boxes(data, start + 4, end))
     at = meta[b"pitm"][0]
@@ -167,7 +173,10 @@ def _properties(data: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    """The boxes of data[start:end]: kind, start and end of the content (ISO/IEC 14496-12, 4.2)."""
+    """The boxes in data[start:end]: kind, and where the content starts and ends.
+
+    Source: ISO/IEC 14496-12, 4.2.
+    """
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
         head = 8

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from dsgnn.runtime.errors import InputError, OptionError
+
 PAD = 128  # grey level of the padding, upstream's
 MULTIPLE = 32  # of the padded sides, as the networks' strides need
 
@@ -27,7 +29,10 @@ class Geometry:
 
 @dataclass(frozen=True)
 class LongestSide:
-    """Upstream's rule: scale the longest side to `size`, pad to a multiple of `multiple`."""
+    """Upstream's rule: scale the longest side to `size`, pad both to a multiple of `multiple`.
+
+    All in pixels. Raises OptionError for a value below 1.
+    """
 
     size: int
     multiple: int = MULTIPLE
@@ -43,7 +48,10 @@ class LongestSide:
 
 @dataclass(frozen=True)
 class Fixed:
-    """The rule of static artifacts: the largest scale that fits, pad to `height` × `width`."""
+    """The rule of static artifacts: the largest scale that fits, pad to `height` × `width` pixels.
+
+    Raises OptionError for a value below 1.
+    """
 
     height: int
     width: int
@@ -60,11 +68,11 @@ Rule = LongestSide | Fixed
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """ "448x576" to (448, 576): height and width of a padded photo. Raises ValueError."""
+    """ "448x576" to (448, 576): height and width of a padded photo. Raises OptionError."""
     sides = re.fullmatch("([0-9]{1,6})[xX×]([0-9]{1,6})", text)
     height, width = (int(side) for side in sides.groups()) if sides else (0, 0)
     if not height or not width or height % MULTIPLE or width % MULTIPLE:
-        raise ValueError(
+        raise OptionError(
             f"expected HxW such as 448x576, in pixels and multiples of {MULTIPLE}, got {text}"
         )
     return height, width
@@ -74,7 +82,7 @@ def letterbox(image: np.ndarray, rule: Rule) -> tuple[np.ndarray, Geometry]:
     """Resize (OpenCV bilinear on uint8) and pad a photo.
 
     image: (h, w, 3) uint8, any channel order. Returns the padded image, (H, W, 3) uint8, and its
-    Geometry. Raises ValueError for another dtype or shape, or an empty image.
+    Geometry. Raises InputError for another dtype or shape, or an empty image.
     """
     check_photo(image)
     geometry = rule.geometry(*image.shape[:2])
@@ -85,20 +93,20 @@ def letterbox(image: np.ndarray, rule: Rule) -> tuple[np.ndarray, Geometry]:
 
 
 def check_photo(image: np.ndarray) -> None:
-    """Raise ValueError unless `image` is a non-empty (h, w, 3) uint8 array."""
+    """Raise InputError unless `image` is a non-empty (h, w, 3) uint8 array."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(
+        raise InputError(
             f"expected a non-empty uint8 RGB image of shape (h, w, 3), got {image.dtype} of shape "
             f"{image.shape}; give a path or encoded bytes to have it converted"
         )
 
 
 def _scaled(h: int, w: int, scale: float) -> tuple[int, int]:
-    """Upstream's rounding, and at least one pixel for extreme shapes."""
+    """Sides rounded as upstream does, but at least one pixel, for photos of extreme shapes."""
     return max(1, int(h * scale + 0.5)), max(1, int(w * scale + 0.5))
 
 
 def _require_positive(**sides: int) -> None:
     for name, value in sides.items():
         if value < 1:
-            raise ValueError(f"letterbox {name} must be at least 1 pixel, got {value}")
+            raise OptionError(f"letterbox {name} must be at least 1 pixel, got {value}")

@@ -1,7 +1,8 @@
-"""From the network's three outputs to ranked objects at the photo's own size.
+"""From the network's outputs to ranked objects at the photo's own size.
 
-Differs from upstream in one default: with no query above the threshold the ranking is empty
-(`if_none="none"`: an empty scene is a valid answer); upstream returns every query (`"all"`).
+One default differs from upstream: with no query above the threshold the ranking is empty
+(`if_none="none"`), because an empty scene is a valid answer. Upstream returns every query
+(`"all"`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from dsgnn.runtime.attention import attention_shares, crop_attention
+from dsgnn.runtime.errors import ArtifactError, OptionError
 from dsgnn.runtime.letterbox import Geometry
 from dsgnn.runtime.ranking import RankedObject, Ranking
 
@@ -22,64 +25,74 @@ def postprocess(
     geometry: Geometry,
     threshold: float,
     if_none: str = "none",
+    attention: np.ndarray | None = None,
+    order: str = "saliency",
 ) -> Ranking:
     """Keep, order and upsample the objects of one photo.
 
     saliency: (Q,) float, orders the objects, any range. score: (Q,) float, object probability in
     0…1; queries with score > threshold are kept. masks: (Q, H/4, W/4) float logits over the padded
-    input; positive = object. geometry: what `letterbox` returned for this photo.
+    input; positive = object. geometry: what `letterbox` returned for this photo. attention:
+    (gh, gw) float over the padded input, where people look; None = the network does not tell.
+    order: "saliency", or "attention" = by each object's share of it, which then is its saliency.
 
-    Equal saliencies keep the query order. An object whose mask comes out empty stays in the list
-    (the published evaluation counts it), with box (0, 0, 0, 0) and area 0.
-    Raises ValueError for shapes that do not fit together, values that are not finite, or another
-    `if_none`.
+    Equal objects keep the query order. An object whose mask comes out empty stays in the list (the
+    published evaluation counts it), with box (0, 0, 0, 0) and area 0.
+    Raises ArtifactError for shapes that do not fit together and values that are not finite, and
+    OptionError for another `if_none`.
     """
     check_if_none(if_none)
     queries = len(saliency)
     expected = (queries, geometry.padded[0] // STRIDE, geometry.padded[1] // STRIDE)
     if saliency.shape != (queries,) or score.shape != (queries,) or masks.shape != expected:
-        raise ValueError(
+        raise ArtifactError(
             f"expected saliency ({queries},), score ({queries},) and masks {expected}, got "
             f"{saliency.shape}, {score.shape} and {masks.shape}"
         )
-    if not (np.isfinite(saliency).all() and np.isfinite(score).all()):
-        raise ValueError(
-            "the network returned saliencies or scores that are not finite: the artifact is "
-            "damaged or its precision overflows; export it again in fp32"
-        )
+    _check_finite("saliencies or scores", saliency, score)
     kept = np.flatnonzero(score > threshold)
     if not len(kept) and if_none == "all":
         kept = np.arange(queries)
-    if not np.isfinite(masks[kept]).all():
-        raise ValueError(
-            "the network returned masks that are not finite: the artifact is damaged or its "
-            "precision overflows; export it again in fp32"
-        )
-    order = kept[np.argsort(-saliency[kept], kind="stable")]
+    _check_finite("masks", masks[kept])
+    found = [upsample_mask(masks[query], geometry) for query in kept]
+    ordering, shares, grid = saliency[kept], None, None
+    if attention is not None:
+        grid = crop_attention(attention, geometry)
+        shares = attention_shares(grid, attention.shape, found, geometry)
+        ordering = shares if order == "attention" else ordering
     h, w = geometry.original
     objects = []
-    for rank, query in enumerate(order.tolist(), start=1):
-        mask = upsample_mask(masks[query], geometry)
+    for rank, index in enumerate(np.argsort(-ordering, kind="stable").tolist(), start=1):
+        mask, query = found[index], int(kept[index])
         x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
         objects.append(
             RankedObject(
                 rank=rank,
-                saliency=float(saliency[query]),
+                saliency=float(ordering[index]),
                 score=float(score[query]),
                 box=(x, y, x + width, y + height),
                 mask=mask,
                 area=cv2.countNonZero(mask.view(np.uint8)) / (h * w),
                 query=query,
+                attention=None if shares is None else float(shares[index]),
             )
         )
-    return Ranking(h, w, tuple(objects))
+    return Ranking(h, w, tuple(objects), attention=grid)
+
+
+def _check_finite(what: str, *values: np.ndarray) -> None:
+    if not all(np.isfinite(value).all() for value in values):
+        raise ArtifactError(
+            f"the network returned {what} that are not finite: the artifact is damaged or its "
+            "precision overflows; export it again in fp32"
+        )
 
 
 def upsample_mask(logits: np.ndarray, geometry: Geometry) -> np.ndarray:
     """One query's logits (H/4, W/4) float to its mask (h, w) bool.
 
-    Bilinear ×4 (half-pixel centres), crop the padding, bilinear to the photo's size, > 0. One mask
-    at a time: the float intermediate of a 48-megapixel photo is 192 MB.
+    Bilinear ×4 (half-pixel centres), crop the padding, bilinear to the photo's size, > 0. Masks are
+    made one at a time, because the floats of one mask of 48 megapixels take 192 MB.
     """
     height, width = geometry.padded
     up = cv2.resize(
@@ -93,6 +106,6 @@ def upsample_mask(logits: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def check_if_none(if_none: str) -> None:
-    """Raise ValueError unless `if_none` is "none" or "all"."""
+    """Raise OptionError unless `if_none` is "none" or "all"."""
     if if_none not in ("none", "all"):
-        raise ValueError(f'if_none must be "none" or "all", got {if_none!r}')
+        raise OptionError(f'if_none must be "none" or "all", got {if_none!r}')

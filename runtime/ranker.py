@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from dsgnn.runtime.artifact import Artifact, Description, open_artifact
 from dsgnn.runtime.backends import Backend, TensorSpec, open_backend
-from dsgnn.runtime.disk.sources import video_source
-from dsgnn.runtime.errors import ArtifactError
+from dsgnn.runtime.errors import ArtifactError, OptionError
 from dsgnn.runtime.images import ImageSource, read_image
 from dsgnn.runtime.letterbox import Fixed, Geometry, letterbox
 from dsgnn.runtime.postprocess import STRIDE, check_if_none, postprocess
 from dsgnn.runtime.ranking import Ranking
-from dsgnn.runtime.video.frames import Frames, Selection
-from dsgnn.runtime.video.stream import ranked_frames
 
 BUNDLED = Path(__file__).parent / "models" / "nano.onnx"
 LARGEST_BATCH = 32  # photos of one inference where the artifact sets no limit: memory grows with it
@@ -29,12 +25,19 @@ LARGEST_BATCH = 32  # photos of one inference where the artifact sets no limit: 
 class Ranker:
     """Rank the salient objects of photos with one loaded artifact.
 
-    `ranker(photo)` may be called from several threads at once, and a Ranker can be pickled (the
-    other process loads the artifact again).
+    `ranker(photo)` may be called from several threads at once. A Ranker can be pickled: the other
+    process loads the artifact again. In a `with` block, or by `close`, it gives back what the
+    artifact holds.
 
     Attributes: artifact (path, description, sha256, status), backend (its `picked` says what runs
     it), threshold, if_none.
     """
+
+    artifact: Artifact
+    backend: Backend
+    threshold: float
+    if_none: str
+    _made_by: tuple[Callable[..., Ranker], tuple[Any, ...]]  # what makes an equal one
 
     def __init__(
         self,
@@ -49,41 +52,63 @@ class Ranker:
 
         model: an ONNX file or engine made by `dsgnn-export`; None = the bundled nano. backend:
         "auto" or one of BACKENDS, see `dsgnn.runtime.backends.open_backend`. device: "auto", "cpu",
-        "cuda" or "cuda:N"; what is named is used or it is an error. threads: of one call on a CPU,
-        2 by default. threshold: score above which an object is kept, 0…1; None = the artifact's
-        own. if_none: what an image gives when no score passes: "none" = no object, "all" = every
-        query, as upstream does.
+        "cuda" or "cuda:N"; the one that is named is used, or it is an error. threads: of one call
+        on a CPU, 2 by default. threshold: an object is kept if its score is above it, at least 0
+        and below 1; None = the artifact's own. if_none: what an image gives when no score passes:
+        "none" = no object, "all" = every query, as upstream does.
 
-        Raises FileNotFoundError, ArtifactError (not ours, damaged, not the file its sidecar
-        describes), BackendError (something is not installed, or does not fit), ValueError.
+        Raises FileNotFoundError; ArtifactError for a file that is not ours, is damaged, or is not
+        the one its sidecar describes; BackendError if something is not installed or does not fit;
+        OptionError.
         """
         check_options(threshold, if_none)
         path = BUNDLED if model is None else Path(model)
-        lasting = None if model is None else path.absolute()  # for processes that run elsewhere
-        arguments = (lasting, backend, device, threads, threshold, if_none)
-        self._arguments: tuple[Any, ...] = arguments
-        self.artifact: Artifact = open_artifact(path)
-        self.backend: Backend = open_backend(path, backend, device, threads)
-        check_interface(self.backend, self.artifact.description)
-        own = self.artifact.description.threshold
-        self.threshold: float = own if threshold is None else threshold
-        self.if_none = if_none
+        artifact = open_artifact(path)
+        self._set_up(artifact, open_backend(artifact, backend, device, threads), threshold, if_none)
+        anywhere = None if model is None else path.absolute()  # another process may run elsewhere
+        self._made_by = (type(self), (anywhere, backend, device, threads, threshold, if_none))
+
+    @classmethod
+    def of(
+        cls,
+        artifact: Artifact,
+        backend: Backend,
+        threshold: float | None = None,
+        if_none: str = "none",
+    ) -> Self:
+        """A Ranker of an artifact that a backend has loaded; threshold and if_none as above.
+
+        It can be pickled if the backend can. Raises ArtifactError if the two do not belong
+        together, OptionError.
+        """
+        check_options(threshold, if_none)
+        ranker = cls.__new__(cls)
+        ranker._set_up(artifact, backend, threshold, if_none)
+        ranker._made_by = (cls.of, (artifact, backend, threshold, if_none))
+        return ranker
+
+    def _set_up(
+        self, artifact: Artifact, backend: Backend, threshold: float | None, if_none: str
+    ) -> None:
+        check_interface(backend, artifact.description)
+        self.artifact, self.backend, self.if_none = artifact, backend, if_none
+        self.threshold = artifact.description.threshold if threshold is None else threshold
 
     def __call__(self, image: ImageSource) -> Ranking:
         """Rank one photo.
 
         image: a path, encoded bytes, or a (h, w, 3) uint8 RGB array. Returns its Ranking, with
-        milliseconds per stage. Raises OSError or InputError if it cannot be read, ValueError for
-        an array of another form.
+        milliseconds per stage. Raises OSError or InputError if it cannot be read, ArtifactError if
+        the network's answers mean nothing, BackendError if the inference fails.
         """
         return self.batch([image])[0]
 
     def batch(self, images: Iterable[ImageSource]) -> list[Ranking]:
         """Rank several photos, in their order, those of equal padded size in one inference.
 
-        images: as for a single call; all of them are held in memory. An inference has as many as
-        the artifact takes, LARGEST_BATCH where it sets no limit. A photo's "inference" time is its
-        share of the batch it was in.
+        images: as for a single call, with the same errors; all of them are held in memory. An
+        inference has as many as the artifact takes, or LARGEST_BATCH where it sets no limit. A
+        photo's "inference" time is its share of the batch it was in.
         """
         photos = [self._prepare(image) for image in images]
         by_size: dict[tuple[int, int], list[int]] = {}
@@ -112,25 +137,40 @@ class Ranker:
 
         source: a video file, URL, camera number, or pattern of numbered images ("shot%04d.png").
         every: take each N-th frame. start_s, end_s: seconds of the source. max_frames: stop after
-        so many. batch: frames per inference, as far as `batch` takes them. steady: objects keep
-        their `identity` and ranks do not flicker (dsgnn.runtime.video.steady); False = every frame
-        for itself.
+        so many. batch: frames per inference; an inference has no more of them than one of `batch`
+        has photos. steady: objects keep their `identity` and ranks do not flicker
+        (dsgnn.runtime.video.steady); False = every frame for itself.
+
         A frame is (h, w, 3) uint8 RGB. Frames are decoded ahead in a thread; close the generator,
-        or leave it, to end that. Raises ValueError for wrong arguments, OSError or ValueError if
-        the source cannot be opened; the generator dsgnn.runtime.video.frames.Ended after the last
-        good frame if it broke off.
+        or leave it, to end that. Raises OptionError for wrong arguments, and OSError or InputError
+        if the source cannot be opened. If the source breaks off, the generator raises
+        dsgnn.runtime.video.frames.Ended, an InputError, after the last good frame.
         """
-        if batch < 1:
-            raise ValueError(f"batch must be at least 1, got {batch}")
-        select = Selection(every, start_s, end_s, max_frames)
-        frames = Frames(video_source(source), select)
+        from dsgnn.runtime.video.stream import stream_video
 
-        def pairs() -> Generator[tuple[np.ndarray, Ranking], None, None]:
-            with closing(ranked_frames(self, frames, batch, steady)) as ranked:
-                for frame, ranking in ranked:
-                    yield frame.image, ranking
+        return stream_video(
+            self,
+            source,
+            every=every,
+            start_s=start_s,
+            end_s=end_s,
+            max_frames=max_frames,
+            batch=batch,
+            steady=steady,
+        )
 
-        return pairs()
+    def close(self) -> None:
+        """Give back what the artifact holds; ranking afterwards raises BackendError.
+
+        No other thread may be ranking. A second call does nothing.
+        """
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def describe(self) -> dict[str, Any]:
         """What ranks, for records: the `model` entry of results.json."""
@@ -160,8 +200,8 @@ class Ranker:
             f"{status}; {self.backend.picked}"
         )
 
-    def __reduce__(self) -> tuple[type[Ranker], tuple[Any, ...]]:
-        return type(self), self._arguments
+    def __reduce__(self) -> tuple[Callable[..., Ranker], tuple[Any, ...]]:
+        return self._made_by
 
     def _prepare(self, image: ImageSource) -> _Photo:
         start = perf_counter()
@@ -173,7 +213,7 @@ class Ranker:
 
     def _rank(self, photos: list[_Photo]) -> list[Ranking]:
         """One inference over photos of equal padded size."""
-        start = perf_counter()
+        facts, start = self.artifact.description, perf_counter()
         batch = np.stack([photo.padded for photo in photos])  # (B, H, W, 3)
         outputs = self.backend.infer({"image": batch})
         inference_ms = 1e3 * (perf_counter() - start) / len(photos)
@@ -187,6 +227,8 @@ class Ranker:
                 photo.geometry,
                 self.threshold,
                 self.if_none,
+                outputs["attention"][index] if facts.attention else None,
+                facts.order,
             )
             times = {
                 "decode": photo.decode_ms,
@@ -200,7 +242,7 @@ class Ranker:
 
 @dataclass(frozen=True, eq=False)
 class _Photo:
-    """A photo ready for the network: padded (H, W, 3) uint8, and what getting there took."""
+    """A photo ready for the network. padded: (H, W, 3) uint8. Times of the two stages so far."""
 
     padded: np.ndarray
     geometry: Geometry
@@ -209,10 +251,10 @@ class _Photo:
 
 
 def check_options(threshold: float | None, if_none: str) -> None:
-    """Raise ValueError for a threshold or an `if_none` that Ranker does not take."""
+    """Raise OptionError for a threshold or an `if_none` that Ranker does not take."""
     check_if_none(if_none)
     if threshold is not None and not 0 <= threshold < 1:
-        raise ValueError(f"threshold must be in 0…1, got {threshold}")
+        raise OptionError(f"threshold must be at least 0 and below 1, got {threshold}")
 
 
 def interface(description: Description) -> dict[str, TensorSpec]:
@@ -222,12 +264,14 @@ def interface(description: Description) -> dict[str, TensorSpec]:
     if isinstance(description.input, Fixed):
         height, width = description.input.height, description.input.width
     masks = (None, queries, height and height // STRIDE, width and width // STRIDE)
-    specs = (
+    specs = [
         TensorSpec("image", np.dtype(np.uint8), (None, height, width, 3)),
         TensorSpec("saliency", np.dtype(np.float32), (None, queries)),
         TensorSpec("score", np.dtype(np.float32), (None, queries)),
         TensorSpec("masks", np.dtype(np.float32), masks),
-    )
+    ]
+    if description.attention:
+        specs.append(TensorSpec("attention", np.dtype(np.float32), (None, None, None)))
     return {spec.name: spec for spec in specs}
 
 

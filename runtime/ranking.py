@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from dsgnn.runtime import rle
-from dsgnn.runtime.draw import draw_ranking
+from dsgnn.runtime.draw import draw_objects
+from dsgnn.runtime.errors import OptionError
+from dsgnn.runtime.letterbox import check_photo
 
 ASSR_GREYS = (255, 229, 204, 178, 153)  # rank 1, 2, … of the ASSR ground-truth maps
 PALETTES = ("assr", "irsr")
@@ -24,8 +26,11 @@ class RankedObject:
     x1 and y1 exclusive; zeros when the mask is empty. mask: (h, w) bool. area: the mask's share
     of the photo, 0…1. query: the network's query that found it (evaluation follows its order).
     identity: in video, the number the object keeps from frame to frame, from 1 in the order of
-    appearance; None in photos.
-    Raises ValueError when these do not fit together.
+    appearance; None in photos. attention: the share of people's looks that fall on the visible part
+    of the mask, 0…1, where the smaller object takes what two share; None where the artifact does
+    not tell.
+    Raises ValueError when these do not fit together: a mistake of the program that makes it, not of
+    a photo.
     """
 
     rank: int
@@ -36,6 +41,7 @@ class RankedObject:
     area: float
     query: int
     identity: int | None = None
+    attention: float | None = None
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 2 or self.mask.dtype != bool:
@@ -49,6 +55,8 @@ class RankedObject:
                 "expected rank ≥ 1, query ≥ 0 and area within 0…1, got "
                 f"rank {self.rank}, query {self.query}, area {self.area}"
             )
+        if self.attention is not None and not 0 <= self.attention <= 1:
+            raise ValueError(f"attention must be within 0…1, got {self.attention}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +65,18 @@ class Ranking:
 
     height, width: the photo's size, pixels. objects: ranks 1, 2, …, N in this order.
     timings_ms: milliseconds per stage ("decode", "preprocess", "inference", "postprocess"), as far
-    as they were measured. Raises ValueError when the objects are not of one photo or out of order.
+    as they were measured. attention: where people look, (gh, gw) float32 of a coarse grid over the
+    photo, sum 1; None where the artifact has no such output. The grid begins at the photo's top
+    left corner; its last row and column may reach beyond the photo.
+    Raises ValueError when the objects are not of one photo or are out of order: like those of
+    RankedObject, a mistake of the program that makes it.
     """
 
     height: int
     width: int
     objects: tuple[RankedObject, ...]
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    attention: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         ranks = [item.rank for item in self.objects]
@@ -81,10 +94,10 @@ class Ranking:
 
         palette "assr": 255 229 204 178 153 for ranks 1…5, 153 beyond (the ASSR ground truth);
         "irsr": (N + 1 − rank) / N of 255. Where masks overlap the more salient object is on top.
-        Raises ValueError for another palette.
+        Raises OptionError for another palette.
         """
         if palette not in PALETTES:
-            raise ValueError(f"palette must be one of {', '.join(PALETTES)}, got {palette!r}")
+            raise OptionError(f"palette must be one of {', '.join(PALETTES)}, got {palette!r}")
         grey = np.zeros((self.height, self.width), np.uint8)
         total = len(self.objects)
         for item in reversed(self.objects):
@@ -99,16 +112,23 @@ class Ranking:
         """The photo with its objects tinted, outlined and numbered by rank.
 
         image: (h, w, 3) uint8 RGB of this ranking's size; left unchanged. Returns the same form.
-        Raises ValueError for another size or dtype.
+        Raises InputError for another form, OptionError for another size.
         """
-        return draw_ranking(image, self)
+        check_photo(image)
+        if image.shape[:2] != (self.height, self.width):
+            raise OptionError(
+                f"the ranking is of a photo of (height, width) = ({self.height}, {self.width}), "
+                f"got an image of {image.shape[:2]}"
+            )
+        return draw_objects(image, self.objects)
 
     def to_dict(self) -> dict[str, Any]:
         """One image of `results.json` (schema dsgnn.results/1) without its file name.
 
-        Boxes are [x, y, width, height] pixels, `area` the share of the photo, masks COCO
-        run-length encodings that pycocotools reads. "query" lets `dsgnn-eval --predictions` count
-        overlapping objects in the network's order. Objects of a video also have "identity".
+        "bbox" is [x, y, width, height] in pixels, "area" the mask's share of the photo, and
+        "segmentation" a COCO run-length encoding that pycocotools reads. "query" lets an evaluation
+        count overlapping objects in the network's order. Objects of a video also have "identity",
+        and those of an artifact that knows people's attention have "attention".
         """
         return {
             "width": self.width,
@@ -119,6 +139,7 @@ class Ranking:
                     **({} if item.identity is None else {"identity": item.identity}),
                     "saliency": item.saliency,
                     "score": item.score,
+                    **({} if item.attention is None else {"attention": item.attention}),
                     "bbox": _xywh(item.box),
                     "area": item.area,
                     "query": item.query,

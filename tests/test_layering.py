@@ -55,6 +55,9 @@ HOMES = {
 ROOMS = 14
 # The core knows nothing of video but one import, inside `Ranker.stream`, that hands over.
 HAND_OVER = ("dsgnn.runtime.ranker", "dsgnn.runtime.video")
+# They report to their makers unless dsgnn.runtime.telemetry imports them.
+REPORTING = ("onnxruntime", "openvino", "ray")
+
 
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
@@ -160,6 +163,21 @@ def logic(source: str) -> list[str]:
     kinds = (ast.For, ast.AsyncFor, ast.While, ast.ClassDef)
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
     return [f"line {node.lineno}: {type(node).__name__} in a command line" for node in nodes]
+
+
+def reporting_imports(source: str) -> list[str]:
+    """The imports in a source of libraries that report to their makers, past telemetry.py."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names = [word.value for word in node.args[:1] if isinstance(word, ast.Constant)]
+        found += [name for name in names if name.partition(".")[0] in REPORTING]
+    return found
 
 
 def undeclared(sources: Iterable[str]) -> set[str]:
@@ -337,6 +355,28 @@ def test_an_allowed_import_is_not(module: str, source: str) -> None:
 def test_an_undeclared_library_is_found() -> None:
     source = "import json, numpy, yaml.nodes\ndef f():\n import cv2\n from mpmath import mp"
     assert undeclared([source]) == {"yaml", "mpmath"}
+
+
+def test_every_import_of_a_reporting_library_is_without_telemetry() -> None:
+    """replicas.py imports parts of a Ray that `cluster` has imported before."""
+    found = {name: reporting_imports(path.read_text("utf-8")) for name, path in MODULES.items()}
+    found = {name: targets for name, targets in found.items() if targets}
+    assert set(found) == {"dsgnn.runtime.serving.replicas"}
+    assert {name.partition(".")[0] for name in found["dsgnn.runtime.serving.replicas"]} == {"ray"}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import onnxruntime.tools", ["onnxruntime.tools"]),
+        ("def f():\n from openvino import Core", ["openvino"]),
+        ("importlib.import_module('ray')", ["ray"]),
+        ("import_without_telemetry('ray')", []),
+        ("import raymond, json", []),
+    ],
+)
+def test_an_import_past_telemetry_is_found(source: str, found: list[str]) -> None:
+    assert reporting_imports(source) == found
 
 
 def test_a_loop_and_a_class_in_a_command_line_are_found() -> None:

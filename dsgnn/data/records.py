@@ -158,7 +158,7 @@ class Subset:
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each photo: its stem, or where several share that, also the folders they differ in.
+    """A name for each photo: its stem, and where several share that, the folders they differ in.
 
     "a/1.jpg" and "b/1.jpg" are "a/1" and "b/1", and "b/2.jpg" is "2".
     """

@@ -1,12 +1,11 @@
 """ONNX Runtime on a CPU, or on an NVIDIA GPU by its CUDA or its TensorRT provider.
 
-Both GPU paths are held by tests on stand-ins; where they were written was no GPU.
+Tests hold both ways to a GPU against stand-ins: there was no GPU where they were written.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -15,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from dsgnn.runtime.artifact import read_description, sha256_of
-from dsgnn.runtime.backends import Backend, TensorSpec
+from dsgnn.runtime.artifact import Artifact
+from dsgnn.runtime.backends.base import Backend, TensorSpec, parse_device
 from dsgnn.runtime.errors import BackendError
+from dsgnn.runtime.telemetry import import_without_telemetry
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # both install the module `onnxruntime`
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
-# Costs time on CPUs with this network (design: measured on the r50 graph).
+# It costs time on CPUs with this network (measured on the graph of r50-assr).
 DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
 DTYPES = {
     "tensor(uint8)": np.uint8,
@@ -31,26 +31,28 @@ DTYPES = {
 
 
 class OnnxRuntime(Backend):
-    """A session whose `infer` is thread-safe (ONNX Runtime's `run` is).
+    """A session, whose `run` ONNX Runtime allows from several threads.
 
-    Memory on a device is used again: the provider's arena keeps what a call gave back.
+    The provider's arena keeps the device memory that a call gives back, for the next one.
     """
 
-    def __init__(self, path: Path, device: str, threads: int, tensorrt: bool = False) -> None:
-        """device: "auto" (CUDA if its provider loads), "cpu", "cuda" or "cuda:N". tensorrt: by the
-        TensorRT provider; what it cannot take runs on CUDA.
+    def __init__(
+        self, artifact: Artifact, device: str, threads: int, tensorrt: bool = False
+    ) -> None:
+        """device: "auto" (CUDA if its provider loads), "cpu", "cuda" or "cuda:N". tensorrt: use the
+        TensorRT provider, and CUDA for what it cannot take.
 
-        Raises BackendError if onnxruntime or the provider is missing, both of the packages that
-        share the module are installed, or the file is refused.
+        Raises BackendError if onnxruntime or the provider is missing, if both packages that bring
+        the module `onnxruntime` are installed, or if the file is refused.
         """
         self.name = "onnxruntime-tensorrt" if tensorrt else "onnxruntime"
         check_packages()
-        import onnxruntime
-
+        onnxruntime = import_without_telemetry("onnxruntime")
         wants_cuda, index = parse_device(device)
         if tensorrt and device == "cpu":
-            raise BackendError(f"{self.name} needs an NVIDIA GPU, got device cpu: use --backend "
-                               "onnxruntime")  # fmt: skip
+            raise BackendError(
+                f"{self.name} needs an NVIDIA GPU, got device cpu: use backend onnxruntime"
+            )
         offered = onnxruntime.get_available_providers()
         needed = [TENSORRT, CUDA] if tensorrt else [CUDA] if wants_cuda else []
         absent = [_short(provider) for provider in needed if provider not in offered]
@@ -63,33 +65,35 @@ class OnnxRuntime(Backend):
         use_cuda = bool(needed) or (device == "auto" and CUDA in offered)
         if use_cuda and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA libraries that came as Python packages
-        providers: list[Any] = [(TENSORRT, _tensorrt_options(path, index))] if tensorrt else []
-        # TF32, its default for float32, has ten bits of mantissa: too few for the parity gate
+        providers: list[Any] = [(TENSORRT, _tensorrt_options(artifact, index))] if tensorrt else []
+        # Float32 means TF32 to CUDA by default: ten bits of mantissa, too few for the parity gate.
         providers += [(CUDA, {"device_id": index, "use_tf32": 0})] if use_cuda else []
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # int8 products that do not saturate on x86 without VNNI; of no effect elsewhere
+        # int8 products must not saturate on x86 without VNNI; elsewhere this has no effect
         options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path),
+                str(artifact.path),
                 options,
                 providers=[*providers, "CPUExecutionProvider"],
                 disabled_optimizers=DISABLED_OPTIMIZERS,
             )
         except Exception as error:  # ONNX Runtime's errors share no public base class
-            raise BackendError(f"onnxruntime cannot load {path.name}: {error}") from error
-        self._session.disable_fallback()  # a failing provider raises instead of changing
+            raise BackendError(f"onnxruntime cannot load {artifact.path.name}: {error}") from error
+        self._session.disable_fallback()  # a provider that fails shall raise, not be replaced
         loaded = self._session.get_providers()
         failed = [_short(provider) for provider in needed if provider not in loaded]
         if failed:
-            fix = ("TensorRT (pip install 'dsgnn[tensorrt]', of the version that its release "
-                   "names); or use --backend onnxruntime" if failed[0] == "TensorRT" else
-                   "cuDNN; or use --device cpu")  # fmt: skip
+            if failed[0] == "TensorRT":
+                needs = "TensorRT (pip install 'dsgnn[tensorrt]', in the version that the release "
+                needs += "of onnxruntime names); or use backend onnxruntime"
+            else:
+                needs = "cuDNN; or use device cpu"
             raise BackendError(
                 f"{self.name} on device {device} was asked for, but onnxruntime could not load its "
                 f"{failed[0]} provider (its own message above names what is missing): it needs an "
-                f"NVIDIA driver, the CUDA libraries its version was built for, and {fix}"
+                f"NVIDIA driver, the CUDA libraries its version was built for, and {needs}"
             )
         self.device = f"cuda:{index}" if CUDA in loaded else "cpu"
         self.threads = threads
@@ -100,18 +104,25 @@ class OnnxRuntime(Backend):
         names = [spec.name for spec in self.outputs]
         return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
 
+    def _release(self) -> None:
+        del self._session
+
 
 def _short(provider: str) -> str:
     return "TensorRT" if provider == TENSORRT else "CUDA"
 
 
-def _tensorrt_options(path: Path, index: int) -> dict[str, Any]:
-    """Engines are kept in the user's cache, for they take minutes to build; ONNX Runtime builds
-    them anew for another file, GPU or TensorRT. The precision is the graph's, but the provider
-    has no option against TF32: float32 is that unless NVIDIA_TF32_OVERRIDE=0 is set."""
-    precision = read_description(path).precision
+def _tensorrt_options(artifact: Artifact, index: int) -> dict[str, Any]:
+    """Options of the TensorRT provider.
+
+    Engines take minutes to build, so they are kept in the user's cache. ONNX Runtime builds new
+    ones for another file, GPU or version of TensorRT. The precision is the graph's, with one
+    exception: float32 means TF32 unless the environment has NVIDIA_TF32_OVERRIDE=0, because the
+    provider has no option against it.
+    """
+    precision = artifact.description.precision
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = Path(home, "dsgnn", "tensorrt", sha256_of(path)[:16])
+    cache = Path(home, "dsgnn", "tensorrt", artifact.sha256[:16])
     cache.mkdir(parents=True, exist_ok=True)
     typed = {f"trt_{precision}_enable": True} if precision in ("fp16", "bf16") else {}
     return {
@@ -137,14 +148,6 @@ def check_packages() -> None:
         raise BackendError(
             "onnxruntime is not installed: pip install 'dsgnn[cpu]', or 'dsgnn[gpu]' for CUDA"
         )
-
-
-def parse_device(device: str) -> tuple[bool, int]:
-    """ "auto", "cpu", "cuda" or "cuda:N" → (CUDA was asked for, GPU index)."""
-    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
-    if match is None:
-        raise BackendError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
-    return device.startswith("cuda"), int(match[1] or 0)
 
 
 def _installed(package: str) -> bool:

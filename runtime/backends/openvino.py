@@ -5,44 +5,44 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dsgnn.runtime.backends import Backend, TensorSpec
+from dsgnn.runtime.artifact import Artifact
+from dsgnn.runtime.backends.base import Backend, TensorSpec
 from dsgnn.runtime.errors import BackendError
+from dsgnn.runtime.telemetry import import_without_telemetry
 
 IMITATED = " (this CPU has no bfloat16 products: they are imitated, many times slower than float32)"
 
 
 class OpenVino(Backend):
-    """A compiled model in the precision asked for (OpenVINO's own default is the CPU's fastest).
+    """A compiled model in the precision that was asked for, not in the CPU's fastest.
 
-    imitated: bfloat16 was asked for and the CPU computes it from float32.
+    imitated: bfloat16 was asked for, and the CPU computes it by way of float32.
     """
 
     device = "cpu"
 
-    def __init__(self, path: Path, device: str, threads: int, bf16: bool = False) -> None:
+    def __init__(self, artifact: Artifact, device: str, threads: int, bf16: bool = False) -> None:
         """device: "auto" or "cpu". bf16: round weights and activations to bfloat16.
 
-        Raises BackendError for another device, if openvino is missing, or where it cannot compute
-        in bfloat16 (it would take float32 and say nothing).
+        Raises BackendError for another device, if openvino is missing, or if it cannot compute in
+        bfloat16 here: left alone, it would use float32 and say nothing.
         """
         self.name = "openvino-bf16" if bf16 else "openvino"
         if device not in ("auto", "cpu"):
             raise BackendError(
-                f"{self.name} runs on the CPU here, got device {device!r}: use --device cpu, or "
-                "--backend onnxruntime for CUDA"
+                f"{self.name} runs on the CPU here, got device {device!r}: use device cpu, or "
+                "backend onnxruntime for CUDA"
             )
         if find_spec("openvino") is None:
             raise BackendError("openvino is not installed: pip install 'dsgnn[openvino]'")
-        import openvino
-
+        openvino = import_without_telemetry("openvino")
         try:
             core = openvino.Core()
-            model = core.read_model(path)
+            model = core.read_model(artifact.path)
             self._compiled = core.compile_model(
                 model,
                 "CPU",
@@ -53,11 +53,11 @@ class OpenVino(Backend):
                 },
             )
         except Exception as error:  # OpenVINO raises plain RuntimeError and its own kinds
-            raise BackendError(f"openvino cannot load {path.name}: {error}") from error
+            raise BackendError(f"openvino cannot load {artifact.path.name}: {error}") from error
         used = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if bf16 and used != "bf16":
             raise BackendError(
-                f"OpenVINO computes in {used} on this CPU, which has no bfloat16: use --backend "
+                f"OpenVINO computes in {used} on this CPU, which has no bfloat16: use backend "
                 "openvino"
             )
         self.imitated = bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -72,6 +72,9 @@ class OpenVino(Backend):
         results = self._requests.request.infer(dict(feeds))
         # Copies: the request reuses its buffers in the next call.
         return {spec.name: np.array(results[spec.name]) for spec in self.outputs}
+
+    def _release(self) -> None:
+        del self._requests, self._compiled
 
 
 def _spec(port: Any) -> TensorSpec:

@@ -1,9 +1,9 @@
 """TensorRT and TensorRT-RTX engines on an NVIDIA GPU.
 
 Device memory, streams and graphs come from the CUDA runtime bindings (`cuda-bindings`), not torch.
-An engine is native code: it is only deserialised after its sidecar said which GPU and library it
-was built for. The tests hold the order of calls against stand-ins of both libraries; where they
-were written was no GPU, so nothing here has been executed on one.
+An engine is native code, so it is deserialised only if its sidecar names this library and GPU.
+Tests hold the order of calls against stand-ins of both libraries. Nothing here has been executed on
+a GPU: there was none where it was written.
 """
 
 from __future__ import annotations
@@ -11,24 +11,22 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dsgnn.runtime.artifact import open_artifact
-from dsgnn.runtime.backends import CUDA_GRAPH, Backend, TensorSpec
-from dsgnn.runtime.backends.onnx import parse_device
+from dsgnn.runtime.artifact import Artifact
+from dsgnn.runtime.backends.base import CUDA_GRAPH, Backend, TensorSpec, parse_device
 from dsgnn.runtime.errors import ArtifactError, BackendError
 
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # name → module
 
 
 def library_of(flavour: str) -> Any:
-    """The module of a flavour. BackendError if it is missing."""
+    """The module of a flavour. Raises BackendError if it is missing."""
     try:
         library = importlib.import_module(FLAVOURS[flavour])
-        library.__version__  # noqa: B018 (type stubs alone make an empty module of this name)
+        library.__version__  # noqa: B018 (where only type stubs are installed there is none)
         return library
     except (ImportError, AttributeError) as error:
         raise BackendError(
@@ -46,7 +44,7 @@ def _cuda() -> Any:
 
 
 def _checked(cuda: Any, call: tuple[Any, ...]) -> Any:
-    """The result of a call of the bindings, which return (error, value…)."""
+    """The value of a call of the bindings, which return (error, value…). Raises BackendError."""
     error, *values = call
     if error != cuda.cudaError_t.cudaSuccess:
         raise BackendError(f"CUDA: {getattr(error, 'name', error)}")
@@ -54,7 +52,7 @@ def _checked(cuda: Any, call: tuple[Any, ...]) -> Any:
 
 
 def gpu(index: int = 0) -> tuple[str, int]:
-    """Name and generation (89 = SM89) of a GPU. BackendError if there is none."""
+    """Name and generation (89 = SM89) of a GPU. Raises BackendError if there is none."""
     cuda = _cuda()
     try:
         count = _checked(cuda, cuda.cudaGetDeviceCount())
@@ -71,36 +69,36 @@ class TensorRt(Backend):
     """An engine; each thread has its own context, stream and buffers."""
 
     def __init__(
-        self, path: Path, flavour: str | None, device: str, cuda_graphs: bool = False
+        self, artifact: Artifact, flavour: str | None, device: str, cuda_graphs: bool = False
     ) -> None:
         """flavour: "tensorrt", "tensorrt-rtx", or None = what the sidecar says. device: "auto",
         "cuda" or "cuda:N". cuda_graphs: replay each shape of input as one graph from its third
-        inference on; TensorRT-RTX, which compiles kernels while it runs, chooses when itself.
-        Every shape then has a context and buffers of its own.
+        inference on. TensorRT-RTX compiles kernels while it runs, and chooses the time itself. With
+        graphs every shape has a context and buffers of its own.
 
-        Raises BackendError if the engine was built for another library, version or GPU, or
-        something is missing; ArtifactError without a sidecar.
+        Raises BackendError if the engine was built for another library, version or GPU, or if
+        something is missing; ArtifactError if the sidecar does not say how it was built.
         """
-        build = _facts(path)
+        name, build = artifact.path.name, _facts(artifact)
         if flavour not in (None, build["flavour"]):
             raise BackendError(
-                f"{path.name} is an engine of {build['flavour']}, but {flavour} was asked for: use "
-                f"--backend {build['flavour']}, or build another"
+                f"{name} is an engine of {build['flavour']}, but {flavour} was asked for: use "
+                f"backend {build['flavour']}, or build another engine"
             )
         _, index = parse_device(device)
         if device == "cpu":
             raise BackendError("an engine needs an NVIDIA GPU, got device cpu: use the .onnx file")
         library = library_of(build["flavour"])
-        _check_fit(path, build, library.__version__, *gpu(index))
+        _check_fit(name, build, library.__version__, *gpu(index))
         self.name = build["flavour"] + (CUDA_GRAPH if cuda_graphs else "")
         self.device, self.threads = f"cuda:{index}", 1
         self._cuda, self._index, self._graphs = _cuda(), index, cuda_graphs
         self._call(self._cuda.cudaSetDevice(index))
         self._logger = library.Logger(library.Logger.WARNING)
         self._runtime = library.Runtime(self._logger)  # lives as long as its engine
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(artifact.path.read_bytes())
         if self._engine is None:
-            raise BackendError(f"{self.name} cannot load {path.name}; its message is above")
+            raise BackendError(f"{self.name} cannot load {name}; its message is above")
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         specs = [(name, self._spec(library, name)) for name in names]
         is_input = {
@@ -131,13 +129,16 @@ class TensorRt(Backend):
                     f"{self._batch[2]}, got {len(value)}"
                 )
         if not hasattr(self._local, "lanes"):
-            self._call(self._cuda.cudaSetDevice(self._index))  # the current device is a thread's
+            self._call(self._cuda.cudaSetDevice(self._index))  # each thread has a current device
             self._local.lanes = {}
-        # a graph holds the state of its context, so it cannot share one with other shapes
+        # A graph holds the state of its context, so each shape needs a context of its own.
         shapes = tuple(feeds[spec.name].shape for spec in self.inputs) if self._graphs else ()
         if shapes not in self._local.lanes:
             self._local.lanes[shapes] = _Lane(self)
         return self._local.lanes[shapes].infer(feeds)
+
+    def _release(self) -> None:
+        del self._local, self._engine, self._runtime  # the lanes go first, and free their memory
 
     def _context(self) -> Any:
         if self._strategy is not None:
@@ -148,8 +149,8 @@ class TensorRt(Backend):
 
 
 class _Lane:
-    """What one thread needs to run the engine: a context, a stream, device buffers, and a graph,
-    for which the shapes must stay the same."""
+    """What one thread needs to run the engine: a context, a stream, device buffers and, where
+    graphs are used, the graph of one shape."""
 
     def __init__(self, owner: TensorRt) -> None:
         self.owner, self.cuda, self.call = owner, owner._cuda, owner._call
@@ -165,7 +166,7 @@ class _Lane:
         values = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
         kinds = self.cuda.cudaMemcpyKind
         for name, value in values.items():
-            settled = self.captures and self.ran  # no capture right after a change of shape
+            settled = self.captures and self.ran  # the capture must not follow a change of shape
             if not settled and not self.context.set_input_shape(name, value.shape):
                 raise BackendError(f"input {name}: the engine refuses shape {value.shape}")
             self._buffer(name, value.nbytes)
@@ -175,18 +176,18 @@ class _Lane:
             results[spec.name] = np.empty(shape, spec.dtype)
             self._buffer(spec.name, results[spec.name].nbytes)
         for name, value in values.items():
-            self.call(self.cuda.cudaMemcpyAsync(
-                self.buffers[name][0], value.ctypes.data, value.nbytes,
-                kinds.cudaMemcpyHostToDevice, self.stream,
-            ))  # fmt: skip
+            on_gpu, upload = self.buffers[name][0], kinds.cudaMemcpyHostToDevice
+            self._copy(on_gpu, value.ctypes.data, value.nbytes, upload)
         self._execute()
         for name, value in results.items():
-            self.call(self.cuda.cudaMemcpyAsync(
-                value.ctypes.data, self.buffers[name][0], value.nbytes,
-                kinds.cudaMemcpyDeviceToHost, self.stream,
-            ))  # fmt: skip
+            on_gpu, download = self.buffers[name][0], kinds.cudaMemcpyDeviceToHost
+            self._copy(value.ctypes.data, on_gpu, value.nbytes, download)
         self.call(self.cuda.cudaStreamSynchronize(self.stream))
         return results
+
+    def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
+        """Copy `size` bytes between two addresses, in the order of the stream."""
+        self.call(self.cuda.cudaMemcpyAsync(target, source, size, kind, self.stream))
 
     def _buffer(self, name: str, size: int) -> None:
         """Device memory of at least `size` bytes for a tensor."""
@@ -234,35 +235,35 @@ class _Lane:
         cuda.cudaStreamDestroy(self.stream)
 
 
-def _facts(path: Path) -> Mapping[str, Any]:
-    """How an engine was built, from its sidecar. ArtifactError if that is not known."""
-    sidecar = open_artifact(path).sidecar
+def _facts(artifact: Artifact) -> Mapping[str, Any]:
+    """How an engine was built, from its sidecar. Raises ArtifactError if that is not known."""
+    name, sidecar = artifact.path.name, artifact.sidecar
     assert sidecar is not None  # open_artifact refuses an engine without one
     missing = {"flavour", "version", "profile"} - sidecar.build.keys()
     if missing or not {"sms", "gpu"} & sidecar.build.keys():
         raise ArtifactError(
-            f"the sidecar of {path.name} does not say how it was built (no "
+            f"the sidecar of {name} does not say how it was built (no "
             f"{', '.join(sorted(missing)) or 'sms or gpu'}): build it again"
         )
     if sidecar.build["flavour"] not in FLAVOURS:
         raise ArtifactError(
-            f"{path.name}: flavour must be one of {', '.join(FLAVOURS)}, got "
+            f"{name}: flavour must be one of {', '.join(FLAVOURS)}, got "
             f"{sidecar.build['flavour']!r}"
         )
     return sidecar.build
 
 
-def _check_fit(path: Path, build: Mapping[str, Any], version: str, name: str, sm: int) -> None:
+def _check_fit(file: str, build: Mapping[str, Any], version: str, name: str, sm: int) -> None:
     """Raise BackendError unless library and GPU are those the engine was built for."""
     if build["version"] != version:
         raise BackendError(
-            f"{path.name} was built with {build['flavour']} {build['version']}, but {version} is "
+            f"{file} was built with {build['flavour']} {build['version']}, but {version} is "
             "installed: install that version, or build the engine again from its .onnx file"
         )
     fits = sm in build["sms"] if "sms" in build else name == build["gpu"]
     if not fits:
         built = " and ".join(f"SM{one}" for one in build["sms"]) if "sms" in build else build["gpu"]
         raise BackendError(
-            f"{path.name} was built for {built}, but this GPU is {name} (SM{sm}): build the "
+            f"{file} was built for {built}, but this GPU is {name} (SM{sm}): build the "
             "engine again for it from its .onnx file"
         )

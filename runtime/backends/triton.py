@@ -1,8 +1,8 @@
 """A client of Triton Inference Server: pre- and post-processing here, the network there.
 
 For models that `dsgnn-export triton` wrote: their configuration carries what is known about the
-artifact, so nothing but the server's address is needed. It speaks gRPC. It was tested against
-a stand-in that serves the protocol with ONNX Runtime; it has not met a real server.
+artifact, so the server's address is enough. The client speaks gRPC. It was tested against a
+stand-in that serves the protocol with ONNX Runtime, and it has not met a real server.
 """
 
 from __future__ import annotations
@@ -15,49 +15,46 @@ from typing import Any
 import numpy as np
 
 from dsgnn.runtime.artifact import Artifact, Sidecar
-from dsgnn.runtime.backends import Backend, TensorSpec
+from dsgnn.runtime.backends.base import Backend, TensorSpec
 from dsgnn.runtime.errors import ArtifactError, BackendError
-from dsgnn.runtime.ranker import Ranker, check_interface, check_options
+from dsgnn.runtime.ranker import Ranker
 
 PARAMETER = "dsgnn"  # of a model's configuration: its Sidecar as JSON, with the description
 
 
-class TritonRanker(Ranker):
-    """A Ranker whose network runs on a Triton Inference Server; called in the same ways."""
+def TritonRanker(
+    model: str = "nano",
+    url: str = "localhost:8001",
+    timeout_s: float = 60.0,
+    threshold: float | None = None,
+    if_none: str = "none",
+) -> Ranker:
+    """A Ranker whose network runs on a Triton Inference Server; it is called like any other.
 
-    def __init__(
-        self,
-        model: str = "nano",
-        url: str = "localhost:8001",
-        timeout_s: float = 60.0,
-        threshold: float | None = None,
-        if_none: str = "none",
-    ) -> None:
-        """model: its name on the server. url: host:port of the server's gRPC. timeout_s: of one
-        request. threshold, if_none: as of Ranker.
+    model: its name on the server. url: host:port of the server's gRPC. timeout_s: of one request.
+    threshold, if_none: as of Ranker.
 
-        Raises BackendError if tritonclient is not installed or the server does not answer or has no
-        such model, ArtifactError for a model that `dsgnn-export triton` did not write, ValueError.
-        """
-        check_options(threshold, if_none)
-        self.backend = backend = Triton(model, url, timeout_s)
-        if PARAMETER not in backend.config.parameters:
-            raise ArtifactError(
-                f"{model} on {url} has no parameter `{PARAMETER}`, so it was not made by this "
-                "toolkit: write its repository with `dsgnn-export triton`"
-            )
-        sidecar = Sidecar.from_json(backend.config.parameters[PARAMETER].string_value)
-        if sidecar.description is None:
-            raise ArtifactError(f"{model} on {url} lacks its description: export it again")
-        self.artifact = Artifact(Path(model), sidecar.description, sidecar.sha256, sidecar)
-        check_interface(backend, sidecar.description)
-        own = sidecar.description.threshold
-        self.threshold, self.if_none = own if threshold is None else threshold, if_none
-        self._arguments = (model, url, timeout_s, threshold, if_none)
+    Raises BackendError if tritonclient is not installed, or the server does not answer or has no
+    such model; ArtifactError for a model that `dsgnn-export triton` did not write; OptionError.
+    """
+    backend = Triton(model, url, timeout_s)
+    if PARAMETER not in backend.config.parameters:
+        raise ArtifactError(
+            f"{model} on {url} has no parameter `{PARAMETER}`, so it was not made by this toolkit: "
+            "write its repository with `dsgnn-export triton`"
+        )
+    sidecar = Sidecar.from_json(backend.config.parameters[PARAMETER].string_value)
+    if sidecar.description is None:
+        raise ArtifactError(f"{model} on {url} lacks its description: export it again")
+    artifact = Artifact(Path(model), sidecar.description, sidecar.sha256, sidecar)
+    return Ranker.of(artifact, backend, threshold, if_none)
 
 
 class Triton(Backend):
-    """One model on a server. config: its configuration there, a protobuf ModelConfig."""
+    """One model on a server; a copy in another process connects again.
+
+    config: the model's configuration there, a protobuf ModelConfig.
+    """
 
     name = "triton"
     threads = 1
@@ -82,7 +79,7 @@ class Triton(Backend):
         self.max_batch = self.config.max_batch_size
 
     def _client(self) -> Any:
-        """This thread's: a client is not thread-safe."""
+        """The client of this thread: one must not serve several."""
         if not hasattr(self._local, "client"):
             self._local.client = self._library.InferenceServerClient(self._url)
         return self._local.client
@@ -100,6 +97,12 @@ class Triton(Backend):
             self._model, inputs, outputs=wanted, client_timeout=self._timeout_s
         )
         return {name: result.as_numpy(name) for name in names}
+
+    def _release(self) -> None:
+        del self._local  # every thread's client with it
+
+    def __reduce__(self) -> tuple[type[Triton], tuple[str, str, float]]:
+        return type(self), (self._model, self._url, self._timeout_s)
 
 
 def specs(config: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -13,11 +13,11 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from ipaddress import ip_address
 from typing import Any
 
 from dsgnn.runtime.errors import BackendError, OptionError
+from dsgnn.runtime.telemetry import import_without_telemetry
 
 EXTRAS = {"data": "ray", "serve": "serve"}  # dsgnn's extra that installs each part of Ray
 # Ray's switch for one machine alone, made for macOS and Windows. It is read when Ray is imported;
@@ -38,13 +38,11 @@ def cluster(address: str, part: str, cpus: int | None = None) -> Iterator[Any]:
     is not installed, or Ray cannot be reached or started.
     """
     where = address or os.environ.get("RAY_ADDRESS") or "local"
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if where == "local":
         os.environ[ONE_MACHINE] = "0"
     try:
-        import ray
-
-        import_module(f"ray.{part}")
+        ray = import_without_telemetry("ray")
+        import_without_telemetry(f"ray.{part}")
     except ImportError as error:
         fix = f"pip install 'dsgnn[{EXTRAS[part]}]'"
         raise BackendError(f"Ray {part.title()} is not installed: {fix} ({error})") from error

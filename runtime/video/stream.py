@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from dsgnn.runtime.disk.sources import video_source
+from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.ranking import Ranking
-from dsgnn.runtime.video.frames import Ended, Frame, Frames
+from dsgnn.runtime.video.frames import Ended, Frame, Frames, Selection
 from dsgnn.runtime.video.pipeline import read_ahead
 from dsgnn.runtime.video.steady import Steadier
 
@@ -57,3 +60,27 @@ def ranked_frames(
                 yield frame, steadier(timed, frame.time_s) if steady else timed
         if ended is not None:
             raise ended
+
+
+def stream_video(
+    ranker: FrameRanker,
+    source: str | Path | int,
+    *,
+    every: int,
+    start_s: float,
+    end_s: float | None,
+    max_frames: int | None,
+    batch: int,
+    steady: bool,
+) -> Generator[tuple[np.ndarray, Ranking], None, None]:
+    """Open a video and return a generator of (frame, ranking); `Ranker.stream` says the rest."""
+    if batch < 1:
+        raise OptionError(f"batch must be at least 1, got {batch}")
+    frames = Frames(video_source(source), Selection(every, start_s, end_s, max_frames))
+
+    def pairs() -> Generator[tuple[np.ndarray, Ranking], None, None]:
+        with closing(ranked_frames(ranker, frames, batch, steady)) as ranked:
+            for frame, ranking in ranked:
+                yield frame.image, ranking
+
+    return pairs()

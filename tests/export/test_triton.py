@@ -261,7 +261,7 @@ def test_the_client_refuses(
     with pytest.raises(BackendError, match="no model sor at 127.0.0.1:1: "):
         TritonRanker("sor", "127.0.0.1:1", timeout_s=5)
     folder = write_repository([colours()], tmp_path / "repository", "sor")
-    with pytest.raises(ValueError, match="threshold must be in 0…1, got 7"):
+    with pytest.raises(ValueError, match="threshold must be .*, got 7"):
         TritonRanker("sor", url, threshold=7)
     path = folder / "config.pbtxt"
     good = path.read_text()

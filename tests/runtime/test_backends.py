@@ -1,6 +1,9 @@
 """Both libraries on the same file; every refusal by its text."""
 
+import gc
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,9 +11,11 @@ import click
 import numpy as np
 import pytest
 
+from dsgnn.runtime.artifact import Artifact, open_artifact, sha256_of
 from dsgnn.runtime.backends import BACKENDS, Backend, TensorSpec, open_backend
 from dsgnn.runtime.backends import onnx as onnx_backend
 from dsgnn.runtime.backends import openvino as openvino_backend
+from dsgnn.runtime.backends.base import parse_device
 from dsgnn.runtime.backends.onnx import CUDA, TENSORRT
 from dsgnn.runtime.errors import BackendError
 from dsgnn.runtime.run.cli import main as rank
@@ -129,7 +134,7 @@ def test_unknown_backend_threads_and_device(model: Path) -> None:
 
 @pytest.mark.parametrize(("device", "cuda"), [("cpu", (False, 0)), ("cuda:3", (True, 3))])
 def test_devices(device: str, cuda: tuple[bool, int]) -> None:
-    assert onnx_backend.parse_device(device) == cuda
+    assert parse_device(device) == cuda
 
 
 def test_cuda_without_its_provider(model: Path) -> None:
@@ -172,7 +177,7 @@ def test_cuda_that_does_not_load(model: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(
         sys.modules, "onnxruntime", fake_onnxruntime(["CPUExecutionProvider"], seen)
     )
-    message = r"device cuda .* could not load its CUDA provider.* cuDNN; or use --device cpu"
+    message = r"device cuda .* could not load its CUDA provider.* cuDNN; or use device cpu"
     with pytest.raises(BackendError, match=message):
         open_backend(model, "onnxruntime", "cuda")
     assert open_backend(model, "onnxruntime", "auto").device == "cpu"
@@ -197,28 +202,34 @@ def test_cuda_session(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_tensorrt_provider(
-    precision: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str,
+    model: Path,
+    write_model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No such provider has run where this was written: the options are as documented."""
     seen: dict = {}
     loaded = [TENSORRT, CUDA, "CPUExecutionProvider"]
-    facts = description(precision=precision)
-    monkeypatch.setattr(onnx_backend, "read_description", lambda path: facts)
+    write_model(model, precision=precision)
     monkeypatch.setattr(onnx_backend, "check_packages", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime(loaded, seen))
     backend = open_backend(model, "onnxruntime-tensorrt", "cuda:1")
     assert backend.picked == "onnxruntime-tensorrt on cuda:1"
     (first, options), *others = seen["providers"]
-    assert first == TENSORRT and others == [(CUDA, {"device_id": 1, "use_tf32": 0}),
-                                           "CPUExecutionProvider"]  # fmt: skip
+    assert first == TENSORRT
+    assert others == [(CUDA, {"device_id": 1, "use_tf32": 0}), "CPUExecutionProvider"]
     cache = Path(options.pop("trt_engine_cache_path"))
     assert cache.is_dir() and cache.parent == tmp_path / "dsgnn" / "tensorrt"
     typed = {"trt_fp16_enable": True} if precision == "fp16" else {}
     assert options == {
-        "device_id": 1, "trt_engine_cache_enable": True, "trt_timing_cache_enable": True,
-        "trt_timing_cache_path": str(cache.parent), **typed,
-    }  # fmt: skip
+        "device_id": 1,
+        "trt_engine_cache_enable": True,
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": str(cache.parent),
+        **typed,
+    }
     assert open_backend(model, "onnxruntime-tensorrt").device == "cuda:0"
     loaded.remove(TENSORRT)
     with pytest.raises(BackendError, match=r"could not load its TensorRT provider .*'dsgnn\[tens"):
@@ -269,7 +280,7 @@ def test_openvino_in_bfloat16(model: Path, monkeypatch: pytest.MonkeyPatch) -> N
     try:
         backend = open_backend(model, "openvino-bf16")
     except BackendError as error:  # neither products nor a way to imitate them
-        assert not fast and "which has no bfloat16: use --backend openvino" in str(error)
+        assert not fast and "which has no bfloat16: use backend openvino" in str(error)
     else:
         assert backend.name == "openvino-bf16"
         assert ("they are imitated" in backend.picked) == (not fast)
@@ -295,8 +306,45 @@ def test_a_file_the_library_refuses(name: str, tmp_path: Path) -> None:
     pytest.importorskip(name)
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"\x08\x08")  # an IR version and no graph
+    artifact = Artifact(path, description(), sha256_of(path), None)
     with pytest.raises(BackendError, match=f"{name} cannot load broken.onnx: "):
-        open_backend(path, name)
+        open_backend(artifact, name)
+
+
+def test_opens_the_artifact_it_is_given(
+    model: Path, monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
+    """Facts are not read from the file a second time."""
+    artifact = open_artifact(model)
+    for name in ("open_artifact", "read_description", "sha256_of"):
+        monkeypatch.setattr(f"dsgnn.runtime.artifact.{name}", None)
+    monkeypatch.setattr("dsgnn.runtime.backends.open_artifact", None)
+    outputs = open_backend(artifact, backend.name).infer({"image": IMAGES})
+    np.testing.assert_allclose(outputs["masks"], expected(IMAGES)["masks"], atol=1e-4)
+
+
+def test_a_closed_backend_says_so(backend: Backend) -> None:
+    with backend as entered:
+        assert entered is backend
+        outputs = backend.infer({"image": IMAGES})
+    np.testing.assert_allclose(outputs["masks"], expected(IMAGES)["masks"], atol=1e-4)
+    backend.close()  # once more does nothing
+    with pytest.raises(BackendError, match=f"{backend.name} was closed: open the artifact again"):
+        backend.infer({"image": IMAGES})
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_closing_gives_the_session_back(name: str, model: Path) -> None:
+    pytest.importorskip(name)
+    backend = open_backend(model, name)
+    backend.infer({"image": IMAGES})
+    (held,) = [vars(backend)[key] for key in ("_session", "_compiled") if key in vars(backend)]
+    gone = weakref.ref(held)
+    del held
+    assert gone() is not None
+    backend.close()
+    gc.collect()
+    assert gone() is None
 
 
 def colours_graph() -> bytes:

@@ -304,9 +304,9 @@ def test_more_pixels_than_opencv_allows() -> None:
 
 
 def test_refuses_other_sources(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected a non-empty uint8 RGB .* got float64"):
+    with pytest.raises(InputError, match=r"expected a non-empty uint8 RGB .* got float64"):
         read_image(np.zeros((4, 4, 3)))
-    with pytest.raises(TypeError, match="expected a path, encoded bytes or a uint8 .* got list"):
+    with pytest.raises(InputError, match="expected a path, encoded bytes or a uint8 .* got list"):
         read_image([1, 2, 3])
     with pytest.raises(FileNotFoundError):
         read_image(tmp_path / "nothing.jpg")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from dsgnn.runtime import Ranker, Ranking, samples
-from dsgnn.runtime.artifact import Sidecar, sha256_of, write_sidecar
-from dsgnn.runtime.errors import ArtifactError
+from dsgnn.runtime.artifact import Sidecar, open_artifact, sha256_of, write_sidecar
+from dsgnn.runtime.backends import open_backend
+from dsgnn.runtime.errors import ArtifactError, BackendError, OptionError
 from dsgnn.runtime.letterbox import Fixed, LongestSide
 from dsgnn.runtime.ranker import LARGEST_BATCH
 
@@ -128,13 +129,14 @@ def test_if_none(model: Path, scene) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"threshold": 1.5}, "threshold must be in 0…1, got 1.5"),
-        ({"threshold": -0.1}, "threshold must be in 0…1, got -0.1"),
+        ({"threshold": 1.0}, "threshold must be at least 0 and below 1, got 1.0"),
+        ({"threshold": 1.5}, "threshold must be at least 0 and below 1, got 1.5"),
+        ({"threshold": -0.1}, "threshold must be at least 0 and below 1, got -0.1"),
         ({"if_none": "some"}, 'if_none must be "none" or "all", got \'some\''),
     ],
 )
 def test_refuses_wrong_settings(model: Path, arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(OptionError, match=message):
         Ranker(model, **arguments)
 
 
@@ -203,6 +205,31 @@ def test_pickles(model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
     copy = pickle.loads(pickle.dumps(ranker))
     assert copy.describe() == ranker.describe() and copy.backend.threads == 1
     same(copy(photo), ranker(photo))
+
+
+def test_a_block_closes_a_ranker(model: Path, photo: np.ndarray) -> None:
+    with Ranker(model) as ranker:
+        assert len(ranker(photo).objects) == 2
+    with pytest.raises(BackendError, match="was closed: open the artifact again"):
+        ranker(photo)
+    with pytest.raises(BackendError, match="was closed"):
+        ranker.batch([photo, photo])
+    ranker.close()
+    assert len(pickle.loads(pickle.dumps(ranker))(photo).objects) == 2  # another one
+
+
+def test_a_ranker_of_a_loaded_artifact(model: Path, photo: np.ndarray, write_model: Write) -> None:
+    artifact = open_artifact(model)
+    backend = open_backend(artifact)
+    ranker = Ranker.of(artifact, backend, threshold=0.3, if_none="all")
+    same(ranker(photo), Ranker(model, threshold=0.3, if_none="all")(photo))
+    assert (ranker.threshold, ranker.if_none) == (0.3, "all")
+    assert Ranker.of(artifact, backend).threshold == 0.5
+    with pytest.raises(OptionError, match="threshold must be"):
+        Ranker.of(artifact, backend, threshold=2)
+    other = open_artifact(write_model(model.with_name("other.onnx"), queries=8))
+    with pytest.raises(ArtifactError, match="the graph does not fit its description"):
+        Ranker.of(other, backend)
 
 
 def test_sample_photos() -> None:

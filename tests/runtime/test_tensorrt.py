@@ -24,8 +24,12 @@ from dsgnn.runtime.run.cli import main
 from .conftest import description
 
 H, W, Q = 32, 64, 5
-BUILD = {"flavour": "tensorrt-rtx", "version": "1.7.1", "sms": [89, 120],
-         "profile": {"batch": [1, 2, 4]}}  # fmt: skip
+BUILD = {
+    "flavour": "tensorrt-rtx",
+    "version": "1.7.1",
+    "sms": [89, 120],
+    "profile": {"batch": [1, 2, 4]},
+}
 
 
 class Cuda:
@@ -216,8 +220,9 @@ def engine(folder: Path, **changes: object) -> Path:
     path = folder / "m.engine"
     path.write_bytes(b"an engine")
     build = {key: value for key, value in {**BUILD, **changes}.items() if value is not None}
-    write_sidecar(path, Sidecar(path.name, sha256_of(path), False, build=build,
-                                description=description(input=Fixed(H, W))))  # fmt: skip
+    facts = description(input=Fixed(H, W))
+    sidecar = Sidecar(path.name, sha256_of(path), False, build=build, description=facts)
+    write_sidecar(path, sidecar)
     return path
 
 
@@ -278,9 +283,8 @@ def test_each_thread_has_its_own_lane_and_gives_it_back(cuda: Cuda, tmp_path: Pa
 def test_graphs_per_shape_after_a_warm_up(cuda: Cuda, tmp_path: Path) -> None:
     backend = open_backend(engine(tmp_path, flavour="tensorrt"), "tensorrt-cuda-graph")
     assert backend.picked == "tensorrt-cuda-graph on cuda:0"
-    for batch, said in ((2, ["run", "graph", "graph"]), (1, ["run", "graph", "graph"]),
-                        (2, ["graph"] * 3), (4, ["run", "graph", "graph"]),
-                        (1, ["graph"] * 3)):  # fmt: skip
+    first, later = ["run", "graph", "graph"], ["graph"] * 3
+    for batch, said in ((2, first), (1, first), (2, later), (4, first), (1, later)):
         cuda.calls.clear()
         for value in (1, 2, 3):
             check(backend.infer(images(batch, value + batch)), batch, value + batch)
@@ -291,6 +295,18 @@ def test_graphs_per_shape_after_a_warm_up(cuda: Cuda, tmp_path: Path) -> None:
     gc.collect()
     assert cuda.calls.count("forget graph") == 3
     assert (cuda.streams, len(cuda.memory)) == (0, 0)
+
+
+def test_closing_frees_the_gpu(cuda: Cuda, tmp_path: Path) -> None:
+    backend = open_backend(engine(tmp_path, flavour="tensorrt"), "tensorrt-cuda-graph")
+    for batch in (1, 1, 2, 2):
+        backend.infer(images(batch, 1))
+    assert cuda.streams and cuda.memory
+    backend.close()
+    gc.collect()
+    assert (cuda.streams, len(cuda.memory)) == (0, 0)
+    with pytest.raises(BackendError, match="tensorrt-cuda-graph was closed"):
+        backend.infer(images(1, 1))
 
 
 def test_tensorrt_rtx_captures_by_itself(cuda: Cuda, tmp_path: Path) -> None:
@@ -310,8 +326,16 @@ def test_graphs_by_the_command_line(
     folder.mkdir()
     for name in "abc":
         cv2.imwrite(str(folder / f"{name}.png"), np.full((H, W, 3), 60, np.uint8))
-    arguments = [str(folder), "--out", str(tmp_path / "out"), "--save", "json",
-                 "--backend", f"tensorrt{suffix}", "--model"]  # fmt: skip
+    arguments = [
+        str(folder),
+        "--out",
+        str(tmp_path / "out"),
+        "--save",
+        "json",
+        "--backend",
+        f"tensorrt{suffix}",
+        "--model",
+    ]
     done = CliRunner().invoke(main, [*arguments, str(engine(tmp_path, flavour="tensorrt"))])
     assert done.exit_code == 0, done.output
     assert f"unverified; tensorrt{suffix} on cuda:0" in done.output
@@ -321,8 +345,15 @@ def test_graphs_by_the_command_line(
 
 
 def test_graphs_are_refused_for_an_onnx_file(model: Path, tmp_path: Path) -> None:
-    arguments = ["photo.jpg", "--out", str(tmp_path / "out"), "--model", str(model),
-                 "--backend", "tensorrt-cuda-graph"]  # fmt: skip
+    arguments = [
+        "photo.jpg",
+        "--out",
+        str(tmp_path / "out"),
+        "--model",
+        str(model),
+        "--backend",
+        "tensorrt-cuda-graph",
+    ]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 2
     assert "tensorrt-cuda-graph does not run colours.onnx: engines are for" in done.output

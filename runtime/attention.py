@@ -1,0 +1,90 @@
+"""Where people look: the network's attention on the photo alone, and each object's share of it.
+
+Attention is a coarse grid over the letterboxed photo. What lies on the padding is left out: a cell
+at its border counts by the part of it that lies on the photo, and the rest sums to 1 again. Inside
+a cell attention is even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from dsgnn.runtime.errors import ArtifactError
+from dsgnn.runtime.letterbox import Geometry
+
+
+def crop_attention(attention: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """The network's attention without the padding.
+
+    attention: (GH, GW) float ≥ 0, cells of equal size over the padded photo, any sum. geometry:
+    what `letterbox` returned for the photo. Returns (gh, gw) float32, sum 1: the cells that lie on
+    the photo at least in part. Raises ArtifactError for another shape, values that are negative or
+    not finite, and if nothing is left.
+    """
+    rows, columns = attention.shape if attention.ndim == 2 else (0, 0)
+    if not (0 < rows <= geometry.padded[0] and 0 < columns <= geometry.padded[1]):
+        raise ArtifactError(
+            f"expected attention of at least one cell and at most {geometry.padded}, got "
+            f"{attention.shape}"
+        )
+    on_photo = [
+        _parts_on_photo(cells, padded, resized)
+        for cells, padded, resized in zip(
+            attention.shape, geometry.padded, geometry.resized, strict=True
+        )
+    ]
+    grid = attention[: len(on_photo[0]), : len(on_photo[1])] * np.outer(*on_photo)  # float64
+    total = grid.sum()
+    if not (np.isfinite(total) and total > 0 and grid.min() >= 0):
+        raise ArtifactError(
+            "the network returned an attention that is negative, not finite or nowhere on the "
+            "photo: the artifact is damaged or its precision overflows; export it again in fp32"
+        )
+    return (grid / total).astype(np.float32)
+
+
+def attention_shares(
+    grid: np.ndarray, cells: tuple[int, int], masks: Sequence[np.ndarray], geometry: Geometry
+) -> np.ndarray:
+    """The share of attention on the visible part of each mask: (N,) float64 in 0…1.
+
+    grid: what `crop_attention` returned. cells: (GH, GW) before it cropped. masks: N of (h, w)
+    bool. Where masks overlap the smaller object is the visible one, and of equal ones the first.
+    """
+    rows, columns = (
+        _pixels_in_cells(count, kept, *sides)
+        for count, kept, *sides in zip(
+            cells, grid.shape, geometry.padded, geometry.resized, geometry.original, strict=True
+        )
+    )  # (gh, h) and (gw, w)
+    spread = grid @ columns  # (gh, w): attention per column of pixels in each row of cells
+    taken = np.zeros(geometry.original, bool)
+    shares = np.zeros(len(masks))
+    sizes = [cv2.countNonZero(mask.view(np.uint8)) for mask in masks]
+    for index in np.argsort(sizes, kind="stable").tolist():
+        x, y, width, height = cv2.boundingRect(masks[index].view(np.uint8))
+        box = np.s_[y : y + height, x : x + width]
+        visible = masks[index][box] & ~taken[box]
+        taken[box] |= visible
+        covered = rows[:, y : y + height] @ visible.astype(np.float32)  # (gh, width)
+        shares[index] = np.vdot(covered, spread[:, x : x + width])
+    return np.clip(shares, 0, 1)
+
+
+def _parts_on_photo(cells: int, padded: int, resized: int) -> np.ndarray:
+    """The part of each cell of one side that lies on the photo, without cells of none."""
+    ends = np.arange(1, cells + 1) * (padded / cells)
+    parts = np.clip(1 - (ends - resized) * (cells / padded), 0, 1)
+    return parts[parts > 0]
+
+
+def _pixels_in_cells(cells: int, kept: int, padded: int, resized: int, original: int) -> np.ndarray:
+    """(kept, original) float32: how a cell's attention is spread over the photo's pixels along one
+    side. Each row sums to 1."""
+    edges = np.minimum(np.arange(kept + 1) * (padded / cells), resized) * (original / resized)
+    pixels = np.arange(original)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return (np.maximum(overlap, 0) / np.diff(edges)[:, None]).astype(np.float32)

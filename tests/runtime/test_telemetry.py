@@ -1,0 +1,48 @@
+"""Nothing phones home: what a Ranker does to the network and the disk, in a process of its own."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from tracing import has_strace, traced
+
+RANK = """
+import sys
+from dsgnn.runtime import Ranker, samples
+print(len(Ranker(backend=sys.argv[1])(samples()[0]).objects), "objects")
+"""
+CALL_OUT = """
+import socket, sys
+from pathlib import Path
+Path("out.txt").write_text("asked for")
+Path.home().joinpath("device-id").write_text("not asked for")
+Path.home().joinpath(".cache").mkdir()
+socket.socket(type=socket.SOCK_DGRAM).connect(("127.0.0.1", 9))
+socket.socket(type=socket.SOCK_DGRAM).connect(("192.0.2.1", 443))
+try:
+    socket.getaddrinfo("nobody.invalid", 443)
+except socket.gaierror:
+    pass
+"""
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_ranker_contacts_nobody_and_writes_nothing(backend: str, tmp_path: Path) -> None:
+    if find_spec(backend) is None:  # an import here would report
+        pytest.skip(f"could not import {backend}")
+    seen = traced([sys.executable, "-c", RANK, backend], tmp_path)
+    assert "objects" in seen.output
+    assert seen.contacts == []
+    assert seen.written == []
+
+
+@pytest.mark.parametrize("strace", [True, False])
+def test_the_tracing_sees_contacts_and_files(strace: bool, tmp_path: Path) -> None:
+    if strace and not has_strace():
+        pytest.skip("strace is missing or may not be used here")
+    seen = traced([sys.executable, "-c", CALL_OUT], tmp_path, strace=strace)
+    assert seen.contacts[0] == "192.0.2.1 443"
+    assert seen.contacts[1].startswith("look-up")
+    home = tmp_path / "home"
+    assert sorted(seen.written_outside(tmp_path / "work")) == [home / ".cache", home / "device-id"]
