@@ -160,10 +160,12 @@ def test_a_camera_in_a_window(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         "dsgnn.runtime.video.frames._capture", lambda _: cv2.VideoCapture("clip.mp4")
     )
-    monkeypatch.setattr("dsgnn.runtime.video.clip.cv2.imshow", lambda _, image: shown.append(image))
-    monkeypatch.setattr("dsgnn.runtime.video.clip.cv2.destroyAllWindows", lambda: None)
     monkeypatch.setattr(
-        "dsgnn.runtime.video.clip.cv2.waitKey", lambda _: ord("q") if len(shown) == 3 else -1
+        "dsgnn.runtime.video.to_files.cv2.imshow", lambda _, image: shown.append(image)
+    )
+    monkeypatch.setattr("dsgnn.runtime.video.to_files.cv2.destroyAllWindows", lambda: None)
+    monkeypatch.setattr(
+        "dsgnn.runtime.video.to_files.cv2.waitKey", lambda _: ord("q") if len(shown) == 3 else -1
     )
     assert "Aborted!" in run(CAMERA).output
     assert len(shown) == ranked_frames() == 3

@@ -168,8 +168,8 @@ def main(
     from dsgnn.runtime.ranker import Ranker
     from dsgnn.runtime.run.loop import check_skip, run, silence_opencv
     from dsgnn.runtime.video import h264
-    from dsgnn.runtime.video.clip import VideoOptions, choose_threads, writes_video
     from dsgnn.runtime.video.frames import Selection, parse_raw
+    from dsgnn.runtime.video.to_files import VideoOptions, choose_threads, writes_video
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     silence_opencv()

@@ -32,8 +32,8 @@ from dsgnn.runtime.images import read_image
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.run.resume import Earlier
 from dsgnn.runtime.run.sheet import Sheets
-from dsgnn.runtime.video.clip import VideoOptions, rank_video
 from dsgnn.runtime.video.frames import Frames, Selection
+from dsgnn.runtime.video.to_files import VideoOptions, rank_video
 
 STAGES = ("decode", "preprocess", "inference", "postprocess", "save")
 PLAIN = VideoOptions()

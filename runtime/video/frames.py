@@ -1,6 +1,6 @@
-"""Frames of a video, whatever it comes from: file, URL, camera, numbered images, raw bytes.
+"""The frames of a video that comes from a file, a URL, a camera, numbered images or raw bytes.
 
-Frame times are frame numbers over the frame rate.
+The time of a frame is its number divided by the frame rate.
 """
 
 from __future__ import annotations
@@ -17,23 +17,27 @@ import numpy as np
 
 from dsgnn.runtime.disk.files import check_unicode
 from dsgnn.runtime.disk.sources import Source, numbered, standard_input
-from dsgnn.runtime.errors import InputError
+from dsgnn.runtime.errors import InputError, OptionError
 from dsgnn.runtime.images import read_image
 
-DEFAULT_RATE = 25.0  # where the source tells none
-TIMEOUT_MS = 10_000  # of opening a stream, and of waiting for a frame
+DEFAULT_RATE = 25.0  # frames per second of a source that does not state its rate
+TIMEOUT_MS = 10_000  # for opening a stream, and for each frame of it
+KEPT = "the frames before that were ranked"  # the end of a message about what broke off
 
 
 class Ended(InputError):
-    """A source that ended before it should; the frames before are good."""
+    """A source broke off before its end. The frames that came before are good."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which frames. every: each N-th, beginning with the first taken. start_s, end_s: seconds of
-    the source, the end excluded. max_frames: at most so many of them. rate: frames per second of a
-    source that tells none (raw, numbered images); None = 25. raw: (width, height) of raw frames.
-    Raises ValueError for values that cannot be."""
+    """Which frames of a source are taken.
+
+    every: take each N-th frame, beginning with the first one in the range. start_s, end_s: the
+    range in seconds of the source, the end excluded. max_frames: take at most so many. rate: frames
+    per second of a source that does not state its rate (raw frames, numbered images); None = 25.
+    raw: (width, height) of raw frames. Raises OptionError for values that cannot be.
+    """
 
     every: int = 1
     start_s: float = 0.0
@@ -44,22 +48,25 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.every < 1 or (self.max_frames is not None and self.max_frames < 1):
-            raise ValueError(
+            raise OptionError(
                 f"every and max_frames must be at least 1, got {self.every} and {self.max_frames}"
             )
         end_s = math.inf if self.end_s is None else self.end_s
         if not 0 <= self.start_s < end_s or math.isinf(self.end_s or 0):
-            raise ValueError(
+            raise OptionError(
                 f"expected 0 ≤ start < end, in seconds, got {self.start_s} and {self.end_s}"
             )
         if self.rate is not None and not 0 < self.rate < 1000:
-            raise ValueError(f"rate must be over 0 and under 1000, got {self.rate}")
+            raise OptionError(f"rate must be over 0 and under 1000, got {self.rate}")
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """image: (h, w, 3) uint8 RGB. number: in the source, from 0. time_s: of the source.
-    decode_ms: what getting it took."""
+    """One frame of a source.
+
+    image: (h, w, 3) uint8 RGB. number: its number in the source, from 0. time_s: its time in the
+    source, seconds. decode_ms: how long reading and decoding it took.
+    """
 
     image: np.ndarray
     number: int
@@ -68,11 +75,16 @@ class Frame:
 
 
 class _Feed(Protocol):
-    """grab: step to the next frame, False at the end. picture: the frame stepped to, (h, w, 3)
-    uint8 RGB. check_end: raise Ended if there should have been more than `count` frames."""
+    """Where frames come from.
+
+    rate: frames per second. declared: the number of frames that the source says it has, 0 if it
+    does not say. grab: go to the next frame, and return False at the end. picture: the frame that
+    was gone to, (h, w, 3) uint8 RGB. check_end: raise Ended if there should have been more than
+    `count` frames. release: close the source.
+    """
 
     rate: float
-    declared: int  # number of frames, 0 = unknown
+    declared: int
 
     def grab(self) -> bool: ...
     def picture(self) -> np.ndarray: ...
@@ -81,11 +93,14 @@ class _Feed(Protocol):
 
 
 class Frames:
-    """The selected frames of one source; iterate once. rate: frames per second of those selected.
-    expected: their number as far as is known, else 0."""
+    """The selected frames of one source; they can be iterated once.
+
+    rate: selected frames per second. expected: how many will be selected, 0 if that is not known.
+    """
 
     def __init__(self, source: Source, select: Selection) -> None:
-        """Raises ValueError or OSError if the source cannot be opened."""
+        """Open the source. Raises InputError or OSError if that fails, OptionError for raw frames
+        without their size."""
         self._feed = _open(source, select)
         self._select = select
         self.rate = self._feed.rate / select.every
@@ -96,7 +111,7 @@ class Frames:
         self.expected = min(-(-left // select.every), select.max_frames or left)
 
     def __iter__(self) -> Iterator[Frame]:
-        """Raises Ended after the last good frame if the source broke off or changed its size."""
+        """Raises Ended after the last good frame if the source broke off or its size changed."""
         select, feed = self._select, self._feed
         end_s = float("inf") if select.end_s is None else select.end_s
         number = taken = skipped = 0
@@ -114,8 +129,8 @@ class Frames:
                     if image.shape[:2] != size:
                         raise Ended(
                             f"frame {number} is {image.shape[1]}×{image.shape[0]}, the video began "
-                            f"with {size[1]}×{size[0]}: cut it where the size changes; what came "
-                            "before is in place"
+                            f"with {size[1]}×{size[0]}: cut it where the size changes; the frames "
+                            "before that were ranked"
                         )
                     yield Frame(image, number, time_s, 1e3 * (perf_counter() - start))
                     taken += 1
@@ -129,14 +144,14 @@ class Frames:
             feed.release()
 
     def close(self) -> None:
-        """Let go of a source that was not iterated."""
+        """Close a source that was not iterated."""
         self._feed.release()
 
 
 def _open(source: Source, select: Selection) -> _Feed:
     if source.feed == "raw":
         if select.raw is None:
-            raise ValueError("frames on standard input need --raw WIDTHxHEIGHT")
+            raise OptionError("frames on standard input need their size: give it as raw")
         return _Raw(standard_input(), select.raw, select.rate or DEFAULT_RATE)
     if source.feed == "sequence":
         return _Numbered(source.address, select.rate or DEFAULT_RATE)
@@ -144,39 +159,45 @@ def _open(source: Source, select: Selection) -> _Feed:
 
 
 class _Capture:
-    """What OpenCV opens: a file, a URL or a camera."""
+    """A file, a URL or a camera, opened by OpenCV."""
 
     def __init__(self, source: Source, rate: float | None) -> None:
         self._capture = _capture(source)
         if not self._capture.isOpened():
             if source.path is not None and not source.path.open("rb").read(1):
-                raise ValueError("the file is empty (0 bytes)")
+                raise InputError("the file is empty (0 bytes)")
             what = {"camera": "no such camera, or another program uses it", "url": "no answer"}
-            damaged = "no frame can be read: damaged, or no video that OpenCV decodes"
-            raise ValueError(what.get(source.feed, damaged))
+            damaged = "no frame can be read: it is damaged, or no video that OpenCV decodes"
+            raise InputError(what.get(source.feed, damaged))
         told = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = told if 0 < told < 1000 else rate or DEFAULT_RATE
         self.declared = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        # Cameras serve HTTP too; a file that is served tells its length.
+        # A camera may serve HTTP too. A file that is served states its number of frames.
         self._live = source.is_live or (source.feed == "url" and not self.declared)
 
     def grab(self) -> bool:
-        return self._capture.grab()
+        try:
+            return self._capture.grab()
+        except cv2.error as error:
+            raise Ended(f"OpenCV cannot read on ({error.err}); {KEPT}") from error
 
     def picture(self) -> np.ndarray:
-        done, frame = self._capture.retrieve()
+        try:
+            done, frame = self._capture.retrieve()
+        except cv2.error as error:
+            raise Ended(f"OpenCV cannot decode a frame ({error.err}); {KEPT}") from error
         if not done:
-            raise Ended("a frame cannot be decoded; what came before is in place")
+            raise Ended(f"a frame cannot be decoded; {KEPT}")
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
     def check_end(self, count: int) -> None:
         if self._live:
-            raise Ended(f"the stream stopped after {count} frames; what came is in place")
-        # Some containers only estimate their number.
+            raise Ended(f"the stream stopped after {count} frames; they were ranked")
+        # Some containers only estimate their number of frames.
         if count < self.declared - max(2, 0.02 * self.declared):
             raise Ended(
-                f"it ends after {count} of the {self.declared} frames it declares: cut short or "
-                "damaged; what could be read is in place"
+                f"it ends after {count} of the {self.declared} frames it declares, so it is cut "
+                "short or damaged; the frames that could be read were ranked"
             )
 
     def release(self) -> None:
@@ -196,7 +217,7 @@ def _capture(source: Source) -> cv2.VideoCapture:
 
 
 class _Numbered:
-    """Numbered images: shot%04d.png. All there are, by number; gaps are closed."""
+    """Numbered images such as shot%04d.png: all that exist, by their number; gaps are closed."""
 
     def __init__(self, pattern: str, rate: float) -> None:
         self._paths = numbered(pattern)
@@ -211,23 +232,24 @@ class _Numbered:
         path = self._paths[self._next - 1]
         try:
             return read_image(path)
-        except (OSError, ValueError) as error:
-            raise Ended(f"{path.name}: {error}; what came before is in place") from error
+        except (OSError, InputError) as error:
+            raise Ended(f"{path.name}: {error}; {KEPT}") from error
 
     def check_end(self, count: int) -> None:
-        """A sequence has all it has."""
+        """Nothing says that there should be more."""
 
     def release(self) -> None:
-        """Nothing is open."""
+        """No file is kept open."""
 
 
 class _Raw:
-    """Frames of width × height × 3 bytes, RGB, one after the other."""
+    """Frames of width × height × 3 bytes, RGB, one after the other on standard input."""
 
     declared = 0
 
     def __init__(self, stream: BinaryIO, size: tuple[int, int], rate: float) -> None:
-        # Without its buffer: a thread that waits in there at exit would bring Python down.
+        # It is read without its buffer: a thread that waits inside the buffer when Python exits
+        # would crash it.
         self._stream = getattr(stream, "raw", stream)
         self._size, self.rate = size, rate
         self._data = bytearray()
@@ -240,8 +262,8 @@ class _Raw:
             self._data += part
         if 0 < len(self._data) < wanted:
             raise Ended(
-                f"the input ends inside a frame: {len(self._data)} of {wanted} bytes; is --raw "
-                f"{width}x{height} its size? What came before is in place"
+                f"the input ends inside a frame: {len(self._data)} of {wanted} bytes; are its "
+                f"frames {width}x{height}? The frames before that were ranked"
             )
         return bool(self._data)
 
@@ -250,15 +272,15 @@ class _Raw:
         return np.frombuffer(self._data, np.uint8).reshape(height, width, 3)
 
     def check_end(self, count: int) -> None:
-        """A pipe ends when it ends."""
+        """A pipe may end after any frame."""
 
     def release(self) -> None:
         """Standard input stays open."""
 
 
 def parse_raw(text: str) -> tuple[int, int]:
-    """ "640x360" to (640, 360). Raises ValueError."""
+    """Read "640x360" as (640, 360), width and height in pixels. Raises OptionError."""
     match = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text)
     if match is None:
-        raise ValueError(f"--raw takes WIDTHxHEIGHT such as 640x360, got {text!r}")
+        raise OptionError(f"expected a size as WIDTHxHEIGHT, such as 640x360, got {text!r}")
     return int(match[1]), int(match[2])

@@ -1,4 +1,4 @@
-"""H.264 in MP4 through PyAV: video that ordinary players and browsers open."""
+"""Write H.264 in MP4 through PyAV, which ordinary players and browsers open."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MISSING = (
     "PyAV is not installed, so videos are written as MPEG-4 Part 2, which browsers do not play: "
     "pip install 'dsgnn[video]' for H.264"
 )
-# Constant quality; the preset keeps encoding well below the cost of inference.
+# The quality is constant, and the preset keeps encoding well below the cost of inference.
 OPTIONS = {"crf": "20", "preset": "veryfast"}
-SLOWEST = 100_000  # seconds a frame; MP4 counts time in a 32-bit fraction
-# FFmpeg's numbers of H.273 colour descriptions.
+SLOWEST = 100_000  # seconds per frame; MP4 counts time in a 32-bit fraction
+# FFmpeg's numbers for the colour descriptions of H.273.
 SMPTE170M, LIMITED, BT709 = 6, 1, 1
 
 
@@ -35,9 +35,10 @@ def h264_writer(
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Give a function that appends (h, w, 3) uint8 RGB frames of `size` (width, height).
 
-    yuv420p, the index in front (a browser plays before it has everything). Its sides are even: an
-    odd one repeats its last row or column. On leaving, on an error too, the file is finished with
-    what it has. Raises OSError if that cannot be written.
+    rate: frames per second. The video is yuv420p and has its index in front, so that a browser can
+    play it before it has all of it. Both sides of the video are even: where a side of the frames is
+    odd, the last row or column is repeated. When the block is left, also by an error, the file is
+    finished with the frames it has. Raises OSError if it cannot be written.
     """
     import av
 
@@ -49,7 +50,7 @@ def h264_writer(
             stream = container.add_stream("libx264", rate=exact, options=OPTIONS)
             stream.width, stream.height = width + width % 2, height + height % 2
             stream.pix_fmt = "yuv420p"
-            # Said in the file, or players guess by the size: FFmpeg converts from RGB by BT.601.
+            # Players guess by the size if the file does not say it. FFmpeg converts RGB by BT.601.
             codec = stream.codec_context
             codec.colorspace, codec.color_range = SMPTE170M, LIMITED
             codec.color_primaries = codec.color_trc = BT709

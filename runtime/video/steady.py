@@ -1,16 +1,27 @@
 """Hold a video's ranking steady: objects keep their identity, and ranks do not flicker.
 
-A network ranks every frame anew. Noise in its saliencies swaps neighbours to and fro, an object
-missed in one frame moves all those below it up and down again, and nothing tells which object of
-one frame is which of the next. `Steadier` keeps a track per object:
+A network ranks every frame on its own. Noise in its saliencies makes neighbours swap ranks back and
+forth. An object that is missed in one frame moves all those below it up, and down again in the next
+frame. And nothing says which object of one frame is which object of the next. `Steadier` therefore
+keeps a track for each object:
 
-- objects and tracks are paired by the overlap of their masks, a track's moved on with its motion;
-- saliencies are smoothed, and two neighbours swap ranks only when they differ by more than their
-  own noise, which is estimated from their changes from frame to frame (saliencies have no scale);
-- a new object takes a rank once it was there for APPEAR_S; one that is missed keeps its last mask
-  for HOLD_S and its identity for REMEMBER_S. At a cut, where nothing overlaps what had a rank, both
-  take effect at once, and so they do in the first frame and where frames lie REMEMBER_S apart or
-  more: an object that is in one of them alone is no flicker. In an empty scene it may well be one.
+- Objects and tracks are paired by the overlap of their masks. The mask of a track is first moved by
+  the track's motion.
+- Saliencies are smoothed. Two neighbours swap ranks only when they differ by more than their own
+  noise. The noise is estimated from how they change from frame to frame, because saliencies have no
+  fixed scale.
+- A new object takes a rank when it has been there for APPEAR_S.
+- An object that is missed keeps its last mask and its rank for HOLD_S, and its identity for
+  REMEMBER_S.
+
+There are two exceptions, in which new objects take their ranks without waiting:
+
+- At a cut, which is a frame where no object overlaps any track. The old tracks end there.
+- In the first frame, and in a frame that comes REMEMBER_S or more after the one before it. An
+  object that is seen in a single one of such distant frames is not a flicker.
+
+An empty scene is not treated as a cut: an object that appears in it for a single frame may well be
+noise.
 """
 
 from __future__ import annotations
@@ -24,7 +35,7 @@ import numpy as np
 from dsgnn.runtime.ranking import RankedObject, Ranking
 
 # Chosen on the generated clips of tests/runtime/steadiness.py.
-CELLS = 128  # masks are compared on a map whose longest side has this many cells
+CELLS = 128  # masks are compared on a grid whose longest side has this many cells
 OVERLAP = 0.25  # intersection over union from which an object continues a track
 SMOOTH_S = 0.3  # time constant of the saliency
 NOISE_S = 2.0  # time constant of its noise
@@ -38,8 +49,14 @@ EPSILON_S = 1e-6  # times are sums of fractions
 
 @dataclass(eq=False)
 class _Track:
-    """One object over time. cells: its last mask (ch, cw) float32 of 0 and 1; centre: (x, y) of
-    that; velocity: cells per second; noise: standard deviation of the saliency in one frame."""
+    """One object over time.
+
+    cells: its last mask on the grid, (ch, cw) float32, see `_cells`. centre: the centre of gravity
+    (x, y) of that mask, in cells. velocity: (x, y), in cells per second. saliency: the smoothed
+    one. noise: the standard deviation of the saliency in one frame. frames: in how many frames the
+    object was seen. first_s, last_s: when it was first and last seen. shown: whether it has taken a
+    rank.
+    """
 
     identity: int
     item: RankedObject
@@ -51,22 +68,22 @@ class _Track:
     frames: int
     first_s: float
     last_s: float
-    shown: bool  # has taken a rank
+    shown: bool
 
     def moved(self, time_s: float) -> np.ndarray:
-        """Where its mask is expected: (ch, cw) float32."""
+        """The mask where it is expected at this time: (ch, cw) float32."""
         x, y = self.velocity * (time_s - self.last_s)
         h, w = self.cells.shape
         shift = np.array([[1, 0, x], [0, 1, y]], np.float32)
         return np.asarray(cv2.warpAffine(self.cells, shift, (w, h)))
 
     def follow(self, item: RankedObject, cells: np.ndarray, time_s: float) -> None:
-        """Take the object of a new frame."""
+        """Continue the track with the object of a new frame."""
         step = max(time_s - self.last_s, EPSILON_S)
         centre = _centre(cells)
         share = _share(step, MOTION_S, self.frames)
         self.velocity = self.velocity + share * ((centre - self.centre) / step - self.velocity)
-        # The mean difference of two normal values is 2/√π of their standard deviation.
+        # The mean difference of two normally distributed values is 2/√π times their deviation.
         change = abs(item.saliency - self.item.saliency) / 1.128
         self.noise += _share(step, NOISE_S, self.frames) * (change - self.noise)
         self.frames += 1
@@ -75,22 +92,22 @@ class _Track:
 
 
 class Steadier:
-    """Steady the rankings of one video, frame by frame. Not for several threads."""
+    """Steady the rankings of one video, frame by frame. It must be called from one thread only."""
 
     def __init__(self) -> None:
         self._tracks: list[_Track] = []
         self._order: list[_Track] = []  # those with a rank, most salient first
         self._size = (0, 0)
         self._count = 0
-        self._last_s = float("-inf")  # time of the frame before
+        self._last_s = float("-inf")  # time of the previous frame
 
     def __call__(self, ranking: Ranking, time_s: float) -> Ranking:
-        """The steadied ranking of the next frame.
+        """Steady the ranking of the next frame.
 
-        time_s: of the frame, seconds, growing. Every object of the result has an identity;
-        `saliency` is the smoothed one, and `rank` may for a moment differ from its order. An object
-        that the network missed is there with its last mask. A frame of another size starts anew,
-        with new identities.
+        time_s: the time of the frame in seconds; it must grow from call to call. Every object of
+        the result has an `identity`. Its `saliency` is the smoothed one, and for a moment its
+        `rank` may differ from the order of the saliencies. An object that the network missed is
+        present with its last mask. A frame of another size starts anew, with new identities.
         """
         size = (ranking.height, ranking.width)
         if size != self._size:
@@ -131,7 +148,10 @@ class Steadier:
         return replace(ranking, objects=steadied)
 
     def _pair(self, cells: list[np.ndarray], time_s: float) -> dict[int, _Track]:
-        """Object number → its track: the largest overlaps first, each object and track once."""
+        """Find the track of each object; gives tracks by the number of the object.
+
+        The largest overlaps are paired first, and each object and track is paired once.
+        """
         if not cells or not self._tracks:
             return {}
         now = np.stack([one.ravel() for one in cells])  # (P, cells)
@@ -147,7 +167,7 @@ class Steadier:
         return pairs
 
     def _retire(self, time_s: float) -> None:
-        """Forget what is long gone, and at once what never had a rank."""
+        """Forget tracks that were not seen for long. One that never had a rank goes at once."""
 
         def lives(track: _Track) -> bool:
             kept_s = REMEMBER_S if track.shown else 0.0
@@ -157,7 +177,7 @@ class Steadier:
         self._order = [t for t in self._order if time_s - t.last_s <= HOLD_S + EPSILON_S]
 
     def _sort(self, time_s: float) -> None:
-        """New objects to their places, then neighbours that clearly changed."""
+        """Give new objects their places, then swap neighbours whose order has clearly changed."""
         far_apart = time_s - self._last_s >= REMEMBER_S - EPSILON_S
         for track in self._tracks:
             there = track.last_s == time_s and track not in self._order
@@ -167,7 +187,7 @@ class Steadier:
                 above = sum(other.saliency >= track.saliency for other in self._order)
                 self._order.insert(above, track)
         swapped = True
-        while swapped:  # ends: each swap leaves fewer pairs in the wrong order
+        while swapped:  # this ends, because each swap leaves fewer pairs in the wrong order
             swapped = False
             for place, (upper, lower) in enumerate(
                 zip(self._order[:-1], self._order[1:], strict=True)
@@ -180,7 +200,7 @@ class Steadier:
 
 
 def _cells(mask: np.ndarray) -> np.ndarray:
-    """(h, w) bool to the share of each cell that is object: (ch, cw) float32."""
+    """A mask on the grid: (h, w) bool to (ch, cw) float32, 1 where most of a cell is object."""
     h, w = mask.shape
     scale = min(1.0, CELLS / max(h, w))
     size = max(1, round(w * scale)), max(1, round(h * scale))
@@ -188,7 +208,7 @@ def _cells(mask: np.ndarray) -> np.ndarray:
 
 
 def _centre(cells: np.ndarray) -> np.ndarray:
-    """Centre of gravity (x, y), in cells; of an empty map its corner."""
+    """The centre of gravity (x, y) of a mask, in cells. That of an empty mask is its corner."""
     total = max(float(cells.sum()), EPSILON_S)
     x = cells.sum(0) @ np.arange(cells.shape[1])
     y = cells.sum(1) @ np.arange(cells.shape[0])
@@ -196,5 +216,8 @@ def _centre(cells: np.ndarray) -> np.ndarray:
 
 
 def _share(step_s: float, constant_s: float, frames: int) -> float:
-    """What one of `frames` values adds to a running mean; in the beginning all count alike."""
+    """The weight of a new value in a running mean of `frames` values.
+
+    It is set by the time constant, but in the beginning all values count alike.
+    """
     return max(1 - exp(-step_s / constant_s), 1 / frames)

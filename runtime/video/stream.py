@@ -1,32 +1,42 @@
-"""Frames in, ranked frames out: what `Ranker.stream` and dsgnn-run share."""
+"""Frames in, ranked frames out: the part that Python's streams and dsgnn-run share."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
+
+import numpy as np
 
 from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.video.frames import Ended, Frame, Frames
-from dsgnn.runtime.video.overlap import ahead
+from dsgnn.runtime.video.pipeline import read_ahead
 from dsgnn.runtime.video.steady import Steadier
 
-if TYPE_CHECKING:
-    from dsgnn.runtime.ranker import Ranker
+DECODED = 4  # decoded frames that wait to be ranked, beyond those of one batch
 
-AHEAD = 4  # decoded frames that wait; as much again as a batch
+
+class FrameRanker(Protocol):
+    """What this wing needs of a `Ranker`."""
+
+    def batch(self, images: Sequence[np.ndarray]) -> list[Ranking]:
+        """Rank frames, each (h, w, 3) uint8 RGB, in their order."""
+
+    def describe(self) -> dict[str, Any]:
+        """The `model` entry of the records."""
 
 
 def ranked_frames(
-    ranker: Ranker, frames: Frames, batch: int, steady: bool
+    ranker: FrameRanker, frames: Frames, batch: int, steady: bool
 ) -> Generator[tuple[Frame, Ranking], None, None]:
-    """Rank frames in groups of `batch`, decoding the next meanwhile.
+    """Rank frames in groups of `batch` while the next ones are decoded.
 
-    The frames before an `Ended` are ranked first, in a smaller group if need be.
+    steady: objects keep their identity and ranks do not flicker. When the frames end with `Ended`,
+    those before it are ranked first, in a smaller group if need be, and then it is raised.
     """
     steadier = Steadier()
-    with closing(ahead(iter(frames), AHEAD + batch)) as decoded:
+    with closing(read_ahead(iter(frames), DECODED + batch)) as decoded:
         ended: Ended | None = None
         while ended is None:
             group: list[Frame] = []

@@ -79,8 +79,8 @@ def ranked(result: Result) -> int:
     ("data", "reason"),
     [
         (b"", "the file is empty (0 bytes)"),
-        (b"hello", "no frame can be read: damaged, or no video that OpenCV decodes"),
-        (b"\0" * 5000, "no frame can be read: damaged, or no video that OpenCV decodes"),
+        (b"hello", "no frame can be read: it is damaged, or no video that OpenCV decodes"),
+        (b"\0" * 5000, "no frame can be read: it is damaged, or no video that OpenCV decodes"),
     ],
 )
 def test_no_video_at_all(go, data: bytes, reason: str) -> None:
@@ -132,7 +132,7 @@ def test_streams_of_no_length(go) -> None:
     """A pipe that closes at once, and a camera that takes the call and says nothing."""
     result = go("-", "--raw", f"{W}x{H}")
     assert result.exit_code == 1 and files() == ["results.json"]
-    assert "stdin: it has no frame to rank: empty, or --start lies behind its end" in result.output
+    assert "stdin: it has no frame to rank" in result.output
     with camera(b"") as address:
         result = go(f"rtsp://{address}/live")
     assert result.exit_code == 1 and files() == ["results.json"]
@@ -182,7 +182,7 @@ def test_an_mp4_cut_short(go, clip) -> None:
     Path("clip.mp4").write_bytes(data[: len(data) // 2])
     result = go("clip.mp4")
     assert result.exit_code == 1 and files() == ["results.json"]
-    assert "clip.mp4: no frame can be read: damaged" in result.output
+    assert "clip.mp4: no frame can be read" in result.output
 
 
 def test_damage_anywhere_in_a_video(go, clip) -> None:
@@ -466,7 +466,7 @@ def test_video_options_reach_the_run(go, clip) -> None:
     for wrong, message in (
         (("--every", "0"), "every and max_frames must be at least 1"),
         (("--batch", "0"), "batch must be at least 1, got 0"),
-        (("--raw", "big"), "--raw takes WIDTHxHEIGHT"),
+        (("--raw", "big"), "expected a size as WIDTHxHEIGHT"),
         (("--raw", "64x48"), "--raw is the size of frames on standard input: give - as a source"),
     ):
         result = go("clip.avi", *wrong)
@@ -495,8 +495,8 @@ def test_5000_frames_in_flat_memory(ranker, scene, monkeypatch: pytest.MonkeyPat
 
     from dsgnn.runtime.disk.sources import find_sources
     from dsgnn.runtime.run.loop import rank_sources
-    from dsgnn.runtime.video.clip import VideoOptions
     from dsgnn.runtime.video.frames import Selection
+    from dsgnn.runtime.video.to_files import VideoOptions
 
     height, width, total = 180, 320, 5000
 

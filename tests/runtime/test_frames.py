@@ -101,19 +101,19 @@ def test_raw_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [frame.time_s for frame in frames] == [0, 0.2]
     assert list(raw(monkeypatch, b"")) == []
     got = []
-    message = "the input ends inside a frame: 1 of 36 bytes; is --raw 4x3 its size"
+    message = "the input ends inside a frame: 1 of 36 bytes; are its frames 4x3"
     with pytest.raises(Ended, match=message):
         for frame in raw(monkeypatch, pixels[0].tobytes() + b"x"):
             got.append(frame)
     assert len(got) == 1
-    with pytest.raises(ValueError, match="frames on standard input need --raw"):
+    with pytest.raises(ValueError, match="frames on standard input need their size"):
         Frames(Source(None, "stdin", feed="raw"), Selection())
 
 
 def test_raw_sizes() -> None:
     assert parse_raw("640x360") == (640, 360)
     for text in ("640", "0x5", "axb", "4x3x3"):
-        with pytest.raises(ValueError, match="--raw takes WIDTHxHEIGHT such as 640x360, got"):
+        with pytest.raises(ValueError, match="a size as WIDTHxHEIGHT, such as 640x360, got"):
             parse_raw(text)
 
 
@@ -135,7 +135,9 @@ def test_numbered_images() -> None:
     Path("shots/a9.png").unlink()
     Path("shots/a011.png").write_bytes(b"hello")
     got = []
-    with pytest.raises(Ended, match=r"a011.png: it is not an image .* came before is in place"):
+    with pytest.raises(
+        Ended, match=r"a011.png: it is not an image .* the frames before that were ranked"
+    ):
         for frame in Frames(video_source("shots/a%d.png"), Selection()):
             got.append(frame)
     assert len(got) == 3
@@ -194,7 +196,7 @@ def test_an_address_whose_connection_is_lost(server: str, clip: Path) -> None:
 
 def test_an_http_camera_that_dies(server: str) -> None:
     got = []
-    with pytest.raises(Ended, match="the stream stopped after 20 frames; what came is in place"):
+    with pytest.raises(Ended, match="the stream stopped after 20 frames; they were ranked"):
         for frame in Frames(video_source(f"{server}/camera"), Selection()):
             got.append(round(frame.image.mean() / 5))
     assert got == list(range(20))
@@ -221,7 +223,7 @@ def test_a_network_camera_that_dies(
         frames = Frames(video_source(f"rtsp://me:secret@{address}/live"), Selection())
         assert (frames.rate, frames.expected) == (25, 0)
         got = []
-        with pytest.raises(Ended, match=r"the stream stopped after \d+ frames; what came is in"):
+        with pytest.raises(Ended, match=r"the stream stopped after \d+ frames; they were ranked"):
             for frame in frames:
                 got.append(round(frame.image.mean() / 5))
     assert len(got) > 40 and got == sorted(got)
@@ -256,7 +258,7 @@ def test_a_camera_that_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = Frames(video_source(3), Selection())
     assert frames.expected == 0 and frames.rate == 25
     got = []
-    with pytest.raises(Ended, match="the stream stopped after 2 frames; what came is in place"):
+    with pytest.raises(Ended, match="the stream stopped after 2 frames; they were ranked"):
         for frame in frames:
             got.append(frame)
     assert len(got) == 2

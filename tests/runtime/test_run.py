@@ -455,14 +455,14 @@ def test_a_video_and_a_photo_of_one_name(go, scene, photo: np.ndarray) -> None:
 def test_a_video_gives_no_crops(go, scene) -> None:
     clip("clip.mp4", scene, frames=3)
     (outcome,) = go("clip.mp4", kinds=("crops",))
-    assert outcome.error == "a video gives overlay, map, masks, json, got --save crops"
+    assert outcome.error == "a video gives overlay, map, masks, json, and only crops was asked for"
     assert files() == []
 
 
 def test_no_video(go) -> None:
     Path("clip.mp4").write_bytes(b"hello")
     (outcome,) = go("clip.mp4", kinds=("overlay", "json"))
-    assert outcome.error == "no frame can be read: damaged, or no video that OpenCV decodes"
+    assert outcome.error == "no frame can be read: it is damaged, or no video that OpenCV decodes"
     assert files() == ["results.json"]
     assert results()["images"][0]["error"] == outcome.error
 
@@ -474,8 +474,8 @@ def test_a_video_cut_short_keeps_what_was_read(go, scene) -> None:
     *ranked, failed = go("clip.avi", kinds=("overlay", "json"))
     assert 5 < len(ranked) < 35
     assert failed.error == (
-        f"it ends after {len(ranked)} of the 40 frames it declares: cut short or damaged; what "
-        "could be read is in place"
+        f"it ends after {len(ranked)} of the 40 frames it declares, so it is cut short or damaged; "
+        "the frames that could be read were ranked"
     )
     assert len(Path("out/clip.frames.jsonl").read_text().splitlines()) == len(ranked)
     assert len(frames("out/clip.overlay.mp4")) == len(ranked)
@@ -495,8 +495,8 @@ def test_a_video_that_changes_size(go, monkeypatch: pytest.MonkeyPatch) -> None:
     *ranked, failed = go("clip.mp4", kinds=("overlay", "json"))
     assert len(ranked) == 2
     assert failed.error == (
-        "frame 2 is 48×64, the video began with 64×48: cut it where the size changes; what came "
-        "before is in place"
+        "frame 2 is 48×64, the video began with 64×48: cut it where the size changes; the frames "
+        "before that were ranked"
     )
     assert len(Path("out/clip.frames.jsonl").read_text().splitlines()) == 2
     assert json.loads(Path("out/clip.summary.json").read_text())["complete"] is False

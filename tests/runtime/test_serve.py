@@ -24,8 +24,9 @@ from click.testing import CliRunner
 from serving import Direct, send, serving
 from sockets import family, listening
 
-from dsgnn.runtime import Ranker, replicas, samples
+from dsgnn.runtime import Ranker, samples
 from dsgnn.runtime.images import read_image
+from dsgnn.runtime.serving import replicas
 from dsgnn.runtime.serving.app import Limits, WorkersLost, negotiate
 from dsgnn.runtime.serving.cli import main
 from dsgnn.runtime.serving.listen import bind

@@ -9,19 +9,25 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import pytest
 
-from dsgnn.runtime import Ranker
-from dsgnn.runtime.disk.outputs import make_folder
+from dsgnn.runtime import Ranker, Ranking
+from dsgnn.runtime.disk.outputs import Target, make_folder
 from dsgnn.runtime.disk.sources import Source, find_sources
 from dsgnn.runtime.run.loop import Outcome, rank_sources
-from dsgnn.runtime.video.clip import BEHIND, Presence, VideoOptions, choose_threads
 from dsgnn.runtime.video.frames import Ended, Selection, _Capture
 from dsgnn.runtime.video.h264 import h264_writer
+from dsgnn.runtime.video.to_files import (
+    RANKED,
+    Presence,
+    VideoOptions,
+    choose_threads,
+    rank_video,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -136,7 +142,7 @@ def test_batches_change_nothing(go: Run, clip, batch: int) -> None:
 def test_no_frame_is_left(go: Run, clip) -> None:
     clip()
     (outcome,) = go("clip.avi", select=Selection(start_s=9))
-    assert outcome.error == "it has no frame to rank: empty, or --start lies behind its end"
+    assert outcome.error == "it has no frame to rank: it is empty, or it ends before the start"
     assert sorted(path.name for path in Path("out").iterdir()) == ["results.json"]
 
 
@@ -164,7 +170,7 @@ def test_stream(clip, ranker: Ranker) -> None:
             "^expected 0 ≤ start < end, in seconds, got 2 and",
         ),
         ("other.avi", {}, "there is no video file other.avi"),
-        ("damaged.avi", {}, "no frame can be read: damaged"),
+        ("damaged.avi", {}, "no frame can be read"),
         ("shot%d.png", {}, "no file has a name of this pattern"),
     ],
 )
@@ -182,7 +188,7 @@ def test_a_stream_can_be_left(clip, ranker: Ranker) -> None:
     stream = ranker.stream("clip.avi")
     assert len(list(itertools.islice(stream, 3))) == 3
     stream.close()
-    assert all(thread.name != "dsgnn-ahead" for thread in threading.enumerate())
+    assert all(thread.name != "dsgnn-read-ahead" for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -233,7 +239,7 @@ def test_the_time_of_writing_is_told(go: Run, clip, monkeypatch: pytest.MonkeyPa
     add = Presence.add
     monkeypatch.setattr(Presence, "add", lambda *arguments: time.sleep(0.02) or add(*arguments))
     told_ms = sum(outcome.timings_ms["save"] for outcome in go("clip.avi"))
-    assert told_ms > 20 * (20 - BEHIND - 2)  # but for what was still waiting
+    assert told_ms > 20 * (20 - RANKED - 2)  # but for what was still waiting
 
 
 def test_h264_that_browsers_play(go: Run, clip) -> None:
@@ -318,13 +324,13 @@ def test_show(go: Run, clip, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(
-        "dsgnn.runtime.video.clip.cv2.imshow", lambda name, image: shown.append(image)
+        "dsgnn.runtime.video.to_files.cv2.imshow", lambda name, image: shown.append(image)
     )
     monkeypatch.setattr(
-        "dsgnn.runtime.video.clip.cv2.destroyAllWindows", lambda: shown.append("closed")
+        "dsgnn.runtime.video.to_files.cv2.destroyAllWindows", lambda: shown.append("closed")
     )
     keys = iter([-1, -1, ord("q")])
-    monkeypatch.setattr("dsgnn.runtime.video.clip.cv2.waitKey", lambda delay: next(keys))
+    monkeypatch.setattr("dsgnn.runtime.video.to_files.cv2.waitKey", lambda delay: next(keys))
     with pytest.raises(KeyboardInterrupt):
         go("clip.avi", show=True)
     assert len(shown) == 4 and shown[0].shape == (48, 64, 3) and shown[3] == "closed"
@@ -332,20 +338,72 @@ def test_show(go: Run, clip, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_show_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsgnn.runtime.video.clip.sys.platform", "linux")
+    monkeypatch.setattr("dsgnn.runtime.video.to_files.sys.platform", "linux")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(ValueError, match="--show needs a screen: DISPLAY is not set here"):
+    with pytest.raises(ValueError, match="a window needs a screen, and DISPLAY is not set"):
         VideoOptions(show=True)
 
 
 @pytest.mark.parametrize(
     ("asked", "name", "cores", "expected"),
-    [(None, "clip.mp4", 2, 1), (None, "clip.mp4", 1, 1), (None, "clip.mp4", 4, None),
-     (None, "photo.jpg", 2, None), (2, "clip.mp4", 2, 2), (0, "clip.mp4", 2, 0)],
-)  # fmt: skip
+    [
+        (None, "clip.mp4", 2, 1),
+        (None, "clip.mp4", 1, 1),
+        (None, "clip.mp4", 4, None),
+        (None, "photo.jpg", 2, None),
+        (2, "clip.mp4", 2, 2),
+        (0, "clip.mp4", 2, 0),
+    ],
+)
 def test_a_video_leaves_one_of_two_cores_to_its_coding(
     asked: int | None, name: str, cores: int, expected: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert choose_threads(asked, [Source(Path(name), name)]) == expected
+
+
+@pytest.mark.parametrize("stage", ["ranking", "writing"])
+def test_a_bug_of_ours_surfaces_after_the_files(
+    go: Run, clip, ranker: Ranker, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no fault of the video's; what was ranked before it is whole."""
+    clip()
+    batch, draw, calls = ranker.batch, Ranking.draw, itertools.count(1)
+
+    def planted(run: Callable[..., Any]) -> Callable[..., Any]:
+        def fifth_fails(*arguments: Any) -> Any:
+            if next(calls) == 5:
+                return np.zeros((2, 3)) + np.zeros((4, 5))  # does not broadcast: a ValueError
+            return run(*arguments)
+
+        return fifth_fails
+
+    if stage == "ranking":
+        monkeypatch.setattr(ranker, "batch", planted(batch))
+    else:
+        monkeypatch.setattr(Ranking, "draw", planted(draw))
+    find = find_sources(["clip.avi"], Path("out")).sources[0]
+    Path("out").mkdir()
+    target = Target(Path("out"), find, ("overlay", "json"), "assr", frozenset())
+    with pytest.raises(ValueError, match="could not be broadcast") as raised:
+        list(rank_video(ranker, target, VideoOptions()))
+    assert "fifth_fails" in [entry.name for entry in raised.traceback]
+    assert [line["frame"] for line in lines()] == [0, 1, 2, 3]
+    assert (summary()["frames"], summary()["complete"]) == (4, False)
+    assert len(frames("out/clip.overlay.mp4")) == 4
+
+
+def test_what_is_no_bug_leaves_no_files(go: Run, clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, for one: half a record is none."""
+    clip()
+    add, calls = Presence.add, itertools.count(1)
+
+    def fails(*arguments: Any) -> None:
+        if next(calls) == 5:
+            raise OSError(28, "No space left on device")
+        add(*arguments)
+
+    monkeypatch.setattr(Presence, "add", fails)
+    assert go("clip.avi", kinds=("overlay", "json"))[-1].error == "No space left on device"
+    assert [path.name for path in Path("out").iterdir()] == ["results.json"]

@@ -18,13 +18,14 @@ from time import perf_counter
 import cv2
 import numpy as np
 
-from dsgnn.runtime import Ranker, h264, samples
+from dsgnn.runtime import Ranker, samples
 from dsgnn.runtime.disk.outputs import Target, video_file
 from dsgnn.runtime.disk.sources import find_sources, video_source
 from dsgnn.runtime.run.loop import rank_sources
-from dsgnn.runtime.video.clip import Presence, choose_threads, write_frames
+from dsgnn.runtime.video import h264
 from dsgnn.runtime.video.frames import Frames, Selection, parse_raw
 from dsgnn.runtime.video.steady import Steadier
+from dsgnn.runtime.video.to_files import Presence, choose_threads, write_frames
 
 RATE = 25
 

@@ -1,7 +1,8 @@
 """Let the stages of a video work at the same time, in order and in bounded memory.
 
-OpenCV, PyAV and the inference libraries all leave the interpreter lock while they work, so threads
-suffice: `ahead` reads before it is asked, `Behind` writes after it was told.
+OpenCV, PyAV and the inference libraries all release the interpreter lock while they work, so
+threads suffice. `read_ahead` produces items before they are asked for, and `WriteBehind` handles
+items after they were handed over.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
-WAIT_S = 0.05  # how often a waiting thread looks whether it is still wanted
-LEAVE_S = 2.0  # a thread that hangs in a dead stream's read is left behind
+WAIT_S = 0.05  # how often a waiting thread checks whether it is still wanted
+LEAVE_S = 2.0  # a thread that hangs while it reads a dead stream is abandoned after this time
 
 
 class _End:
-    """Follows the last item; error: what ended it early."""
+    """Put into the queue after the last item. error: what ended the items early, if anything."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
-def ahead(items: Iterator[Item], size: int) -> Generator[Item, None, None]:
-    """The same items in the same order, up to `size` of them made beforehand in a thread.
+def read_ahead(items: Iterator[Item], size: int) -> Generator[Item, None, None]:
+    """Yield the same items in the same order, up to `size` of them read in advance by a thread.
 
-    An error comes after the items before it. When the caller stops, so does the thread; a
-    generator is closed there.
+    An error of `items` is raised after the items that came before it. Closing this generator ends
+    the thread, and the thread closes `items` if that is a generator.
     """
     queue: Queue[Item | _End] = Queue(size)
     unwanted = Event()
@@ -55,7 +56,7 @@ def ahead(items: Iterator[Item], size: int) -> Generator[Item, None, None]:
             if hasattr(items, "close"):
                 items.close()
 
-    thread = Thread(target=work, name="dsgnn-ahead", daemon=True)
+    thread = Thread(target=work, name="dsgnn-read-ahead", daemon=True)
     thread.start()
     try:
         while not isinstance(item := queue.get(), _End):
@@ -67,23 +68,24 @@ def ahead(items: Iterator[Item], size: int) -> Generator[Item, None, None]:
         thread.join(LEAVE_S)
 
 
-class Behind(AbstractContextManager["Behind[Item]"], Generic[Item]):
-    """Handle items in a thread, in order, at most `size` of them waiting.
+class WriteBehind(AbstractContextManager["WriteBehind[Item]"], Generic[Item]):
+    """Handle items in a thread, in order, with at most `size` of them waiting.
 
-    Used in a `with` block; when it is left, on an error or Ctrl-C too, what was put is handled
-    first. An error of `handle` is raised by the next `put`, or when the block is left (in place of
-    a Ctrl-C: what was written is then not whole); what was put after the failed item is dropped.
+    It is used in a `with` block. When the block is left, everything that was put is handled first;
+    this holds for an error and for Ctrl-C too. An error of `handle` is raised by the next `put`, or
+    else when the block is left. There it takes the place of a Ctrl-C, because what was written is
+    not whole. Items that were put after the failed one are dropped.
     """
 
     def __init__(self, handle: Callable[[Item], None], size: int) -> None:
         self._handle = handle
         self._queue: Queue[Item | _End] = Queue(size)
         self._failed: BaseException | None = None
-        self._thread = Thread(target=self._work, name="dsgnn-behind", daemon=True)
+        self._thread = Thread(target=self._work, name="dsgnn-write-behind", daemon=True)
         self._thread.start()
 
     def put(self, item: Item) -> None:
-        """Hand an item over; waits while the queue is full."""
+        """Hand an item over, and wait while the queue is full."""
         if self._failed is not None:
             raise self._failed
         self._queue.put(item)

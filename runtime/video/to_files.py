@@ -25,21 +25,25 @@ from dsgnn.runtime.disk.outputs import (
     write_picture,
 )
 from dsgnn.runtime.disk.sources import Source
-from dsgnn.runtime.ranker import Ranker
+from dsgnn.runtime.errors import DsgnnError, InputError, OptionError
 from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.video.frames import Ended, Frame, Frames, Selection
-from dsgnn.runtime.video.overlap import Behind
-from dsgnn.runtime.video.stream import ranked_frames
+from dsgnn.runtime.video.pipeline import WriteBehind
+from dsgnn.runtime.video.stream import FrameRanker, ranked_frames
 
 SUMMARY_SCHEMA = "dsgnn.video/1"
-BEHIND = 4  # ranked frames that wait to be written
+RANKED = 4  # ranked frames that wait to be written
 WINDOW = "dsgnn-run (q ends)"
 
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """How videos are ranked. select: which frames. batch: frames per inference. steady: identities
-    and ranks are held steady. show: in a window, too. Raises ValueError if there is no screen."""
+    """How videos are ranked.
+
+    select: which frames. batch: frames per inference. steady: objects keep their identity and ranks
+    do not flicker. show: show the frames in a window too. Raises OptionError for a batch below 1,
+    and for a window where there is no screen.
+    """
 
     select: Selection = field(default_factory=Selection)
     batch: int = 1
@@ -48,13 +52,13 @@ class VideoOptions:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise ValueError(f"batch must be at least 1, got {self.batch}")
+            raise OptionError(f"batch must be at least 1, got {self.batch}")
         screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
         if self.show and sys.platform.startswith("linux") and not screen:
-            raise ValueError("--show needs a screen: DISPLAY is not set here")
+            raise OptionError("a window needs a screen, and DISPLAY is not set here")
 
     def to_dict(self) -> dict[str, Any]:
-        """What decides which frames are ranked and how; --skip-existing compares it."""
+        """What decides which frames are ranked and how. A run that resumes compares it."""
         select = self.select
         return {
             "every": select.every,
@@ -72,10 +76,10 @@ def writes_video(sources: Iterable[Source], kinds: Collection[str]) -> bool:
 
 
 def choose_threads(asked: int | None, sources: Iterable[Source]) -> int | None:
-    """CPU threads of one inference: as asked, or by what is ranked; None is the Ranker's default.
+    """CPU threads of one inference: as asked, or else by what is ranked. None is Ranker's default.
 
-    On two cores a video gets one: decoding, drawing and encoding beside it need the other
-    (`python tests/runtime/throughput.py --threads 1`, and 2).
+    On two cores a video gets one thread, because decoding, drawing and encoding need the other core
+    (compare `python tests/runtime/throughput.py --threads 1` with `--threads 2`).
     """
     if asked is not None:
         return asked
@@ -84,63 +88,75 @@ def choose_threads(asked: int | None, sources: Iterable[Source]) -> int | None:
 
 
 def rank_video(
-    ranker: Ranker, target: Target, options: VideoOptions
+    ranker: FrameRanker, target: Target, options: VideoOptions
 ) -> Generator[tuple[int, dict[str, float]], None, None]:
     """Rank a video into the target's files; yields (objects, milliseconds per stage) per frame.
 
-    A source that breaks off, Ctrl-C, and closing this generator leave whole files of the frames
-    that were ranked; any other error leaves none. Raises ValueError for what is wrong with the
-    source, after its files are in place if there was any frame.
+    Whole files of the frames that were ranked are left by a source that breaks off, by Ctrl-C, by
+    closing this generator, and by a bug of ours; the bug is raised when they are in place. None are
+    left where they cannot be written or the video cannot be ranked. Raises InputError for what is
+    wrong with the source (after its files are in place, if there was any frame), OptionError if
+    none of the kinds asked for exists for videos, OSError, and what the ranker raises.
     """
     if not set(target.kinds) & set(VIDEO_KINDS):
-        raise ValueError(
-            f"a video gives {', '.join(VIDEO_KINDS)}, got --save {','.join(target.kinds)}"
+        raise OptionError(
+            f"a video gives {', '.join(VIDEO_KINDS)}, and only {', '.join(target.kinds)} was "
+            "asked for"
         )
     frames = Frames(target.source, options.select)
     how = {"made": target.made(), "options": options.to_dict()}
     presence = Presence(frames.rate)
-    problem, told_ms = "", 0.0
+    broken: Exception | None = None
+    told_ms = 0.0
     try:
-        with ExitStack() as stack:
-            pairs = ranked_frames(ranker, frames, options.batch, options.steady)
-            stack.enter_context(closing(pairs))
-            behind: Behind[tuple[Frame, Ranking]] | None = None
+        with ExitStack() as files:
             try:
-                for frame, ranking in pairs:
-                    if behind is None:
-                        size = ranking.width, ranking.height
-                        write = stack.enter_context(
-                            write_frames(target, frames.rate, size, presence)
-                        )
-                        behind = stack.enter_context(Behind(write, BEHIND))
-                    behind.put((frame, ranking))
-                    if options.show:
-                        _show(ranking.draw(frame.image))
-                    written_ms = presence.save_ms  # of earlier frames: they wait to be written
-                    save_ms, told_ms = written_ms - told_ms, written_ms
-                    yield len(ranking.objects), {**ranking.timings_ms, "save": save_ms}
+                with ExitStack() as stages:
+                    pairs = ranked_frames(ranker, frames, options.batch, options.steady)
+                    stages.enter_context(closing(pairs))
+                    behind: WriteBehind[tuple[Frame, Ranking]] | None = None
+                    for frame, ranking in pairs:
+                        if behind is None:
+                            size = ranking.width, ranking.height
+                            writing = write_frames(target, frames.rate, size, presence)
+                            write = files.enter_context(writing)
+                            behind = stages.enter_context(WriteBehind(write, RANKED))
+                        behind.put((frame, ranking))
+                        if options.show:
+                            _show(ranking.draw(frame.image))
+                        written_ms = presence.save_ms  # of earlier frames, as these wait
+                        save_ms, told_ms = written_ms - told_ms, written_ms
+                        yield len(ranking.objects), {**ranking.timings_ms, "save": save_ms}
             except Ended as error:
-                problem = str(error)
+                broken = error
+            except (DsgnnError, OSError, MemoryError):
+                raise
+            except Exception as bug:
+                if not presence.frames:
+                    raise
+                broken = bug
     except (KeyboardInterrupt, GeneratorExit):
         _write_summary(target, ranker, how, presence, complete=False)
         raise
     finally:
         if options.show:
             cv2.destroyAllWindows()
+    if presence.frames:
+        _write_summary(target, ranker, how, presence, complete=broken is None)
+    if broken is not None:
+        raise broken
     if not presence.frames:
-        raise ValueError(
-            problem or "it has no frame to rank: empty, or --start lies behind its end"
-        )
-    _write_summary(target, ranker, how, presence, complete=not problem)
-    if problem:
-        raise ValueError(problem)
+        raise InputError("it has no frame to rank: it is empty, or it ends before the start")
 
 
 @contextmanager
 def write_frames(
     target: Target, rate: float, size: tuple[int, int], presence: Presence
 ) -> Iterator[Callable[[tuple[Frame, Ranking]], None]]:
-    """Give a function that writes one ranked frame to all files asked for."""
+    """Give a function that writes one ranked frame to all the files that were asked for.
+
+    rate: frames per second. size: (width, height) of the frames. presence: counts what was written.
+    """
     kinds = target.kinds
     with ExitStack() as stack:
         if "json" in kinds:
@@ -175,9 +191,10 @@ def write_frames(
 
 @dataclass
 class Presence:
-    """Which objects were there, and for how long they held rank 1; counted frame by frame.
+    """Which objects were present, and for how long they held rank 1, counted frame by frame.
 
-    rate: frames per second of those counted. save_ms: what writing them took, all together.
+    rate: counted frames per second. frames: how many were counted. save_ms: how long writing them
+    took in all. size: (width, height). objects: an entry for each identity.
     """
 
     rate: float
@@ -187,6 +204,7 @@ class Presence:
     objects: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, frame: Frame, ranking: Ranking) -> None:
+        """Count one frame."""
         self.frames += 1
         self.size = ranking.width, ranking.height
         for item in ranking.objects:
@@ -200,7 +218,8 @@ class Presence:
             entry["rank_1_s"] += (item.rank == 1) / self.rate
 
     def to_dict(self) -> dict[str, Any]:
-        """Objects in the order of their time at rank 1; none without steady identities."""
+        """The summary of the video. Its objects are in the order of their time at rank 1; there are
+        none where frames are ranked without identities."""
         entries: list[dict[str, Any]] = [
             {"identity": identity, **_rounded(entry)} for identity, entry in self.objects.items()
         ]
@@ -224,10 +243,13 @@ def _rounded(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_summary(
-    target: Target, ranker: Ranker, how: Mapping[str, Any], presence: Presence, complete: bool
+    target: Target, ranker: FrameRanker, how: Mapping[str, Any], presence: Presence, complete: bool
 ) -> None:
-    """NAME.summary.json. how: of what it was made and with which options. complete: False for a
-    video that was not ranked to its end."""
+    """Write NAME.summary.json, if JSON was asked for and any frame was ranked.
+
+    how: what it was made of and with which options. complete: False for a video that was not ranked
+    to its end.
+    """
     if "json" not in target.kinds or not presence.frames:
         return
     head = {"schema": SUMMARY_SCHEMA, "model": ranker.describe(), "file": target.source.shown}
@@ -236,7 +258,7 @@ def _write_summary(
 
 
 def _show(picture: np.ndarray) -> None:
-    """Raises KeyboardInterrupt when q or Esc was pressed in the window."""
+    """Show a frame in the window. Raises KeyboardInterrupt when q or Esc was pressed there."""
     cv2.imshow(WINDOW, to_bgr(picture))
     if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
         raise KeyboardInterrupt

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dsgnn.runtime.video.overlap import Behind, ahead
+from dsgnn.runtime.video.pipeline import WriteBehind, read_ahead
 
 
 def eventually(true: Callable[[], bool]) -> bool:
@@ -17,8 +17,8 @@ def eventually(true: Callable[[], bool]) -> bool:
 
 
 def test_ahead_keeps_the_order() -> None:
-    assert list(ahead(iter(range(100)), 3)) == list(range(100))
-    assert list(ahead(iter([]), 3)) == []
+    assert list(read_ahead(iter(range(100)), 3)) == list(range(100))
+    assert list(read_ahead(iter([]), 3)) == []
 
 
 def test_ahead_works_before_it_is_asked_but_not_too_far() -> None:
@@ -29,7 +29,7 @@ def test_ahead_works_before_it_is_asked_but_not_too_far() -> None:
             made.append(number)
             yield number
 
-    items = ahead(make(), 3)
+    items = read_ahead(make(), 3)
     assert next(items) == 0
     assert eventually(lambda: len(made) == 5)  # taken, 3 waiting, and one in hand
     time.sleep(0.1)
@@ -45,7 +45,7 @@ def test_an_error_comes_after_the_items_before_it() -> None:
 
     got = []
     with pytest.raises(ZeroDivisionError):
-        for item in ahead(make(), 5):
+        for item in read_ahead(make(), 5):
             got.append(item)
     assert got == [1, 2]
 
@@ -60,11 +60,11 @@ def test_leaving_ends_the_thread_and_the_generator() -> None:
         finally:
             closed.set()
 
-    items = ahead(make(), 2)
+    items = read_ahead(make(), 2)
     assert next(items) == 1
     items.close()
     assert closed.is_set()
-    assert eventually(lambda: all(t.name != "dsgnn-ahead" for t in threading.enumerate()))
+    assert eventually(lambda: all(t.name != "dsgnn-read-ahead" for t in threading.enumerate()))
 
 
 def test_behind_handles_all_in_order_before_it_is_left() -> None:
@@ -74,11 +74,11 @@ def test_behind_handles_all_in_order_before_it_is_left() -> None:
         time.sleep(0.002)
         done.append(item)
 
-    with Behind(handle, 2) as behind:
+    with WriteBehind(handle, 2) as behind:
         for number in range(30):
             behind.put(number)
     assert done == list(range(30))
-    with pytest.raises(KeyboardInterrupt), Behind(handle, 9) as behind:
+    with pytest.raises(KeyboardInterrupt), WriteBehind(handle, 9) as behind:
         behind.put(30)
         raise KeyboardInterrupt
     assert done[-1] == 30
@@ -87,7 +87,7 @@ def test_behind_handles_all_in_order_before_it_is_left() -> None:
 def test_behind_is_bounded() -> None:
     go = threading.Event()
     put = []
-    with Behind(lambda item: go.wait(10), 2) as behind:
+    with WriteBehind(lambda item: go.wait(10), 2) as behind:
 
         def fill() -> None:
             for number in range(6):
@@ -111,12 +111,12 @@ def test_an_error_of_behind_comes_out() -> None:
             raise OSError("full")
         done.append(item)
 
-    with pytest.raises(OSError, match="full"), Behind(handle, 2) as behind:
+    with pytest.raises(OSError, match="full"), WriteBehind(handle, 2) as behind:
         for number in range(50):
             behind.put(number)
     assert done == [0]
-    with pytest.raises(OSError, match="full"), Behind(handle, 2) as behind:
+    with pytest.raises(OSError, match="full"), WriteBehind(handle, 2) as behind:
         behind.put(1)  # known only when the block is left
-    with pytest.raises(OSError, match="full"), Behind(handle, 2) as behind:
+    with pytest.raises(OSError, match="full"), WriteBehind(handle, 2) as behind:
         behind.put(1)
         raise KeyboardInterrupt
