@@ -16,6 +16,7 @@ import numpy as np
 
 from dsgnn.runtime.disk.files import ffmpeg_name, whole_file, write_whole
 from dsgnn.runtime.disk.sources import Source, numbered
+from dsgnn.runtime.errors import InputError
 from dsgnn.runtime.ranking import RankedObject, Ranking
 from dsgnn.runtime.video import h264
 
@@ -237,15 +238,15 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
 
 
 def encode_picture(suffix: str, pixels: np.ndarray) -> bytes:
-    """Grey, BGR or BGRA in the format of the suffix. Raises ValueError for what it cannot hold."""
+    """Grey, BGR or BGRA in the format of the suffix. Raises InputError for what it cannot hold."""
     high, wide = pixels.shape[:2]
     if suffix == ".jpg" and max(high, wide) > JPEG_SIDE_PX:
-        raise ValueError(
+        raise InputError(
             f"a JPEG, as the overlay is, has at most {JPEG_SIDE_PX:,} pixels a side, not "
             f"{wide}×{high}: ask for the map and json alone"
         )
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == ".jpg" else []
     done, data = cv2.imencode(suffix, pixels, options)
     if not done:
-        raise ValueError(f"OpenCV cannot encode a {suffix} of shape {pixels.shape}")
+        raise InputError(f"OpenCV cannot encode a {suffix} of shape {pixels.shape}")
     return data.tobytes()
