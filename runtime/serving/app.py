@@ -79,8 +79,11 @@ class Workers(Protocol):
     """What ranks with one model. model: the `model` entry of results.json. shown: a line about it
     for a person."""
 
-    model: Mapping[str, Any]
-    shown: str
+    @property
+    def model(self) -> Mapping[str, Any]: ...
+
+    @property
+    def shown(self) -> str: ...
 
     async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
         """Rank an encoded photo and answer with one of the types in MEDIA.

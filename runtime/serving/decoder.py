@@ -16,8 +16,9 @@ import sys
 import threading
 import traceback
 from contextlib import suppress
+from math import ceil
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -26,7 +27,8 @@ from dsgnn.runtime.images import read_image
 from dsgnn.runtime.run.loop import silence_opencv
 
 PIXELS_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
-DECODE_S = 5.0  # seconds for one photo
+DECODE_S = 5  # seconds of processor time for one photo
+PATIENCE = 6  # and as many times that until the answer, as others use the processor too
 PIXEL_BYTES = 24  # memory for one pixel: sixteen bits of four channels, three times over
 BASE_BYTES = 256 << 20  # and for what does not depend on the size
 START_S = 60.0  # seconds for the process to start, on a busy machine
@@ -39,8 +41,9 @@ PIXELS, UNREADABLE, BUG, STARTED = range(4)
 class Decoder:
     """One decoding process. It serves one photo at a time."""
 
-    def __init__(self, max_pixels: int, limit_s: float = DECODE_S) -> None:
-        """max_pixels: width × height of the largest photo. limit_s: seconds for one photo."""
+    def __init__(self, max_pixels: int, limit_s: int = DECODE_S) -> None:
+        """max_pixels: width × height of the largest photo. limit_s: seconds of processor time for
+        one photo."""
         self._max_pixels, self._limit_s = max_pixels, limit_s
         self._started = False
         self._process = self._start()
@@ -59,12 +62,11 @@ class Decoder:
             assert self._process.stdin is not None
             self._process.stdin.write(REQUEST.pack(len(data)) + data)
             self._process.stdin.flush()
-            kind, height, width, body = self._answer(self._limit_s, late)
+            kind, height, width, body = self._answer(PATIENCE * self._limit_s, late)
         except (EOFError, BrokenPipeError):
-            self._process.wait()
-            if late.is_set():
-                limit = f"{self._limit_s:g} s"
-                raise InputError(f"decoding it takes longer than {limit}") from None
+            status = self._process.wait()
+            if late.is_set() or status == -getattr(signal, "SIGXCPU", 0):
+                raise InputError(f"decoding it takes longer than {self._limit_s} s") from None
             raise InputError("its decoder crashed on it") from None
         if kind == PIXELS:
             return np.frombuffer(body, np.uint8).reshape(height, width, 3)
@@ -90,7 +92,7 @@ class Decoder:
             "OPENBLAS_NUM_THREADS": "1",
         }
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(self._max_pixels)],
+            [sys.executable, "-P", "-m", __name__, str(self._max_pixels), str(self._limit_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -117,7 +119,7 @@ class Decoder:
             timer.cancel()
 
 
-def _exactly(pipe: BinaryIO, size: int) -> bytes:
+def _exactly(pipe: IO[bytes], size: int) -> bytes:
     data = pipe.read(size)
     if len(data) < size:
         raise EOFError
@@ -133,8 +135,25 @@ def _limit_memory(max_pixels: int) -> None:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmData:"):
             held = int(line.split()[1]) << 10
-            most = held + BASE_BYTES + PIXEL_BYTES * max_pixels
-            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+            _lower(resource.RLIMIT_DATA, held + BASE_BYTES + PIXEL_BYTES * max_pixels)
+
+
+def _limit_time(limit_s: int) -> None:
+    """Have this process ended when it has used so much more processor time. Not on Windows."""
+    if sys.platform != "win32":
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        _lower(resource.RLIMIT_CPU, ceil(used.ru_utime + used.ru_stime) + limit_s)
+
+
+def _lower(kind: int, limit: int) -> None:
+    """Set a limit of this process, unless it has a lower one that it may not change."""
+    import resource
+
+    _, hard = resource.getrlimit(kind)
+    soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(kind, (soft, hard))
 
 
 def main() -> None:
@@ -156,6 +175,7 @@ def main() -> None:
     while head := source.read(REQUEST.size):
         (size,) = REQUEST.unpack(head)
         data = source.read(size)
+        _limit_time(int(sys.argv[2]))
         try:
             pixels = np.ascontiguousarray(read_image(data))
         except InputError as error:
@@ -168,7 +188,8 @@ def main() -> None:
             text = traceback.format_exc().encode()
             answer(BUG, len(text), 0, text)
         else:
-            answer(PIXELS, *pixels.shape[:2], pixels.data.cast("B"))
+            height, width, _ = pixels.shape
+            answer(PIXELS, height, width, pixels.data.cast("B"))
 
 
 if __name__ == "__main__":

@@ -68,11 +68,13 @@ def make_server(app: Any, max_connections: int, timeout_s: float, **options: Any
     class Bounded(H11Protocol):
         """A connection that ends if it is one too many, or if its heads come too slowly."""
 
+        connections: set[Any]
+
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self.head_timer: asyncio.TimerHandle | None = None
-            peer = self.client and self.client[0]
-            same = sum(1 for other in self.connections if other.client and other.client[0] == peer)
+            peers = [other.client[0] for other in self.connections if other.client]
+            same = peers.count(self.client[0]) if self.client else 0
             if len(self.connections) > most or same > most_of_one:
                 self.end("503 Service Unavailable", "too many connections are open")
             self.await_head()

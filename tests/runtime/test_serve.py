@@ -334,16 +334,16 @@ def test_a_bug_of_ours_is_not_the_clients_fault(
 
 def test_a_photo_that_its_decoder_does_not_survive(data: bytes) -> None:
     """The next one gets a new process; so does one after a decoder that takes too long."""
-    decoder = Decoder(50_000_000, limit_s=30)
+    decoder = Decoder(50_000_000)
     photo = decoder(data)
     decoder._process.kill()
     decoder._process.wait()
     np.testing.assert_array_equal(decoder(data), photo)
-    decoder._limit_s = 0.5
+    decoder._limit_s = 1
     decoder._process.send_signal(signal.SIGSTOP)
-    with pytest.raises(InputError, match=r"longer than 0\.5 s"):
+    with pytest.raises(InputError, match="longer than 1 s"):
         decoder(data)
-    decoder._limit_s = 30
+    decoder._limit_s = DECODE_S
     np.testing.assert_array_equal(decoder(data), photo)
 
     def dies() -> None:
@@ -367,15 +367,26 @@ def test_what_claims_gigabytes(data: bytes) -> None:
         data[:33] + b"\x7f\xff\xff\xffIDAT" + data[33:],
         b"P5" + b" " * 19_000_000,
     ):
-        start = time.monotonic()
         with pytest.raises(InputError):
             decoder(bomb)
-        assert time.monotonic() - start < DECODE_S + 2
         if decoder._process.poll() is None:
             text = Path(f"/proc/{decoder._process.pid}/status").read_text()
             (peak_kb,) = re.findall(r"VmHWM:\s+(\d+) kB", text)
             assert int(peak_kb) < 500_000
     assert decoder(data).shape == (48, 64, 3)
+    decoder.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processor time is not limited there")
+def test_a_photo_that_takes_minutes() -> None:
+    """A progressive JPEG whose last scan is there again and again."""
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500), np.uint8)
+    image = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    scan = image[image.rindex(b"\xff\xda") : -2]
+    decoder = Decoder(50_000_000, limit_s=1)
+    assert decoder(image).shape == (1500, 1500, 3)
+    with pytest.raises(InputError, match="longer than 1 s"):
+        decoder(image[:-2] + 200 * scan[:400_000] + image[-2:])
     decoder.close()
 
 
