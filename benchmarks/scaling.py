@@ -133,8 +133,9 @@ def ray_data(
 
 @contextmanager
 def server(model: Path | None, threads: int) -> Iterator[tuple[int, float]]:
-    """dsgnn-serve with one replica: its port, and the seconds until it listened."""
-    command = [str(Path(sys.executable).with_name("dsgnn-serve")), "--port", "0"]
+    """dsgnn-serve with one replica on Ray: its port, and the seconds until it listened."""
+    serve = str(Path(sys.executable).with_name("dsgnn-serve"))
+    command = [serve, "--port", "0", "--cluster", "local"]
     command += ["--threads", str(threads), *(["--model", str(model)] if model else [])]
     start = perf_counter()
     quiet = subprocess.DEVNULL  # it logs requests to its standard output

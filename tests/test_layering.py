@@ -47,9 +47,11 @@ HOMES = {
     "ray": ("dsgnn.runtime.cluster.connect", "dsgnn.runtime.serving.replicas"),
     "grpc": ("dsgnn.runtime.cluster.connect",),
     "tritonclient": ("dsgnn.runtime.backends.triton",),
-    "starlette": ("dsgnn.runtime.serving.app",),
+    "starlette": ("dsgnn.runtime.serving.app", "dsgnn.runtime.serving.body"),
+    "python_multipart": ("dsgnn.runtime.serving.body",),
     "prometheus_client": ("dsgnn.runtime.serving.app",),
     "uvicorn": ("dsgnn.runtime.serving.listen",),
+    "h11": ("dsgnn.runtime.serving.listen",),
 }
 # Modules of one folder, `__init__.py` and sub-folders aside.
 ROOMS = 14

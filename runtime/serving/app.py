@@ -1,17 +1,19 @@
 """Ranks over HTTP: the ASGI application of dsgnn-serve, its limits, and the page at /.
 
-It holds every limit itself, so that nothing too large, too slow or too much reaches the workers
-behind it (dsgnn.runtime.serving.replicas: processes of Ray Serve). Whatever is refused is answered
-with a status and {"status", "error"}, which says what was expected, what came and what to do.
+It enforces every limit itself, so that nothing too large, too slow or too much reaches the workers
+behind it: a PhotoWorker in this process, or processes of Ray Serve (see
+dsgnn.runtime.serving.replicas). Whatever is refused is answered with a status and
+{"status", "error"}. The error says what was expected, what came and what to do.
 
     POST /rank     a photo as raw bytes, or as the one file of a multipart form
+                   ?model=NAME       one of several models (the first is the default)
                    Accept: application/json  results.json of this photo (the default)
                            image/jpeg        the photo with its objects tinted and numbered
                            image/png         the rank map: exact greys
     GET  /         the page
     GET  /health   the process answers
     GET  /ready    the workers answer and there is room
-    GET  /metrics  for Prometheus
+    GET  /metrics  figures for Prometheus
 """
 
 from __future__ import annotations
@@ -21,63 +23,73 @@ import base64
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dsgnn.runtime.errors import DsgnnError, OptionError
+from dsgnn.runtime.serving.body import take_photo
+from dsgnn.runtime.serving.guard import App, Guard
 from dsgnn.runtime.serving.worker import MEDIA, Refused, Reply
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
 
-UNNAMED = "photo"  # `file` of a photo that came without a name
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)  # bounds of the histograms
-READY_S = 5.0  # seconds the workers have to say how they are
+READY_S = 5.0  # seconds in which the workers have to say that they are ready
 PAGE = Path(__file__).with_name("page.html")
 
 logger = logging.getLogger("dsgnn.serve")
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServeLimits:
     """What one request, and all of them together, may ask for.
 
-    max_bytes: of a request's body. max_pixels: width × height of a photo, read off its header.
-    max_requests: held at once, whether arriving, waiting or being ranked; with max_bytes this
-    bounds the memory of the process. timeout_s: seconds from a request's first byte to its answer.
-    Raises ValueError for a limit that is not positive.
+    max_bytes: the size of a request's body. max_pixels: width × height of a photo, compared with
+    its header. max_requests: how many requests are held at once, whether they are arriving, waiting
+    or being ranked; together with max_bytes this bounds the memory of the process. timeout_s:
+    seconds from a request's first byte to its answer. max_connections: how many connections are
+    open at once; one address may have half of them. Raises OptionError for a limit that is not
+    positive.
     """
 
     max_bytes: int = 20_000_000
     max_pixels: int = 50_000_000
     max_requests: int = 128
     timeout_s: float = 30.0
+    max_connections: int = 512
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if not value > 0:
-                raise ValueError(f"{field.name} must be positive, got {value}")
+                raise OptionError(f"{field.name} must be positive, got {value}")
 
 
-class WorkersLost(RuntimeError):
+class WorkersLostError(DsgnnError, RuntimeError):
     """The workers cannot be reached, or the one that held a photo has died."""
 
 
 class Workers(Protocol):
-    """What ranks. model: the `model` entry of results.json."""
+    """What ranks with one model. model: the `model` entry of results.json. shown: a line about it
+    for a person."""
 
-    model: Mapping[str, Any]
+    @property
+    def model(self) -> Mapping[str, Any]: ...
+
+    @property
+    def shown(self) -> str: ...
 
     async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
-        """Rank an encoded photo and answer in one of MEDIA; `file` is its name in the JSON.
+        """Rank an encoded photo and answer with one of the types in MEDIA.
 
-        A photo that cannot be ranked gives a Refused. Raises WorkersLost. May be cancelled.
+        file: the photo's name in the JSON. A photo that cannot be ranked gives a Refused. Raises
+        WorkersLostError. May be cancelled.
         """
 
     async def ready(self) -> bool:
@@ -85,9 +97,10 @@ class Workers(Protocol):
 
 
 def negotiate(accept: str) -> str | None:
-    """The one of MEDIA that an Accept header likes best; None if it takes none of them.
+    """The type in MEDIA that an Accept header likes best, or None if it accepts none of them.
 
-    The most specific range counts for a type (RFC 9110, 12.5.1); of equals the first of MEDIA.
+    For each type the most specific range counts (RFC 9110, 12.5.1). Among equals the first type in
+    MEDIA wins.
     """
     ranges: dict[str, float] = {}
     for part in accept.lower().split(","):
@@ -95,7 +108,7 @@ def negotiate(accept: str) -> str | None:
         weights = [value[2:] for value in parameters if value.startswith("q=")]
         try:
             ranges[kind] = float(weights[0]) if weights else 1.0
-        except ValueError:  # not a number: as if the range were not there
+        except ValueError:  # it is no number, so the range is ignored
             continue
     best, most = None, 0.0
     for media in MEDIA:
@@ -106,14 +119,19 @@ def negotiate(accept: str) -> str | None:
     return best
 
 
-def build_app(workers: Workers, limits: Limits) -> Starlette:
-    """The ASGI application over some workers."""
+def build_app(
+    models: Mapping[str, Workers], limits: ServeLimits, hosts: Collection[str] = ()
+) -> App:
+    """The ASGI application over the workers of one or several models.
+
+    models: the workers of each model by its name; the first is the default. hosts: see Guard.
+    """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.routing import Route
 
-    service = _Service(workers, limits)
-    return Starlette(
+    service = _Service(models, limits)
+    app = Starlette(
         routes=[
             Route("/", service.page),
             Route("/rank", service.rank, methods=["POST"]),
@@ -123,18 +141,20 @@ def build_app(workers: Workers, limits: Limits) -> Starlette:
         ],
         exception_handlers={HTTPException: _no_such_thing},
     )
+    return Guard(app, hosts, limits.max_bytes)
 
 
 class _Service:
     """The endpoints and what they share: how many requests are held, and the metrics."""
 
-    def __init__(self, workers: Workers, limits: Limits) -> None:
+    def __init__(self, models: Mapping[str, Workers], limits: ServeLimits) -> None:
         from prometheus_client import CollectorRegistry, Gauge, Histogram
         from prometheus_client import Counter as Count
 
-        self._workers, self._limits = workers, limits
+        self._models, self._limits = dict(models), limits
+        self._default = next(iter(self._models))
         self._held = 0
-        self._latest_s = 0.0  # what the latest ranking took, from request to answer
+        self._latest_s = 0.0  # seconds that the latest ranking took, from request to answer
         page = PAGE.read_text("utf-8")
         self._page, self._page_policy = page, content_policy(page)
         self._registry = CollectorRegistry()
@@ -161,28 +181,27 @@ class _Service:
             lambda: self._held
         )
         told = ("file", "sha256", "config", "precision", "backend", "device")
-        model = Gauge("dsgnn_model", "1; the labels say which.", told, **into)
-        model.labels(*(str(workers.model.get(name, "")) for name in told)).set(1)
+        gauge = Gauge("dsgnn_model", "1; the labels say which model.", ("name", *told), **into)
+        for name, workers in self._models.items():
+            gauge.labels(name, *(str(workers.model.get(label, "")) for label in told)).set(1)
 
     async def rank(self, request: Request) -> Response:
-        from starlette.exceptions import HTTPException
         from starlette.requests import ClientDisconnect
         from starlette.responses import Response
 
         start = perf_counter()
-        media = negotiate(request.headers.get("accept", "") or "*/*")
+        accept = ", ".join(request.headers.getlist("accept"))
+        media = negotiate(accept or "*/*")
         try:
             reply = await self._admitted(request, media)
-        except HTTPException as error:  # a form that cannot be parsed
-            response = refusal(error.status_code, error.detail)
         except Refused as error:
             response = refusal(error.status, error.message, self._retry_after())
-        except WorkersLost as error:
+        except WorkersLostError as error:
             logger.error("%s", error)
             response = refusal(503, f"{error}: send the photo again", self._retry_after())
         except ClientDisconnect:
-            response = refusal(499, "the client has left")  # for the metrics; nobody reads it
-        except Exception:
+            response = refusal(499, "the client has left")  # only the metrics see it
+        except Exception:  # a bug of ours, or this machine at its end; no fault of the photo's
             logger.exception("a request failed")
             response = refusal(500, "the server failed at this photo; its log says why")
         else:
@@ -195,11 +214,16 @@ class _Service:
         return response
 
     async def _admitted(self, request: Request, media: str | None) -> Reply:
-        """Count a request in while `_ranked` deals with it. Raises Refused if there is no room."""
+        """Count a request as held while `_ranked` deals with it.
+
+        Raises Refused if there is no room, and for a request of what there is not.
+        """
+        workers = self._chosen(request)
         if media is None:
             raise Refused(
                 406,
-                f"expected Accept to take {' or '.join(MEDIA)}, got {request.headers['accept']}",
+                f"expected Accept to take {' or '.join(MEDIA)}, got "
+                f"{', '.join(request.headers.getlist('accept'))[:200]}",
             )
         if self._held >= self._limits.max_requests:
             raise Refused(
@@ -207,11 +231,28 @@ class _Service:
             )
         self._held += 1
         try:
-            return await self._ranked(request, media)
+            return await self._ranked(request, workers, media)
         finally:
             self._held -= 1
 
-    async def _ranked(self, request: Request, media: str) -> Reply:
+    def _chosen(self, request: Request) -> Workers:
+        """The workers of the model that the query asks for. Raises Refused."""
+        query = request.query_params.multi_items()
+        unknown = [name for name, _ in query if name != "model"]
+        if unknown:
+            raise Refused(
+                400, f"expected no query parameter but model, got {', '.join(unknown)[:200]}"
+            )
+        asked = [value for _, value in query] or [self._default]
+        if len(asked) > 1 or asked[0] not in self._models:
+            raise Refused(
+                404,
+                f"expected one model of {', '.join(self._models)}, got {', '.join(asked)[:200]}",
+            )
+        return self._models[asked[0]]
+
+    async def _ranked(self, request: Request, workers: Workers, media: str) -> Reply:
+        """Take the photo and wait for its ranking, until the client leaves or time is up."""
         from starlette.requests import ClientDisconnect
 
         limit_s = self._limits.timeout_s
@@ -222,7 +263,7 @@ class _Service:
             )
         except TimeoutError:
             raise Refused(408, f"expected the whole photo within {limit_s:g} s") from None
-        ranking = asyncio.ensure_future(self._workers.rank(data, media, file))
+        ranking = asyncio.ensure_future(workers.rank(data, media, file))
         leaving = asyncio.ensure_future(_left(request))
         try:
             done, _ = await asyncio.wait(
@@ -231,7 +272,7 @@ class _Service:
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
-            ranking.cancel()  # nothing happens to one that is done
+            ranking.cancel()  # this does nothing to one that is done
             leaving.cancel()
         if ranking in done:
             reply = ranking.result()
@@ -249,7 +290,7 @@ class _Service:
             self._stages.labels(stage).observe(ms / 1e3)
 
     def _retry_after(self) -> int:
-        """Seconds after which a place is likely free: what the latest photo took."""
+        """Seconds after which a place is likely to be free: as long as the latest photo took."""
         return max(1, ceil(self._latest_s))
 
     async def page(self, request: Request) -> Response:
@@ -258,7 +299,6 @@ class _Service:
         headers = {
             "Content-Security-Policy": self._page_policy,
             "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff",
             "Cache-Control": "no-cache",
         }
         return HTMLResponse(self._page, headers=headers)
@@ -272,14 +312,16 @@ class _Service:
         from starlette.responses import JSONResponse
 
         try:
-            answered = await asyncio.wait_for(self._workers.ready(), READY_S)
-        except (TimeoutError, WorkersLost):
+            every = asyncio.gather(*(workers.ready() for workers in self._models.values()))
+            answered = all(await asyncio.wait_for(every, READY_S))
+        except (TimeoutError, WorkersLostError):
             answered = False
         if not answered:
             return refusal(503, "no worker is ready", self._retry_after())
         if self._held >= self._limits.max_requests:
             return refusal(503, f"{self._held} requests are held: no room", self._retry_after())
-        return JSONResponse({"status": "ready", "model": dict(self._workers.model)})
+        models = {name: dict(workers.model) for name, workers in self._models.items()}
+        return JSONResponse({"status": "ready", "model": models[self._default], "models": models})
 
     async def metrics(self, request: Request) -> Response:
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -288,53 +330,14 @@ class _Service:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
 
-async def take_photo(request: Request, max_bytes: int) -> tuple[bytes, str]:
-    """The encoded photo of a request and its file name. Raises Refused, HTTPException (a form that
-    cannot be parsed), ClientDisconnect."""
-    from starlette.datastructures import UploadFile
-    from starlette.requests import Request as Bounded
-
-    declared = request.headers.get("content-length", "")
-    received = 0
-
-    def check(size: int, got: str) -> None:
-        if size > max_bytes:
-            raise Refused(413, f"expected at most {max_bytes:,} bytes (--max-bytes), got {got}")
-
-    async def receive() -> Any:
-        nonlocal received
-        message = await request.receive()
-        received += len(message.get("body", b""))
-        check(received, f"{received:,} and more")
-        return message
-
-    if declared.isdecimal():
-        check(int(declared), f"{int(declared):,}")
-    bounded = Bounded(request.scope, receive)
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        data, name = await bounded.body(), UNNAMED
-    else:
-        async with bounded.form(max_files=1, max_fields=8) as form:
-            files = [value for value in form.values() if isinstance(value, UploadFile)]
-            if not files:
-                raise Refused(
-                    400,
-                    f"expected one file in the form, got the fields {', '.join(form) or 'none'}",
-                )
-            data, name = await files[0].read(), files[0].filename or UNNAMED
-    if not data:
-        raise Refused(400, "expected a photo in the request's body, got 0 bytes")
-    return data, name
-
-
 async def _left(request: Request) -> None:
-    """Return when the client has closed the connection."""
+    """Wait until the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def refusal(status: int, message: str, retry_after: int | None = None) -> Response:
-    """The answer in words; a 503 says in how many seconds to come back."""
+    """An answer in words. retry_after: for a 503, in how many seconds to come back."""
     from starlette.responses import JSONResponse
 
     headers = {"Retry-After": str(retry_after)} if status == 503 and retry_after else None
@@ -342,7 +345,7 @@ def refusal(status: int, message: str, retry_after: int | None = None) -> Respon
 
 
 async def _no_such_thing(request: Request, error: Any) -> Response:
-    """404 and 405, in words."""
+    """Answer 404 and 405 in words."""
     response = refusal(
         error.status_code,
         f"{request.method} {request.url.path}: {error.detail}; expected POST /rank or GET /, "
@@ -353,7 +356,7 @@ async def _no_such_thing(request: Request, error: Any) -> Response:
 
 
 def content_policy(page: str) -> str:
-    """The Content-Security-Policy that lets the page run its own script and talk to us alone."""
+    """The Content-Security-Policy with which the page runs its own script and talks to us alone."""
 
     def hashes(tag: str) -> str:
         texts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)

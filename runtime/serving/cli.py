@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 
 import click
 
 from dsgnn.runtime.backends import BACKENDS
+from dsgnn.runtime.errors import DsgnnError
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--model",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="ONNX file or engine made by dsgnn-export.  [default: the bundled nano]",
+    "models",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="ONNX file or engine made by dsgnn-export; may be repeated.  [default: the bundled nano]",
 )
 @click.option(
     "--host",
@@ -24,13 +25,25 @@ from dsgnn.runtime.backends import BACKENDS
     help="Address to listen on; 0.0.0.0 for every network this machine is in.",
 )
 @click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="A name under which browsers may reach this server; may be repeated.",
+)
+@click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=8000,
     show_default=True,
-    help="0 for a free one.",
+    help="Port to listen on; 0 for a free one.",
 )
-@click.option("--replicas", type=int, default=1, show_default=True, help="Processes that rank.")
+@click.option(
+    "--replicas",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Copies of each model that rank side by side.",
+)
 @click.option(
     "--batch",
     type=int,
@@ -38,9 +51,10 @@ from dsgnn.runtime.backends import BACKENDS
     help="Photos of one inference at most.  [default: the engine's largest, 4 for an ONNX file]",
 )
 @click.option(
-    "--ray",
+    "--cluster",
     metavar="ADDRESS",
-    help="Run the replicas on this Ray cluster (auto: the one here).  [default: one of our own]",
+    help="Run the replicas on a Ray cluster: HOST:PORT, auto for the one on this machine, or local "
+    "for one that is started here.  [default: in this process]",
 )
 @click.option(
     "--threshold",
@@ -56,7 +70,10 @@ from dsgnn.runtime.backends import BACKENDS
     help="Inference library.",
 )
 @click.option(
-    "--device", default="auto", show_default=True, help="cpu or cuda; each replica has its own GPU."
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu or cuda; several replicas have a GPU each, in processes of Ray.",
 )
 @click.option("--threads", type=int, help="CPU threads of one inference.  [default: 2]")
 @click.option(
@@ -69,16 +86,24 @@ from dsgnn.runtime.backends import BACKENDS
     "--max-requests", type=int, default=128, show_default=True, help="Requests held at once."
 )
 @click.option(
+    "--max-connections",
+    type=int,
+    default=512,
+    show_default=True,
+    help="Open connections; one address may have half of them.",
+)
+@click.option(
     "--timeout", type=float, default=30.0, show_default=True, help="Seconds until the answer."
 )
 @click.version_option(package_name="dsgnn")
 def main(
-    model: Path | None,
+    models: tuple[str, ...],
     host: str,
+    allow_host: tuple[str, ...],
     port: int,
     replicas: int,
     batch: int | None,
-    ray: str | None,
+    cluster: str | None,
     threshold: float | None,
     backend: str,
     device: str,
@@ -86,6 +111,7 @@ def main(
     max_bytes: int,
     max_pixels: int,
     max_requests: int,
+    max_connections: int,
     timeout: float,
 ) -> None:
     """Rank what people look at first in photos that come over HTTP, and show a page at /.
@@ -94,45 +120,44 @@ def main(
     dsgnn-serve
     curl -F photo=@photo.jpg http://127.0.0.1:8000/rank
     curl -F photo=@photo.jpg -H 'Accept: image/jpeg' http://127.0.0.1:8000/rank -o overlay.jpg
+    dsgnn-serve --model small=nano.onnx --model large=r50.onnx     # POST /rank?model=large
 
     \b
-    POST /rank    a photo, as raw bytes or as the one file of a multipart form; by Accept:
+    POST /rank    a photo, as raw bytes or as the one file of a multipart form. By Accept:
       application/json  results.json of the photo (the default)
       image/jpeg        the photo with its objects tinted, outlined and numbered
       image/png         the rank map, ranks as greys
     GET /health /ready /metrics   for supervisors and Prometheus
 
-    What is refused gets a status and {"status", "error"} that says why: 400 no photo in the
-    request, 406 another Accept, 408 the photo came too slowly, 413 too many bytes or pixels,
-    415 not an image, 422 a damaged one or too long for a JPEG, 503 full or no worker (Retry-After
-    says for how long), 504 no ranking in time.
+    A request that is refused gets a status, and {"status", "error"} says why: 400 no photo in the
+    request or an unknown parameter, 403 another site's page, 404 no such model, 406 another Accept,
+    408 the photo came too slowly, 413 too many bytes or pixels, 415 not an image, 422 a damaged one
+    or too long for a JPEG, 500 a bug that the log tells of, 503 full or no worker (Retry-After says
+    for how long), 504 no ranking in time.
 
-    SIGTERM and Ctrl-C: nothing new is taken, and what is held is answered. There is no login and no
-    TLS: put a proxy that has them in front before listening on more than this machine.
+    After SIGTERM or Ctrl-C no new request is taken, and those that are held are answered. There is
+    no login and no TLS: before you listen on more than this machine, put a proxy that has them in
+    front, and name it with --allow-host.
 
     Exit status: 0 ended by a signal, 2 wrong use or configuration.
     """
-    from dsgnn.runtime.serving import replicas as workers
-    from dsgnn.runtime.serving.app import Limits, build_app
+    from dsgnn.runtime.serving.app import ServeLimits, build_app
     from dsgnn.runtime.serving.listen import bind, listen, url
+    from dsgnn.runtime.serving.models import parse_models, running
 
+    options = {"backend": backend, "device": device, "threads": threads, "threshold": threshold}
     with ExitStack() as stack:
         try:
-            limits = Limits(max_bytes, max_pixels, max_requests, timeout)
+            files = parse_models(models)
+            limits = ServeLimits(max_bytes, max_pixels, max_requests, timeout, max_connections)
             bound = stack.enter_context(bind(host, port))
-            ranker = {
-                "model": model and model.absolute(),
-                "backend": backend,
-                "device": device,
-                "threads": threads,
-                "threshold": threshold,
-            }
-            ready = stack.enter_context(
-                workers.replicas(ranker, limits, replicas, batch, ray, workers.name_for(bound))
+            workers = stack.enter_context(
+                running(files, options, limits, bound, replicas, batch, cluster)
             )
-        except (ValueError, OSError, RuntimeError) as error:
+        except (DsgnnError, OSError) as error:
             raise click.UsageError(str(error)) from error
-        click.echo(ready.shown, err=True)
+        click.echo("\n".join(ready.shown for ready in workers.values()), err=True)
         bound.listen()
         click.echo(f"listening on {url(bound)}", err=True)
-        listen(build_app(ready, limits), bound, timeout)
+        app = build_app(workers, limits, (host, *allow_host))
+        listen(app, bound, limits.max_connections, timeout)

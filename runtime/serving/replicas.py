@@ -1,7 +1,7 @@
 """Workers as processes of Ray Serve, on this machine or on a cluster.
 
-Ray routes each photo to the least busy worker and replaces one that dies. HTTP, limits and batches
-are not Ray's here: dsgnn.runtime.serving.app and dsgnn.runtime.serving.worker say why. Ray's own
+Ray sends each photo to the least busy worker and replaces one that dies. HTTP, limits and batches
+are not left to Ray: dsgnn.runtime.serving.app and dsgnn.runtime.serving.worker hold them. Ray's own
 HTTP proxy is off.
 """
 
@@ -18,8 +18,34 @@ from typing import Any
 from dsgnn.runtime.artifact import ENGINES
 from dsgnn.runtime.backends import DEFAULT_THREADS
 from dsgnn.runtime.cluster.connect import cluster, have, machines
-from dsgnn.runtime.serving.app import Limits, WorkersLost
-from dsgnn.runtime.serving.worker import PIXELS_VARIABLE, Refused, Reply, Worker
+from dsgnn.runtime.errors import BackendError, DsgnnError, OptionError
+from dsgnn.runtime.serving.app import ServeLimits, WorkersLostError
+from dsgnn.runtime.serving.worker import PhotoWorker, Refused, Reply
+
+
+class ReplicaWorker:
+    """A PhotoWorker in a process of Ray Serve.
+
+    What is wrong with the model is kept for `describe`, as Ray would try again and again.
+    """
+
+    def __init__(self, ranker: Mapping[str, Any], batch: int | None, max_pixels: int) -> None:
+        """See PhotoWorker."""
+        self._error = ""
+        try:
+            self._worker = PhotoWorker(ranker, batch, max_pixels)
+        except (DsgnnError, OSError) as error:
+            self._error = str(error)
+
+    async def describe(self) -> dict[str, Any]:
+        """{"error"}, or {"model", "shown"} as PhotoWorker has them."""
+        if self._error:
+            return {"error": self._error}
+        return {"model": self._worker.model, "shown": self._worker.shown}
+
+    async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
+        """See dsgnn.runtime.serving.app.Workers.rank."""
+        return await self._worker.rank(data, media, file)
 
 
 class Replicas:
@@ -40,10 +66,10 @@ class Replicas:
         except asyncio.CancelledError:
             response.cancel()
             raise
-        except RayTaskError:  # raised by our own code in the worker
+        except RayTaskError:  # our own code in the worker raised it
             raise
         except (RayError, RayServeException) as error:
-            raise WorkersLost(f"the worker was lost ({type(error).__name__})") from error
+            raise WorkersLostError(f"the worker was lost ({type(error).__name__})") from error
 
     async def ready(self) -> bool:
         """See dsgnn.runtime.serving.app.Workers.ready."""
@@ -55,78 +81,103 @@ class Replicas:
         try:
             status = await asyncio.to_thread(serve.status)
         except (RayError, RayServeException) as error:
-            raise WorkersLost("Ray Serve does not answer") from error
+            raise WorkersLostError("Ray Serve does not answer") from error
         return status.applications[self._name].status == ApplicationStatus.RUNNING
 
 
 @contextmanager
 def replicas(
-    ranker: Mapping[str, Any],
-    limits: Limits,
+    rankers: Mapping[str, Mapping[str, Any]],
+    limits: ServeLimits,
     count: int = 1,
     batch: int | None = None,
-    address: str | None = None,
+    address: str = "local",
     name: str = "dsgnn",
-) -> Iterator[Replicas]:
-    """Run `count` workers until the block ends.
+) -> Iterator[dict[str, Replicas]]:
+    """Run `count` workers of each model until the block ends; gives them by the model's name.
 
-    ranker: the arguments of Ranker; each worker loads the model. batch: see Worker. address: of a
-    running Ray cluster that this machine belongs to, "auto" = the one on this machine; None = Ray
-    is started here and stopped again. name: of the Ray Serve application, unique in the cluster.
+    rankers: the arguments of Ranker for each model; each worker loads the model. batch: see
+    PhotoWorker. address: of a running Ray cluster that this machine belongs to; "auto" = the one on
+    this machine; "local" = Ray is started here and stopped again. name: what the names of the Ray
+    Serve applications begin with, unique in the cluster.
 
-    Raises RuntimeError if Ray Serve does not start or the model cannot be loaded, ValueError for a
-    count below 1 or above what the cluster has room for, and what `cluster` raises.
+    Raises BackendError if a model cannot be loaded, OptionError for a count below 1 or above what
+    the cluster has room for, and what `cluster` raises.
     """
     if count < 1:
-        raise ValueError(f"--replicas must be at least 1, got {count}")
-    threads = ranker.get("threads") or DEFAULT_THREADS
-    on_gpu = str(ranker.get("device", "")).startswith("cuda") or (
-        str(ranker.get("model") or "").endswith(ENGINES)
-    )
-    with cluster(address or "local", "serve", count * threads) as ray:
-        check_room(machines(ray), count, threads, on_gpu)
+        raise OptionError(f"a model needs at least 1 replica, got {count}")
+    needs = {model: _need(ranker) for model, ranker in rankers.items()}
+    cpus = count * sum(threads for threads, _ in needs.values())
+    with cluster(address, "serve", cpus) as ray:
+        for threads, gpu in needs.values():
+            check_room(machines(ray), count, threads, gpu)
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")
-        deployment = serve.deployment(
-            num_replicas=count,
-            max_ongoing_requests=limits.max_requests,
-            graceful_shutdown_timeout_s=limits.timeout_s,
-            ray_actor_options={
-                "num_cpus": threads,
-                "num_gpus": 1 if on_gpu else 0,
-                "runtime_env": {"env_vars": {PIXELS_VARIABLE: str(limits.max_pixels)}},
-            },
-        )
-        app = deployment(Worker).bind(dict(ranker), batch, limits.max_pixels)
+        running: dict[str, Replicas] = {}
         try:
-            handle = serve.run(app, name=name, route_prefix=None)
-            told = handle.describe.remote().result()
-            if "error" in told:
-                raise RuntimeError(told["error"])
-            yield Replicas(handle, name, told["model"], told["shown"])
+            for model, ranker in rankers.items():
+                app = f"{name}-{model}"
+                running[model] = _run(app, dict(ranker), needs[model], limits, count, batch)
+            yield running
         finally:
-            if address is not None:
-                serve.delete(name)
+            if address != "local":
+                for model in rankers:
+                    serve.delete(f"{name}-{model}")
+
+
+def _need(ranker: Mapping[str, Any]) -> tuple[int, bool]:
+    """What each worker needs: CPU threads, and whether a GPU."""
+    gpu = str(ranker.get("device", "")).startswith("cuda") or (
+        str(ranker.get("model") or "").endswith(ENGINES)
+    )
+    return ranker.get("threads") or DEFAULT_THREADS, gpu
+
+
+def _run(
+    app: str,
+    ranker: Mapping[str, Any],
+    need: tuple[int, bool],
+    limits: ServeLimits,
+    count: int,
+    batch: int | None,
+) -> Replicas:
+    """Start the workers of one model."""
+    from ray import serve
+
+    deployment = serve.deployment(
+        num_replicas=count,
+        max_ongoing_requests=limits.max_requests,
+        graceful_shutdown_timeout_s=limits.timeout_s,
+        ray_actor_options={"num_cpus": need[0], "num_gpus": 1 if need[1] else 0},
+    )
+    bound = deployment(ReplicaWorker).bind(ranker, batch, limits.max_pixels)
+    handle = serve.run(bound, name=app, route_prefix=None)
+    told = handle.describe.remote().result()
+    if "error" in told:
+        raise BackendError(told["error"])
+    return Replicas(handle, app, told["model"], told["shown"])
 
 
 def check_room(nodes: Sequence[Mapping[str, float]], count: int, threads: int, gpu: bool) -> None:
-    """Raise ValueError if the machines of a cluster cannot hold `count` workers, however idle: Ray
-    Serve would wait for more machines without a word, and for ever."""
+    """Raise OptionError if the machines of a cluster cannot hold `count` workers, even when idle.
+
+    Ray Serve would wait for more machines without a word, and for ever.
+    """
     room = sum(
         int(min(node.get("CPU", 0) // threads, node.get("GPU", 0) if gpu else math.inf))
         for node in nodes
     )
     if count > room:
-        raise ValueError(
-            f"--replicas {count} do not fit, {room} do: each needs {threads} CPUs"
+        raise OptionError(
+            f"{count} replicas do not fit, {room} do: each needs {threads} CPUs"
             f"{' and a GPU' if gpu else ''} of one machine, and Ray has {have(nodes)}; use fewer "
-            f"--replicas or --threads{', or --device cpu' if gpu else ''}"
+            f"replicas or threads{', or the CPU' if gpu else ''}"
         )
 
 
 def name_for(bound: socket.socket) -> str:
-    """A name for the application: its place in the network, so that a restart takes over what an
-    earlier process left in the cluster, and two never share."""
+    """What the applications' names begin with: the place in the network. So a restart takes over
+    what an earlier process left in the cluster, and two servers never share a name."""
     return f"dsgnn-{socket.gethostname()}-{bound.getsockname()[1]}"

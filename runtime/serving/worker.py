@@ -1,11 +1,13 @@
-"""One process of dsgnn-serve with its own model: encoded photos in, encoded answers out."""
+"""A model that serves: encoded photos in, encoded answers out."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import queue
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -13,23 +15,22 @@ from typing import Any
 import numpy as np
 
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA, encode_picture, to_bgr
-from dsgnn.runtime.errors import InputError
-from dsgnn.runtime.images import SIGNATURES, read_image
+from dsgnn.runtime.errors import InputError, OptionError
+from dsgnn.runtime.images import SIGNATURES
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.run.loop import silence_opencv
+from dsgnn.runtime.serving.decoder import Decoder
 
-MEDIA = {"application/json": "json", "image/jpeg": "overlay", "image/png": "map"}  # and what it is
-BATCH = 4  # photos of one inference where the model has no profile: more gains little on CPUs
-# Set for the process before it starts: OpenCV then compares each photo's header with it and
-# decodes nothing larger, whatever the format.
-PIXELS_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
+# The types of an answer, and what each is.
+MEDIA = {"application/json": "json", "image/jpeg": "overlay", "image/png": "map"}
+BATCH = 4  # photos of one inference where the model has no profile; more gains little on CPUs
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer from a worker. stages_ms: milliseconds per stage. batch: photos that were
-    ranked in the same inference call."""
+    """An answer from a worker. stages_ms: milliseconds per stage. batch: how many photos were
+    ranked in the same inference, this one included."""
 
     body: bytes
     stages_ms: Mapping[str, float]
@@ -44,122 +45,154 @@ class Refused(Exception):
         self.status, self.message = status, message
 
 
-class Worker:
-    """Decodes, ranks in batches, and encodes. Photos that wait are held encoded.
+class PhotoWorker:
+    """Decodes, ranks in batches, and encodes. Photos that wait are kept encoded.
 
-    An object of this class lives in one event loop.
+    Each lane has its own copy of the model, a thread that ranks, a thread that encodes, and a
+    process that decodes. An object of this class is used in one event loop.
+
+    Attributes: model (the `model` entry of results.json), shown (a line for a person).
     """
 
-    def __init__(self, ranker: Mapping[str, Any], batch: int | None, max_pixels: int) -> None:
-        """ranker: the arguments of Ranker. batch: photos of one inference at most; None = the
-        largest of the engine's profile, or BATCH. max_pixels: what PIXELS_VARIABLE says, for the
-        message. Whatever Ranker raises is kept for `describe`: Ray would try again and again.
+    def __init__(
+        self, ranker: Mapping[str, Any], batch: int | None, max_pixels: int, lanes: int = 1
+    ) -> None:
+        """Load the model.
+
+        ranker: the arguments of Ranker. batch: photos of one inference at most; None = the
+        largest of the engine's profile, or BATCH. max_pixels: width × height of the largest photo.
+        lanes: how many inferences run side by side. Raises what Ranker raises, and OptionError for
+        a batch that the model does not take and for lanes below 1.
         """
+        if lanes < 1:
+            raise OptionError(f"a model needs at least 1 replica, got {lanes}")
         silence_opencv()
         self._max_pixels = max_pixels
-        self._error = ""
-        try:
-            self._ranker = Ranker(**ranker)
-            self._batch = choose_batch(batch, self._ranker)
-        except (ValueError, OSError, RuntimeError) as error:
-            self._error = str(error)
-            return
-        self._together = Together(self._ranker.batch, self._batch)
-        # Of decoded photos, which are large, one batch is ranked while the next gets ready.
-        self._room = asyncio.Semaphore(2 * self._batch)
-
-    async def describe(self) -> dict[str, Any]:
-        """{"error"}, or {"model": as in results.json, "shown": for a person}."""
-        if self._error:
-            return {"error": self._error}
-        shown = f"{self._ranker}, batches of up to {self._batch}"
-        return {"model": self._ranker.describe(), "shown": shown}
+        rankers = [Ranker(**ranker) for _ in range(lanes)]
+        limit = choose_batch(batch, rankers[0])
+        self.model = rankers[0].describe()
+        copies = f", {lanes} copies" if lanes > 1 else ""
+        self.shown = f"{rankers[0]}, batches of up to {limit}{copies}"
+        self._ranking = ThreadPoolExecutor(lanes, "dsgnn-rank")
+        self._coding = ThreadPoolExecutor(lanes, "dsgnn-code")
+        self._decoders: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+        for _ in range(lanes):
+            self._decoders.put(Decoder(max_pixels))
+        self._batcher = Batcher([one.batch for one in rankers], limit, self._ranking)
+        # Decoded photos are large: while one batch is ranked, only the next is decoded.
+        self._room = asyncio.Semaphore(2 * limit * lanes)
 
     async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
         """See dsgnn.runtime.serving.app.Workers.rank."""
+        loop = asyncio.get_running_loop()
         async with self._room:
             start = perf_counter()
             try:
-                photo = await asyncio.to_thread(read_image, data)
+                photo = await loop.run_in_executor(self._coding, self._decode, data)
             except InputError as error:
                 return self._why_refused(data, str(error))
             decoded = perf_counter()
-            ranking, batch = await self._together(photo)
-            ranked = perf_counter()
             try:
-                body = await asyncio.to_thread(self._encode, ranking, photo, media, file)
-            except ValueError as error:
-                return Refused(422, f"the answer cannot be encoded: {error}")
+                ranking, batch = await self._batcher(photo)
+                ranked = perf_counter()
+                body = await loop.run_in_executor(
+                    self._coding, self._encode, ranking, photo, media, file
+                )
+            except InputError as error:
+                return Refused(422, f"the photo cannot be answered: {error}")
             own = {
                 "decode": 1e3 * (decoded - start),
                 "encode": 1e3 * (perf_counter() - ranked),
             }
             return Reply(body, {**ranking.timings_ms, **own}, batch)
 
+    async def ready(self) -> bool:
+        """See dsgnn.runtime.serving.app.Workers.ready."""
+        return True
+
+    def close(self) -> None:
+        """End the threads and processes. What is still being ranked is not waited for."""
+        for pool in (self._ranking, self._coding):
+            pool.shutdown(wait=False, cancel_futures=True)
+        while not self._decoders.empty():
+            self._decoders.get().close()
+
+    def _decode(self, data: bytes) -> np.ndarray:
+        decoder = self._decoders.get()
+        try:
+            return decoder(data)
+        finally:
+            self._decoders.put(decoder)
+
     def _why_refused(self, data: bytes, reason: str) -> Refused:
         if "CV_IO_MAX_IMAGE" in reason:
             limit = f"{self._max_pixels:,}"
             return Refused(
-                413,
-                f"expected a photo of at most {limit} pixels (--max-pixels), got a header of more",
+                413, f"expected a photo of at most {limit} pixels, and its header tells of more"
             )
         known = data.startswith(tuple(SIGNATURES))
         return Refused(422 if known else 415, f"the photo cannot be read: {reason}")
 
     def _encode(self, ranking: Ranking, photo: np.ndarray, media: str, file: str) -> bytes:
-        """An answer in one of dsgnn.runtime.serving.app.MEDIA."""
+        """Make an answer of one of the types in MEDIA. Raises InputError if it cannot hold it."""
         if media == "application/json":
             image = {"file": file, **ranking.to_dict()}
-            results = {
-                "schema": RESULTS_SCHEMA,
-                "model": self._ranker.describe(),
-                "images": [image],
-            }
+            results = {"schema": RESULTS_SCHEMA, "model": self.model, "images": [image]}
             return json.dumps(results).encode()
         if media == "image/jpeg":
             return encode_picture(".jpg", to_bgr(ranking.draw(photo)))
         return encode_picture(".png", ranking.rank_map())
 
 
-class Together:
-    """Rank photos that are waiting at the same time in one call, without waiting for any.
+RankBatch = Callable[[list[np.ndarray]], list[Ranking]]
+Waiting = tuple[np.ndarray, "asyncio.Future[tuple[Ranking, int]]"]
 
-    While one batch is ranked, in a thread, the next gathers: a single photo is never held back,
-    and under load batches are full. One whose caller has gone is left out.
+
+class Batcher:
+    """Rank photos that wait at the same time in one call, without making any wait for others.
+
+    While a lane ranks a batch, in a thread, the next batch gathers. So a single photo is never held
+    back, and under load the batches are full. A photo whose caller has gone is left out.
     """
 
-    def __init__(self, rank_batch: Callable[[list[np.ndarray]], list[Ranking]], limit: int) -> None:
-        self._rank_batch, self._limit = rank_batch, limit
-        self._waiting: deque[tuple[np.ndarray, asyncio.Future[tuple[Ranking, int]]]] = deque()
-        self._running: asyncio.Task[None] | None = None
+    def __init__(self, lanes: Sequence[RankBatch], limit: int, pool: ThreadPoolExecutor) -> None:
+        """lanes: each ranks a batch, and is called by one thread of the pool at a time. limit:
+        photos of one batch at most."""
+        self._free, self._limit, self._pool = list(lanes), limit, pool
+        self._waiting: deque[Waiting] = deque()
+        self._running: set[asyncio.Task[None]] = set()
 
     async def __call__(self, photo: np.ndarray) -> tuple[Ranking, int]:
-        """The photo's ranking and the number of photos it was ranked with, itself included."""
+        """The photo's ranking, and how many photos were ranked with it, itself included."""
         future: asyncio.Future[tuple[Ranking, int]] = asyncio.get_running_loop().create_future()
         self._waiting.append((photo, future))
-        if self._running is None:
-            self._running = asyncio.create_task(self._run())
+        if self._free:
+            task = asyncio.create_task(self._run(self._free.pop()))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
         return await future
 
-    async def _run(self) -> None:
+    async def _run(self, lane: RankBatch) -> None:
         try:
             while self._waiting:
-                group: list[tuple[np.ndarray, asyncio.Future[Any]]] = []
+                group: list[Waiting] = []
                 while self._waiting and len(group) < self._limit:
                     photo, future = self._waiting.popleft()
                     if not future.cancelled():
                         group.append((photo, future))
-                await self._rank(group)
+                if group:
+                    await self._rank(lane, group)
         finally:
-            self._running = None
+            self._free.append(lane)
 
-    async def _rank(self, group: list[tuple[np.ndarray, asyncio.Future[Any]]]) -> None:
+    async def _rank(self, lane: RankBatch, group: list[Waiting]) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            rankings = await asyncio.to_thread(self._rank_batch, [photo for photo, _ in group])
+            rankings = await loop.run_in_executor(self._pool, lane, [photo for photo, _ in group])
         except Exception as error:
-            if len(group) > 1:  # one photo must not spoil the others
+            if len(group) > 1:  # a photo that fails must not spoil the others
                 for single in group:
-                    await self._rank([single])
+                    await self._rank(lane, [single])
             elif not group[0][1].cancelled():
                 group[0][1].set_exception(error)
             return
@@ -169,10 +202,10 @@ class Together:
 
 
 def choose_batch(asked: int | None, ranker: Ranker) -> int:
-    """Photos of one inference at most. Raises ValueError if the model does not take as many."""
+    """Photos of one inference at most. Raises OptionError if the model does not take as many."""
     most = ranker.backend.max_batch or ranker.backend.inputs[0].shape[0]
     if asked is not None and not 1 <= asked <= (most or asked):
-        raise ValueError(
+        raise OptionError(
             f"expected a batch of 1 to {most or 'any number of'} photos, which is what "
             f"{ranker.artifact.path.name} takes, got {asked}"
         )

@@ -2,40 +2,28 @@
 
 import http.client
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dsgnn.runtime.serving.app import Limits, Workers, build_app
-from dsgnn.runtime.serving.listen import bind
-from dsgnn.runtime.serving.worker import Refused, Reply, Worker
-
-
-class Direct:
-    """A Worker in this process in place of Ray's."""
-
-    def __init__(self, model: Path | None, max_pixels: int = 50_000_000) -> None:
-        self.worker = Worker({"model": model, "threads": 1}, None, max_pixels)
-        self.model: Mapping[str, Any] = {"file": "colours.onnx"}
-
-    async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
-        return await self.worker.rank(data, media, file)
-
-    async def ready(self) -> bool:
-        return True
+from dsgnn.runtime.serving.app import ServeLimits, Workers, build_app
+from dsgnn.runtime.serving.listen import bind, make_server
+from dsgnn.runtime.serving.worker import PhotoWorker
 
 
 @contextmanager
-def serving(workers: Workers, limits: Limits | None = None) -> Iterator[tuple[str, int]]:
+def serving(
+    workers: Workers | dict[str, Workers],
+    limits: ServeLimits | None = None,
+    hosts: Collection[str] = (),
+) -> Iterator[tuple[str, int]]:
     """Gives (host, port) until the block ends; as `listen`, but signals are for the main thread."""
-    import uvicorn
-
+    limits = limits or ServeLimits()
+    models = workers if isinstance(workers, dict) else {"colours": workers}
     bound = bind("127.0.0.1", 0)
-    config = uvicorn.Config(
-        build_app(workers, limits or Limits()), ws="none", lifespan="off", log_level="warning"
-    )
-    server = uvicorn.Server(config)
+    app = build_app(models, limits, hosts)
+    server = make_server(app, limits.max_connections, limits.timeout_s, log_level="warning")
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
     place = bound.getsockname()
     bound.listen()  # clients wait until uvicorn takes over
@@ -46,6 +34,17 @@ def serving(workers: Workers, limits: Limits | None = None) -> Iterator[tuple[st
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+@contextmanager
+def serving_model(model: Path, limits: ServeLimits | None = None) -> Iterator[tuple[str, int]]:
+    """As `serving`, with an artifact."""
+    worker = PhotoWorker({"model": model, "threads": 1}, None, 50_000_000)
+    try:
+        with serving(worker, limits) as place:
+            yield place
+    finally:
+        worker.close()
 
 
 def send(

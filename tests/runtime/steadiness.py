@@ -8,8 +8,8 @@ masks are shifted and grow or shrink, 3% of the objects are missed and in 3% of 
 is found where nothing is. Its query is the one whose part of the picture an object is in, as the
 queries of such networks specialise on places; in the raw ranking the query is the only identity.
 
-Printed: identity switches per second, rank changes per second (the truth's own too), SA-SOR, and
-how well objects are found (F1 at IoU 0.5), raw and steadied. SA-SOR is of all frames.
+It prints identity switches per second, rank changes per second (also those of the truth itself),
+SA-SOR over all frames, and how well objects are found (F1 at IoU 0.5), each raw and steadied.
 """
 
 import argparse
@@ -155,8 +155,10 @@ class Tally:
 
 
 def _matches(truth: np.ndarray, found: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(true object, found object) pairs whose IoU is over a half: there can be only one each, but
-    where found masks overlap, and there the first is taken."""
+    """Pairs (true object, found object) whose IoU is over a half.
+
+    An object has at most one such partner, unless found masks overlap; then the first is taken.
+    """
     for number, mask in enumerate(truth):
         for index, other in enumerate(found):
             if (mask & other).sum() > 0.5 * (mask | other).sum():

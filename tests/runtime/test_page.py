@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import pytest
-from serving import Direct, serving
+from serving import serving_model
 
 from dsgnn.runtime.draw import RANK_COLOURS
-from dsgnn.runtime.serving.app import PAGE, Limits
+from dsgnn.runtime.serving.app import PAGE, ServeLimits
 
 pytest.importorskip("uvicorn")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -25,7 +25,7 @@ WAIT_MS = 60_000  # a busy machine is slow
 
 @pytest.fixture
 def server(model: Path) -> Iterator[str]:
-    with serving(Direct(model), Limits(max_bytes=200_000)) as (host, port):
+    with serving_model(model, ServeLimits(max_bytes=200_000)) as (host, port):
         yield f"http://{host}:{port}/"
 
 
@@ -170,7 +170,7 @@ def test_errors_in_words(page: "Page", server: str, tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_gone(page: "Page", model: Path, file: Path) -> None:
-    with serving(Direct(model)) as (host, port):
+    with serving_model(model) as (host, port):
         page.goto(f"http://{host}:{port}/")
     page.set_input_files("#file", file)
     page.get_by_role("alert").wait_for(timeout=WAIT_MS)

@@ -21,16 +21,20 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from serving import Direct, send, serving
+from serving import send, serving, serving_model
 from sockets import family, listening
 
-from dsgnn.runtime import Ranker, samples
+from dsgnn.runtime import Ranker, Ranking, samples
+from dsgnn.runtime import ranker as ranker_module
+from dsgnn.runtime.errors import InputError, OptionError
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.serving import replicas
-from dsgnn.runtime.serving.app import Limits, WorkersLost, negotiate
+from dsgnn.runtime.serving.app import ServeLimits, WorkersLostError, negotiate
 from dsgnn.runtime.serving.cli import main
+from dsgnn.runtime.serving.decoder import DECODE_S, Decoder
 from dsgnn.runtime.serving.listen import bind
-from dsgnn.runtime.serving.worker import BATCH, Refused, Reply, Together, Worker, choose_batch
+from dsgnn.runtime.serving.models import parse_models
+from dsgnn.runtime.serving.worker import BATCH, Batcher, PhotoWorker, Refused, Reply, choose_batch
 
 Place = tuple[str, int]
 
@@ -58,7 +62,7 @@ def data(photo: np.ndarray) -> bytes:
 
 @pytest.fixture
 def place(model: Path) -> Iterator[Place]:
-    with serving(Direct(model), Limits(max_bytes=100_000)) as address:
+    with serving_model(model, ServeLimits(max_bytes=100_000)) as address:
         yield address
 
 
@@ -66,7 +70,7 @@ class Slow:
     """Workers that hold what they get until `go` is set, and count what was cancelled."""
 
     def __init__(self) -> None:
-        self.model = {"file": "slow"}
+        self.model, self.shown = {"file": "slow"}, "slow"
         self.go = threading.Event()
         self.arrived, self.cancelled = 0, 0
 
@@ -85,7 +89,7 @@ class Slow:
 
 
 class Failing:
-    model = {"file": "failing"}
+    model, shown = {"file": "failing"}, "failing"
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -162,22 +166,22 @@ WIDE = cv2.imencode(".png", np.zeros((8, 65_501), np.uint8))[1].tobytes()
         (b"no photo", {}, 415, "it is not an image (JPEG, PNG, "),
         (b"%PDF-1.7", {"Content_Type": "image/png"}, 415, "it is not an image"),
         (b"\x89PNG\r\n\x1a\n cut", {}, 422, "the PNG data is damaged or cut short (12 bytes)"),
-        (bytes(100_001), {}, 413, "at most 100,000 bytes (--max-bytes), got 100,001"),
-        (iter([bytes(99_999)] * 2), {}, 413, "bytes (--max-bytes), got 1"),
+        (bytes(100_001), {}, 413, "at most 100,000 bytes, got a Content-Length of 100001"),
+        (iter([bytes(99_999)] * 2), {}, 413, "at most 100,000 bytes, got 1"),
         (WIDE, {"Accept": "image/jpeg"}, 422, "at most 65,500 pixels a side, not 65501×8: ask for"),
         (b"x", {"Accept": "text/html"}, 406, "image/jpeg or image/png, got text/html"),
-        (b"x", {"Content_Type": "multipart/form-data"}, 400, "boundary"),
+        (b"x", {"Content_Type": "multipart/form-data"}, 400, "the boundary of the form"),
         (
             b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--\r\n',
             {"Content_Type": "multipart/form-data; boundary=x"},
             400,
-            "expected one file in the form, got the fields a",
+            "expected one file in the form, got the field 'a'",
         ),
         (
             form(b"1")[0].replace(b"--x--\r\n", b"") + form(b"2")[0],
             {"Content_Type": form(b"")[1]},
             400,
-            "Too many files",
+            "expected one file in the form, got a second field",
         ),
     ],
 )
@@ -196,12 +200,12 @@ def test_other_addresses(place: Place) -> None:
     assert send(place, path="/nothing", method="GET")[0] == 404
     assert json.loads(send(place, path="/health", method="GET")[2]) == {"status": "ok"}
     status, _, body = send(place, path="/ready", method="GET")
-    assert status == 200 and json.loads(body)["model"] == {"file": "colours.onnx"}
+    assert status == 200 and json.loads(body)["model"]["file"] == "colours.onnx"
 
 
 def test_a_full_server(data: bytes) -> None:
     slow = Slow()
-    limits = Limits(max_requests=2)
+    limits = ServeLimits(max_requests=2)
     with serving(slow, limits) as place, ThreadPoolExecutor(2) as pool:
         assert send(place, path="/ready", method="GET")[0] == 503  # the workers are not
         held = [pool.submit(send, place, data) for _ in range(2)]
@@ -218,7 +222,7 @@ def test_a_full_server(data: bytes) -> None:
 
 def test_no_ranking_in_time(data: bytes) -> None:
     slow = Slow()
-    with serving(slow, Limits(timeout_s=0.2)) as place:
+    with serving(slow, ServeLimits(timeout_s=0.2)) as place:
         status, _, body = send(place, data)
         assert status == 504 and "expected a ranking within 0.2 s" in said(body)
         until(lambda: slow.cancelled == 1)
@@ -226,10 +230,10 @@ def test_no_ranking_in_time(data: bytes) -> None:
 
 def test_a_photo_that_comes_too_slowly() -> None:
     with (
-        serving(Slow(), Limits(timeout_s=0.2)) as place,
+        serving(Slow(), ServeLimits(timeout_s=0.2)) as place,
         socket.create_connection(place) as client,
     ):
-        client.sendall(b"POST /rank HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+        client.sendall(b"POST /rank HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf")
         client.settimeout(60)
         answer = b""
         while b"}" not in answer:
@@ -240,8 +244,8 @@ def test_a_photo_that_comes_too_slowly() -> None:
 def test_a_client_that_leaves(data: bytes) -> None:
     """In the middle of its photo, or of the wait: its place is free again."""
     slow = Slow()
-    head = b"POST /rank HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data)
-    with serving(slow, Limits(max_requests=1)) as place:
+    head = b"POST /rank HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data)
+    with serving(slow, ServeLimits(max_requests=1)) as place:
 
         def metrics() -> bytes:
             return send(place, path="/metrics", method="GET")[2]
@@ -256,7 +260,7 @@ def test_a_client_that_leaves(data: bytes) -> None:
 
 
 def test_workers_that_fail(data: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    with serving(Failing(WorkersLost("the worker was lost (ActorDiedError)"))) as place:
+    with serving(Failing(WorkersLostError("the worker was lost (ActorDiedError)"))) as place:
         status, headers, body = send(place, data)
         assert status == 503 and headers["Retry-After"] == "1"
         assert said(body) == "the worker was lost (ActorDiedError): send the photo again"
@@ -283,10 +287,177 @@ def test_metrics(place: Place, data: bytes) -> None:
     assert re.search(r'^dsgnn_model{.*file="colours.onnx".*} 1.0$', text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["max_bytes", "max_pixels", "max_requests", "timeout_s"])
+@pytest.mark.parametrize("stage", ["ranking", "drawing"])
+def test_a_bug_of_ours_is_not_the_clients_fault(
+    model: Path,
+    scene: Callable[..., np.ndarray],
+    stage: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """500 with its traceback in the log; the photos beside it are answered."""
+    first, gathered = threading.Event(), threading.Event()
+
+    def planted(run: Callable[..., Any], height: Callable[..., int]) -> Callable[..., Any]:
+        def broken(*arguments: Any) -> Any:
+            if not first.is_set():  # what comes meanwhile is one batch
+                first.set()
+                assert gathered.wait(60)
+            if height(*arguments) == 40:
+                return np.zeros((2, 3)) + np.zeros((4, 5))  # does not broadcast: a ValueError
+            return run(*arguments)
+
+        return broken
+
+    if stage == "ranking":
+        post = planted(ranker_module.postprocess, lambda *given: given[3].original[0])
+        monkeypatch.setattr(ranker_module, "postprocess", post)
+    else:
+        draw = planted(Ranking.draw, lambda ranking, photo: ranking.height)
+        monkeypatch.setattr(Ranking, "draw", draw)
+    photos = [encoded(scene(h, 64, red=(4, 4, 30, 30))) for h in (48, 48, 40, 48)]
+    with serving_model(model) as place, ThreadPoolExecutor(4) as pool:
+
+        def post(photo: bytes) -> tuple[int, Any, bytes]:
+            return send(place, photo, Accept="image/jpeg")
+
+        answers = [pool.submit(post, photos[0])]
+        assert first.wait(60)
+        answers += [pool.submit(post, photo) for photo in photos[1:]]
+        until(lambda: b"held 4.0" in send(place, path="/metrics", method="GET")[2])
+        gathered.set()
+        assert [answer.result()[0] for answer in answers] == [200, 200, 500, 200]
+        assert "its log says why" in said(answers[2].result()[2])
+    assert "Traceback" in caplog.text and "in broken" in caplog.text
+    assert "could not be broadcast" in caplog.text
+
+
+def test_a_photo_that_its_decoder_does_not_survive(data: bytes) -> None:
+    """The next one gets a new process; so does one after a decoder that takes too long."""
+    decoder = Decoder(50_000_000)
+    photo = decoder(data)
+    decoder._process.kill()
+    decoder._process.wait()
+    np.testing.assert_array_equal(decoder(data), photo)
+    decoder._limit_s = 1
+    decoder._process.send_signal(signal.SIGSTOP)
+    with pytest.raises(InputError, match="longer than 1 s"):
+        decoder(data)
+    decoder._limit_s = DECODE_S
+    np.testing.assert_array_equal(decoder(data), photo)
+
+    def dies() -> None:
+        time.sleep(0.3)
+        decoder._process.kill()
+
+    decoder._process.send_signal(signal.SIGSTOP)
+    threading.Thread(target=dies).start()
+    with pytest.raises(InputError, match="crashed"):
+        decoder(data)
+    decoder.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is limited on Linux")
+def test_what_claims_gigabytes(data: bytes) -> None:
+    """A few bytes cost what they are, not what they say, and no photo much more than its limit."""
+    decoder = Decoder(1_000_000)
+    decoder(data)  # its process has started
+    for bomb in (
+        data[:33] + b"\xff\xff\xff\xf0tEXt" + data[33:],
+        data[:33] + b"\x7f\xff\xff\xffIDAT" + data[33:],
+        b"P5" + b" " * 19_000_000,
+    ):
+        with pytest.raises(InputError):
+            decoder(bomb)
+        if decoder._process.poll() is None:
+            text = Path(f"/proc/{decoder._process.pid}/status").read_text()
+            (peak_kb,) = re.findall(r"VmHWM:\s+(\d+) kB", text)
+            assert int(peak_kb) < 500_000
+    assert decoder(data).shape == (48, 64, 3)
+    decoder.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processor time is not limited there")
+def test_a_photo_that_takes_minutes() -> None:
+    """A progressive JPEG whose last scan is there again and again."""
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500), np.uint8)
+    image = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    scan = image[image.rindex(b"\xff\xda") : -2]
+    decoder = Decoder(50_000_000, limit_s=1)
+    assert decoder(image).shape == (1500, 1500, 3)
+    with pytest.raises(InputError, match="longer than 1 s"):
+        decoder(image[:-2] + 200 * scan[:400_000] + image[-2:])
+    decoder.close()
+
+
+def test_several_models(model: Path, data: bytes, tmp_path: Path) -> None:
+    workers = {
+        name: PhotoWorker({"model": model, "threads": 1, "threshold": threshold}, None, 10**6)
+        for name, threshold in (("usual", None), ("strict", 0.99999))
+    }
+    with serving(workers) as place:
+
+        def objects(path: str) -> int:
+            status, _, body = send(place, data, path)
+            assert status == 200
+            return len(json.loads(body)["images"][0]["objects"])
+
+        assert objects("/rank") == objects("/rank?model=usual") == 2
+        assert objects("/rank?model=strict") < 2
+        for query, status, words in (
+            ("model=other", 404, "one model of usual, strict, got other"),
+            ("model=usual&model=strict", 404, "got usual, strict"),
+            ("threshold=0.3", 400, "no query parameter but model, got threshold"),
+            ("model=usual&Threshold=&x=1", 400, "got Threshold, x"),
+        ):
+            got, _, body = send(place, data, f"/rank?{query}")
+            assert got == status and words in said(body)
+        ready = json.loads(send(place, path="/ready", method="GET")[2])
+        assert list(ready["models"]) == ["usual", "strict"]
+        assert ready["model"] == ready["models"]["usual"]
+        metrics = send(place, path="/metrics", method="GET")[2].decode()
+        assert (
+            len(re.findall(r'^dsgnn_model{.*name="(?:usual|strict)".*} 1.0$', metrics, re.M)) == 2
+        )
+    for worker in workers.values():
+        worker.close()
+
+
+def test_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a=b.onnx").touch()
+    assert parse_models([]) == {"nano": None}
+    assert parse_models(["x=y/z.onnx", "n.onnx", "a=b.onnx"]) == {
+        "x": tmp_path / "y/z.onnx",
+        "n": tmp_path / "n.onnx",
+        "a=b": tmp_path / "a=b.onnx",
+    }
+    for texts in (["=x.onnx"], ["x="], ["n.onnx", "folder/n.onnx"]):
+        with pytest.raises(OptionError):
+            parse_models(texts)
+
+
+def test_lanes_rank_side_by_side() -> None:
+    both = threading.Barrier(2)
+
+    def rank(photos: list[Any]) -> list[Any]:
+        both.wait(30)
+        return photos
+
+    async def two_calls() -> list[Any]:
+        with ThreadPoolExecutor(2) as pool:
+            batcher = Batcher([rank, rank], 1, pool)
+            return await asyncio.gather(batcher(1), batcher(2))  # type: ignore[arg-type]
+
+    assert asyncio.run(two_calls()) == [(1, 1), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    "name", ["max_bytes", "max_pixels", "max_requests", "timeout_s", "max_connections"]
+)
 def test_limits_are_positive(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
-        Limits(**{name: 0})
+        ServeLimits(**{name: 0})
 
 
 def test_photos_gather_while_a_batch_runs() -> None:
@@ -301,8 +472,10 @@ def test_photos_gather_while_a_batch_runs() -> None:
             raise ValueError(f"five in {photos}")
         return [10 * photo for photo in photos]
 
+    pool = ThreadPoolExecutor(1)
+
     async def calls_come() -> list[Any]:
-        together = Together(rank, 3)
+        together = Batcher([rank], 3, pool)
         calls = [asyncio.create_task(together(photo)) for photo in (0,)]
         await asyncio.sleep(0.05)
         calls += [asyncio.create_task(together(photo)) for photo in range(1, 8)]
@@ -330,7 +503,7 @@ def test_the_batch_fits_the_model(ranker: Ranker) -> None:
 
 
 def test_a_model_that_cannot_be_loaded_is_told() -> None:
-    worker = Worker({"model": Path("missing.onnx")}, None, 1)
+    worker = replicas.ReplicaWorker({"model": Path("missing.onnx")}, None, 1)
     assert "missing.onnx" in asyncio.run(worker.describe())["error"]
 
 
@@ -341,12 +514,14 @@ def test_wrong_use() -> None:
         return " ".join(result.output.split())
 
     assert "max_bytes must be positive, got 0" in refused("--max-bytes", "0")
-    assert "--replicas must be at least 1, got 0" in refused("--replicas", "0", "--port", "0")
+    assert "at least 1 replica, got 0" in refused("--replicas", "0", "--port", "0")
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
         port = str(taken.getsockname()[1])
         assert f"cannot listen on 127.0.0.1 port {port}: " in refused("--port", port)
     assert "cannot listen on 192.0.2.1" in refused("--host", "192.0.2.1", "--port", "0")
+    assert "missing.onnx" in refused("--port", "0", "--model", "small=missing.onnx")
+    assert "two models have the name a" in refused("--model", "a=b.onnx", "--model", "a=c.onnx")
 
 
 HELD = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}, {"memory": 1.0}]
@@ -355,8 +530,12 @@ HELD = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}, {"memory": 1.0}]
 @pytest.mark.parametrize(
     ("device", "threads", "count", "room"),
     [
-        *((None, None, 6, 5), ("cpu", 1, 12, 11), ("cpu", 9, 1, 0)),
-        *(("cuda", None, 4, 3), ("cuda:1", 3, 4, 3), ("cuda", 4, 3, 2)),
+        (None, None, 6, 5),
+        ("cpu", 1, 12, 11),
+        ("cpu", 9, 1, 0),
+        ("cuda", None, 4, 3),
+        ("cuda:1", 3, 4, 3),
+        ("cuda", 4, 3, 2),
     ],
 )
 def test_workers_that_will_never_fit(
@@ -369,8 +548,8 @@ def test_workers_that_will_never_fit(
     monkeypatch.setattr(replicas, "cluster", lambda *arguments: nullcontext(ray))
     asked = {"device": device, "threads": threads}
     with (
-        pytest.raises(ValueError, match=rf"--replicas {count} do not fit, {room} do: each needs"),
-        replicas.replicas(asked, Limits(), count),
+        pytest.raises(ValueError, match=rf"{count} replicas do not fit, {room} do: each needs"),
+        replicas.replicas({"small": asked}, ServeLimits(), count),
     ):
         pass
     replicas.check_room(HELD, room, threads or 2, str(device).startswith("cuda"))
@@ -386,6 +565,33 @@ def start(tmp_path: Path, *options: str | Path) -> tuple[subprocess.Popen[bytes]
     return process, log
 
 
+def test_a_start_without_ray(tmp_path: Path) -> None:
+    """It costs less than two seconds of processor time, so it takes no longer on a machine that has
+    nothing else to do; and it needs no Ray."""
+    run = (
+        "import sys; sys.modules['ray'] = None; from dsgnn.runtime.serving.cli import main; main()"
+    )
+    command = [sys.executable, "-c", run, "--port", "0", "--threads", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("listening on "):
+                break
+        place = ("127.0.0.1", int(line.rpartition(":")[2].strip("/\n")))
+        if sys.platform == "linux":
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            ticks = int(fields[11]) + int(fields[12])  # in user and system mode
+            assert ticks / os.sysconf("SC_CLK_TCK") < 2
+        assert send(place, samples()[0].read_bytes())[0] == 200
+        assert os.listdir(tmp_path) == []
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def difference(got: dict[str, Any], wanted: dict[str, Any]) -> float:
     """Of two objects of one rank, the largest: in saliency, score, or pixels as a share of the
     photo. A batch rounds otherwise than a single photo."""
@@ -396,11 +602,14 @@ def difference(got: dict[str, Any], wanted: dict[str, Any]) -> float:
     return max(*numbers, (one != other).mean())
 
 
-def test_for_real(tmp_path: Path) -> None:
-    """One start of dsgnn-serve with the bundled model on Ray: who reaches it, many at once, what is
-    refused, a worker's death, and the end."""
-    pytest.importorskip("ray")
-    limits = ("--max-pixels", "4000000", "--timeout", "300")
+@pytest.mark.parametrize("on_ray", [False, True], ids=["here", "ray"])
+def test_for_real(tmp_path: Path, on_ray: bool) -> None:
+    """One start of dsgnn-serve with the bundled model, in its own process and on Ray: who reaches
+    it, many at once, what is refused, a worker's death, and the end."""
+    limits: tuple[str, ...] = ("--max-pixels", "4000000", "--timeout", "300")
+    if on_ray:
+        pytest.importorskip("ray")
+        limits = (*limits, "--cluster", "local")
     process, log = start(tmp_path, "--threads", "1", *limits)
     try:
         until_listening = re.compile(r"listening on http://127\.0\.0\.1:(\d+)/")
@@ -413,7 +622,8 @@ def test_for_real(tmp_path: Path) -> None:
 
         if sys.platform == "linux":  # where there is /proc
             sockets = listening(process.pid)
-            assert {"gcs_server", "raylet", "dsgnn-serve"} <= {name for name, _ in sockets}
+            names = {name for name, _ in sockets}
+            assert names >= {"gcs_server", "raylet", "dsgnn-serve"} if on_ray else len(sockets) == 1
             assert all(address.is_loopback for _, address in sockets), sockets
 
         images = [read_image(path) for path in samples()]
@@ -446,26 +656,33 @@ def test_for_real(tmp_path: Path) -> None:
             status, _, body = send(place, body)
             assert status == expected_status, body
         with socket.create_connection(place) as client:  # breaks off in the middle
-            client.sendall(b"POST /rank HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\nhalf")
+            client.sendall(
+                b"POST /rank HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\nhalf"
+            )
         assert send(place, photos[0])[0] == 200
 
         # What a worker held when it died is answered, and another comes in its place.
         large = encoded(cv2.resize(images[0], (2000, 1500)))
         if sys.platform == "linux":
             names = family(process.pid)
-            (worker,) = (pid for pid in names if names[pid].startswith("ray::ServeRepli"))
+            whose = "ray::ServeRepli" if on_ray else "python"  # the process that decodes
+            (worker,) = (pid for pid in names if names[pid].startswith(whose))
             with ThreadPoolExecutor(16) as pool:
                 held = [pool.submit(send, place, large, timeout_s=300) for _ in range(16)]
                 until(lambda: any(answer.done() for answer in held))
                 os.kill(worker, signal.SIGKILL)
                 bodies = {answer.result()[0]: answer.result()[2] for answer in held}
-            assert bodies.keys() == {200, 503}
-            assert said(bodies[503]).startswith("the worker was lost (")
+            if on_ray:
+                assert bodies.keys() == {200, 503}
+                assert said(bodies[503]).startswith("the worker was lost (")
+            else:  # only the photo that was in the process is lost, if there was one
+                assert 200 in bodies and bodies.keys() <= {200, 422}
+                assert worker not in family(process.pid)
             until(lambda: send(place, photos[0], timeout_s=300)[0] == 200)
 
         # At the signal one is arriving and others are held: all are answered.
         with ThreadPoolExecutor(8) as pool, socket.create_connection(place) as client:
-            client.sendall(b"POST /rank HTTP/1.1\r\nHost: x\r\nAccept: image/png\r\n")
+            client.sendall(b"POST /rank HTTP/1.1\r\nHost: localhost\r\nAccept: image/png\r\n")
             client.sendall(b"Content-Length: %d\r\n\r\n" % len(large) + large[:100])
             held = [pool.submit(send, place, large, timeout_s=300) for _ in range(8)]
             until(lambda: b"held 9.0" in send(place, path="/metrics", method="GET")[2])
