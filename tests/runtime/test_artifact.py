@@ -22,6 +22,7 @@ from dsgnn.runtime.letterbox import Fixed, LongestSide
 
 Write = Callable[..., Path]
 DESCRIPTION = Description("nano", Fixed(448, 576), 5, 0.4, "fp32", "trained", "ab" * 32, "0.1.0")
+SIZE = DESCRIPTION.to_dict()["input"]
 
 
 def sidecar(path: Path, **changes: object) -> Sidecar:
@@ -83,7 +84,7 @@ def test_nothing_is_told_of_attention_where_there_is_none() -> None:
         ({"attention": True, "order": "size"}, "order must be one of saliency, attention, got"),
         ({"order": "attention"}, "the order is that of attention, but there is no"),
         (
-            {"input": {**DESCRIPTION.to_dict()["input"], "height": 0}},
+            {"input": {**SIZE, "height": 0}},
             "the artifact's description: .* at least 1 pixel",
         ),
     ],

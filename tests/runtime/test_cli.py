@@ -84,7 +84,10 @@ def test_standard_input(place: Path, model: Path) -> None:
             ["photos", "--out", "out", "--save", "boxes"],
             "--save takes overlay,map,masks,crops,json,sheet",
         ),
-        (["photos", "--out", "out", "--threshold", "2"], "threshold must be in 0…1, got 2.0"),
+        (
+            ["photos", "--out", "out", "--threshold", "2"],
+            "threshold must be at least 0 and below 1, got 2.0",
+        ),
         (["photos", "--out", "out", "--model", "m.onnx"], "there is no model file at m.onnx"),
         (["photos", "--out", "out", "--model", "m.engine"], "there is no model file at m.engine"),
         (["photos", "--out", "out", "--model", "m.pth"], "expected a model file ending in .onnx"),
