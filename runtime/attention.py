@@ -55,12 +55,12 @@ def attention_shares(
     bool. Where masks overlap the smaller object is the visible one, and of equal ones the first.
     """
     rows, columns = (
-        _pixels_in_cells(count, kept, *sides)
+        _edges(count, kept, *sides)
         for count, kept, *sides in zip(
             cells, grid.shape, geometry.padded, geometry.resized, geometry.original, strict=True
         )
-    )  # (gh, h) and (gw, w)
-    spread = grid @ columns  # (gh, w): attention per column of pixels in each row of cells
+    )
+    density = grid / np.outer(np.diff(rows), np.diff(columns))  # (gh, gw): attention per pixel
     taken = np.zeros(geometry.original, bool)
     shares = np.zeros(len(masks))
     sizes = [cv2.countNonZero(mask.view(np.uint8)) for mask in masks]
@@ -69,8 +69,9 @@ def attention_shares(
         box = np.s_[y : y + height, x : x + width]
         visible = masks[index][box] & ~taken[box]
         taken[box] |= visible
-        covered = rows[:, y : y + height] @ visible.astype(np.float32)  # (gh, width)
-        shares[index] = np.vdot(covered, spread[:, x : x + width])
+        if sizes[index]:
+            pixels = _pixels_per_cell(visible, rows - y, columns - x)
+            shares[index] = (density * pixels).sum()
     return np.clip(shares, 0, 1)
 
 
@@ -81,10 +82,22 @@ def _parts_on_photo(cells: int, padded: int, resized: int) -> np.ndarray:
     return parts[parts > 0]
 
 
-def _pixels_in_cells(cells: int, kept: int, padded: int, resized: int, original: int) -> np.ndarray:
-    """(kept, original) float32: how a cell's attention is spread over the photo's pixels along one
-    side. Each row sums to 1."""
-    edges = np.minimum(np.arange(kept + 1) * (padded / cells), resized) * (original / resized)
-    pixels = np.arange(original)
-    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return (np.maximum(overlap, 0) / np.diff(edges)[:, None]).astype(np.float32)
+def _edges(cells: int, kept: int, padded: int, resized: int, original: int) -> np.ndarray:
+    """Where the cells of one side begin and end, in the photo's pixels: (kept + 1,) float64."""
+    return np.minimum(np.arange(kept + 1) * (padded / cells), resized) * (original / resized)
+
+
+def _pixels_per_cell(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """How much of a mask lies in each cell, in pixels and parts of them: (gh, gw) float64.
+
+    mask: (height, width) bool. rows, columns: edges of the cells, also outside the mask. The sums
+    over all rectangles from the corner change evenly inside a pixel, so those at the edges are
+    interpolated.
+    """
+    sums = cv2.integral(mask.view(np.uint8))  # (height + 1, width + 1)
+    for edges in (rows, columns):
+        edges = np.clip(edges, 0, len(sums) - 1)
+        low = np.floor(edges).astype(int)
+        high, part = np.minimum(low + 1, len(sums) - 1), (edges - low)[:, None]
+        sums = (sums[low] * (1 - part) + sums[high] * part).T
+    return np.diff(np.diff(sums, axis=0), axis=1)

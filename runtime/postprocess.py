@@ -1,8 +1,8 @@
 """From the network's outputs to ranked objects at the photo's own size.
 
 One default differs from upstream: with no query above the threshold the ranking is empty
-(`if_none="none"`), because an empty scene is a valid answer. Upstream returns every query
-(`"all"`).
+(`if_none="none"`), because an empty scene is a valid answer. Upstream returns every query, as
+`if_none="all"` does.
 """
 
 from __future__ import annotations

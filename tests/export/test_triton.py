@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from graphs import colours_graph
 from tritonclient.grpc import model_config_pb2 as schema
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -250,6 +251,22 @@ def test_the_client_gives_the_rankers_answers(
     assert facts["sha256"] == sha256_of(source)
     every = TritonRanker("sor", url, threshold=0.9999, if_none="all")
     assert len(every(photos[0]).objects) == 5
+
+
+def test_attention_passes_through_a_server(tmp_path: Path, server: tuple[Server, str]) -> None:
+    source = tmp_path / "gaze.onnx"
+    proto = onnx.load_model_from_string(colours_graph(attention=True))
+    facts = description(LongestSide(128), attention=True, order="attention")
+    proto.metadata_props.add(key=METADATA_KEY, value=facts.to_json())
+    onnx.save(proto, source)
+    folder = write_repository([source], tmp_path / "repository", "gaze")
+    outputs = {t.name: list(t.dims) for t in read_config(folder / "config.pbtxt").output}
+    assert outputs["attention"] == [-1, -1]
+    photo = np.full((48, 64, 3), 128, np.uint8)
+    photo[10:40, 30:60] = (20, 20, 230)
+    got, expected = TritonRanker("gaze", server[1])(photo), Ranker(source)(photo)
+    assert got.objects[0].attention == expected.objects[0].attention == got.objects[0].saliency
+    np.testing.assert_array_equal(got.attention, expected.attention)
 
 
 def test_the_client_refuses(

@@ -1,6 +1,6 @@
 """A network small enough to read, and scenes it understands.
 
-`colours.onnx` (574 bytes, made by test_backends.py::colours_graph) finds red, green, blue and
+`colours.onnx` (574 bytes, made by graphs.py::colours_graph) finds red, green, blue and
 yellow blobs: query 0, 1, 2 and 3; the larger and purer the blob the more salient; query 4 finds
 nothing. It has no size of its own and no metadata, so each test writes the description it needs.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from graphs import colours_graph
 
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.artifact import Description
@@ -60,10 +61,11 @@ def graph() -> bytes:
 
 @pytest.fixture
 def write_model(graph: bytes) -> Callable[..., Path]:
-    """write_model(path, **facts): the graph with a description; metadata=None leaves it out."""
+    """write_model(path, **facts): the graph with a description; metadata=None leaves it out.
+    attention=True makes a graph that has it."""
 
     def write(path: Path, metadata: str | None = "", **facts: object) -> Path:
-        data = graph
+        data = colours_graph(attention=True) if facts.get("attention") else graph
         if metadata is not None:
             text = metadata or description(**facts).to_json()
             data += field(14, field(1, b"dsgnn") + field(2, text.encode()))

@@ -22,6 +22,7 @@ from dsgnn.runtime.letterbox import Fixed, LongestSide
 
 Write = Callable[..., Path]
 DESCRIPTION = Description("nano", Fixed(448, 576), 5, 0.4, "fp32", "trained", "ab" * 32, "0.1.0")
+SIZE = DESCRIPTION.to_dict()["input"]
 
 
 def sidecar(path: Path, **changes: object) -> Sidecar:
@@ -58,6 +59,39 @@ def test_description_round_trip(rule) -> None:
 
 def test_a_threshold_may_be_written_as_a_whole_number() -> None:
     assert Description.from_dict({**DESCRIPTION.to_dict(), "threshold": 0}).threshold == 0
+
+
+@pytest.mark.parametrize("order", ["saliency", "attention"])
+def test_attention_is_told(order: str) -> None:
+    told = replace(DESCRIPTION, attention=True, order=order)
+    assert Description.from_json(told.to_json()) == told
+    facts = json.loads(told.to_json())
+    assert (facts["attention"], facts["order"]) == (True, order)
+
+
+def test_nothing_is_told_of_attention_where_there_is_none() -> None:
+    """Descriptions written before there was any are read, and written, as they were."""
+    facts = json.loads(DESCRIPTION.to_json())
+    assert not {"attention", "order"} & facts.keys()
+    read = Description.from_dict(facts)
+    assert (read.attention, read.order) == (False, "saliency")
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"attention": "yes"}, "expects 'attention' to be true or false, got 'yes'"),
+        ({"attention": True, "order": "size"}, "order must be one of saliency, attention, got"),
+        ({"order": "attention"}, "the order is that of attention, but there is no"),
+        (
+            {"input": {**SIZE, "height": 0}},
+            "the artifact's description: .* at least 1 pixel",
+        ),
+    ],
+)
+def test_facts_that_cannot_be(facts: dict, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        Description.from_dict({**DESCRIPTION.to_dict(), **facts})
 
 
 def test_newer_facts_are_ignored() -> None:

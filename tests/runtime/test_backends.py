@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import click
 import numpy as np
 import pytest
+from graphs import colours_graph
 
 from dsgnn.runtime.artifact import Artifact, open_artifact, sha256_of
 from dsgnn.runtime.backends import BACKENDS, Backend, TensorSpec, open_backend
@@ -345,42 +346,6 @@ def test_closing_gives_the_session_back(name: str, model: Path) -> None:
     backend.close()
     gc.collect()
     assert gone() is None
-
-
-def colours_graph() -> bytes:
-    """How colours.onnx was made."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    weights = np.float32([[2, -1, -1], [-1, 2, -1], [-1, -1, 2], [1, 1, -2], [0, 0, 0]]) / 32
-    bias = np.float32([-4, -4, -4, -10, -8])
-    nodes = [
-        helper.make_node("Cast", ["image"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["f"], ["t"], perm=[0, 3, 1, 2]),
-        helper.make_node("AveragePool", ["t"], ["p"], kernel_shape=[4, 4], strides=[4, 4]),
-        helper.make_node("Conv", ["p", "w", "b"], ["masks"]),
-        helper.make_node("Relu", ["masks"], ["r"]),
-        helper.make_node("ReduceMean", ["r"], ["saliency"], axes=[2, 3], keepdims=0),
-        helper.make_node("ReduceMax", ["masks"], ["m"], axes=[2, 3], keepdims=0),
-        helper.make_node("Sigmoid", ["m"], ["score"]),
-    ]
-    shapes = {"saliency": ["B", 5], "score": ["B", 5], "masks": ["B", 5, "h", "w"]}
-    graph = helper.make_graph(
-        nodes,
-        "colours",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["B", "H", "W", 3])],
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()],
-        [
-            numpy_helper.from_array(weights.reshape(5, 3, 1, 1), "w"),
-            numpy_helper.from_array(bias, "b"),
-        ],
-    )
-    made = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=8,
-        producer_name="dsgnn tests",
-    )
-    return made.SerializeToString(deterministic=True)
 
 
 def test_the_graph_is_what_the_source_says(graph: bytes) -> None:
