@@ -11,7 +11,7 @@ Where none of these is given, ranks come from a `dsgnn.data.ranks.RankMasks`, or
 rule of `dsgnn.data.saliency`.
 
 `CocoReader` draws masks exactly as COCO's tools do. Scenes draw them with OpenCV (`Instance.draw`),
-on any canvas and faster, up to one pixel of the border different.
+because that takes a quarter of the time; the result differs by one pixel of the border at most.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ The published evaluations of ASSR, IRSR and SIFR draw their ground truth with CO
 whose rule is not OpenCV's (`cv2.fillPoly` also fills every pixel that the outline touches, which
 makes an object about half a pixel larger all round). Figures can only equal the published ones on
 equal masks, so the rule is rewritten here with array operations; the tests compare with masks drawn
-by COCO's code.
+by COCO's code. That code itself, pycocotools, ends the process where a polygon has a coordinate
+that is not a number or lies far outside, so it cannot read files that come from others.
 """
 
 from __future__ import annotations
