@@ -320,5 +320,7 @@ def test_what_triton_cannot_run(
         write_repository([colours(queries=7)], repository)
     assert not repository.exists() or not list(repository.iterdir())
     write_repository([colours()], repository)
-    with pytest.raises(FileExistsError, match="colours exists: delete it, or choose another --nam"):
+    with pytest.raises(
+        FileExistsError, match="colours exists: delete it, or give the model another nam"
+    ):
         write_repository([colours()], repository)
