@@ -54,9 +54,12 @@ class Example:
 
 @dataclass(frozen=True)
 class ImageTruth:
-    """The true objects of one image. masks: (G, H, W) bool or float, at the size that the network
-    sees, padding included. ranks: (G,) float, larger = more salient, 1…G. foreground: (H, W) int8 as
-    in `Sample`; None = what no mask covers is nothing. attention: (H/8, W/8) as in `Example`."""
+    """The true objects of one image, at the size that the network sees, padding included.
+
+    masks: (G, H, W) bool or float. ranks: (G,) float, larger = more salient, 1…G. foreground:
+    (H, W) int8 as in `Sample`; None = what no mask covers is nothing. attention: (H/8, W/8) as in
+    `Example`.
+    """
 
     masks: Tensor
     ranks: Tensor
