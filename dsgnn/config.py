@@ -76,6 +76,18 @@ class Config:
                 f"config {self.name}: width must be a multiple of 32, got {self.width}"
             )
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of `dsgnn.model.Output.answers`."""
+        found = ("saliency", "score", "masks")
+        return (*found, "attention") if self.attention else found
+
+    @property
+    def order(self) -> str:
+        """What orders the objects: "attention", each one's share of it, where there is such a map,
+        else "saliency"."""
+        return "attention" if self.attention else "saliency"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `config_from_dict` is the inverse."""
         return asdict(self)

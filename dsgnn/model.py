@@ -24,6 +24,7 @@ from dsgnn.query_decoder import (
     PeakSeeds,
     attention_mask,
     shape_masks,
+    softmax_map,
     texture_maps,
 )
 
@@ -75,6 +76,12 @@ class Output:
     def score(self) -> Tensor:
         """(B, Q): probability that the query is an object."""
         return self.class_logits.softmax(-1)[..., 0]
+
+    def answers(self) -> tuple[Tensor, ...]:
+        """What an artifact of the network gives, in this order: saliency, score, masks and, where
+        the network has it, attention."""
+        found = (self.saliency, self.score, self.masks)
+        return found if self.attention is None else (*found, self.attention)
 
 
 class Branch(nn.Module):
@@ -138,7 +145,7 @@ class DSGNN(nn.Module):
         B = images.shape[0]
         pixels, memory = self.pixel_decoder(self.backbone(images))
         logits = self.attention(memory) if self.config.attention else None
-        attention = None if logits is None else logits.flatten(1).softmax(1).view_as(logits)
+        attention = None if logits is None else softmax_map(logits)
         heat = cells = None
         if self.config.seeds == "peaks":
             s, position_s, heat, cells = self.seeds(memory[-1], centres)

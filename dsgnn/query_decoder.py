@@ -133,6 +133,11 @@ class AttentionHead(nn.Module):
         return (logits + resize(self.prior, logits.shape[-2:])).squeeze(1)
 
 
+def softmax_map(logits: Tensor) -> Tensor:
+    """Softmax over all cells of a map: (B, h, w) → (B, h, w), each image's sum 1."""
+    return logits.flatten(1).softmax(1).view_as(logits)
+
+
 class Heads(nn.Module):
     """Class, rank and mask embedding of each query, on LN(query)."""
 
