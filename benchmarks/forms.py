@@ -238,7 +238,7 @@ class StraightforwardSubject:
         }
 
     def infer(self, images: np.ndarray, clock: Clock) -> tuple[Answers, Sample]:
-        names = ["saliency", "score", "masks"]
+        names = [output.name for output in self._session.get_outputs()]
         start = clock()
         values = self._session.run(names, {"image": images})
         return dict(zip(names, values, strict=True)), {"compute": 1e3 * (clock() - start)}
@@ -341,7 +341,7 @@ class TorchSubject:
             if self._form != "upstream":
                 return self._network(image)
             out = self._network(normalise(image), training_outputs=True)
-            return out.saliency, out.score, out.masks
+            return out.answers()
 
     def _precision(self) -> AbstractContextManager[Any]:
         import torch
@@ -400,11 +400,12 @@ def export_straightforward(spec: Spec) -> None:
 
         def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
             out = self.network(normalise(image))
-            return out.saliency, out.score, out.masks
+            return out.answers()
 
     source = read(spec)
     size = spec.size or default_size(source.model.config)
-    proto = build_onnx(AsItIs(source.model).eval(), size, size)
+    config = source.model.config
+    proto = build_onnx(AsItIs(source.model).eval(), config.outputs, size, size)
     path = Path(spec.export)
     facts_of(path).write_text(describe(source, size).to_json())
     with whole_file(path) as part:
@@ -421,5 +422,5 @@ def _title(spec: Spec) -> str:
 
 
 def _answers(outputs: Sequence[Any]) -> Answers:
-    names = ("saliency", "score", "masks")
+    names = ("saliency", "score", "masks", "attention")[: len(outputs)]
     return {name: x.float().cpu().numpy() for name, x in zip(names, outputs, strict=True)}

@@ -28,7 +28,8 @@ class Config:
     published, or "peaks": queries are the features at the peaks of a predicted centre heatmap.
     texture: with the texture branch and domain separation, as published; without it one decoder
     feeds the graph head. layers: L, decoder layers. rank_loss: "published", or "balanced": pairs
-    of two objects and pairs of object and none are normalised separately. augmentation: "jitter"
+    of two objects and pairs of object and none are normalised separately. attention: with a map of
+    where people look. augmentation: "jitter"
     (flip, large-scale jitter, crop, pad) or "flip".
     """
 
@@ -50,6 +51,7 @@ class Config:
     seeds: str = "learned"
     texture: bool = True
     rank_loss: str = "published"
+    attention: bool = False
 
     def __post_init__(self) -> None:
         choices = {
@@ -73,6 +75,18 @@ class Config:
             raise OptionError(
                 f"config {self.name}: width must be a multiple of 32, got {self.width}"
             )
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of `dsgnn.model.Output.answers`."""
+        found = ("saliency", "score", "masks")
+        return (*found, "attention") if self.attention else found
+
+    @property
+    def order(self) -> str:
+        """What orders the objects: "attention", each one's share of it, where there is such a map,
+        else "saliency"."""
+        return "attention" if self.attention else "saliency"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `config_from_dict` is the inverse."""

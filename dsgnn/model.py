@@ -7,7 +7,7 @@ ours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,14 @@ from dsgnn.config import Config, get_config
 from dsgnn.graph import DomainSeparationHead, GraphHead, GraphOutput
 from dsgnn.pixel_decoder import DeformablePixelDecoder, FPNPixelDecoder, sine_position
 from dsgnn.query_decoder import (
+    AttentionHead,
     DecoderLayer,
     Heads,
     LearnedSeeds,
     PeakSeeds,
     attention_mask,
     shape_masks,
+    softmax_map,
     texture_maps,
 )
 
@@ -56,6 +58,7 @@ class TrainingOutput:
     heat: Tensor | None = None
     cells: Tensor | None = None
     dense: Tensor | None = None
+    attention: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,18 @@ class Output:
     class_logits: Tensor
     masks: Tensor
     training: TrainingOutput | None = None
+    attention: Tensor | None = None
 
     @property
     def score(self) -> Tensor:
         """(B, Q): probability that the query is an object."""
         return self.class_logits.softmax(-1)[..., 0]
+
+    def answers(self) -> tuple[Tensor, ...]:
+        """What an artifact of the network gives, in this order: saliency, score, masks and, where
+        the network has it, attention."""
+        found = (self.saliency, self.score, self.masks)
+        return found if self.attention is None else (*found, self.attention)
 
 
 class Branch(nn.Module):
@@ -107,6 +117,8 @@ class DSGNN(nn.Module):
         if config.seeds == "peaks":
             self.seeds = PeakSeeds(config.queries, C)
             self.dense = nn.Conv2d(C, 1, 1)  # training only
+        if config.attention:
+            self.attention = AttentionHead(C)
         if config.texture:
             self.texture = Branch(config)
             self.graph: GraphHead = DomainSeparationHead(config.queries, C)
@@ -132,6 +144,8 @@ class DSGNN(nn.Module):
         """
         B = images.shape[0]
         pixels, memory = self.pixel_decoder(self.backbone(images))
+        logits = self.attention(memory) if self.config.attention else None
+        attention = None if logits is None else softmax_map(logits)
         heat = cells = None
         if self.config.seeds == "peaks":
             s, position_s, heat, cells = self.seeds(memory[-1], centres)
@@ -152,10 +166,11 @@ class DSGNN(nn.Module):
         queries_by_stack = [queries for _, queries, _ in stacks]
         if not training_outputs:
             graph = self.graph(*(queries[-1] for queries in queries_by_stack))
-            return Output(graph.rank, graph.class_logits, masks[-1])
+            return Output(graph.rank, graph.class_logits, masks[-1], attention=attention)
         training = self._training_output(queries_by_stack, masks, pixels, heat, cells)
+        training = replace(training, attention=logits)
         graph = training.graph
-        return Output(graph.rank[-B:], graph.class_logits[-B:], masks[-1], training)
+        return Output(graph.rank[-B:], graph.class_logits[-B:], masks[-1], training, attention)
 
     def _training_output(
         self,

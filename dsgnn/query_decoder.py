@@ -107,6 +107,37 @@ class PeakSeeds(nn.Module):
         return self.feature(features), position, heat, cells
 
 
+class AttentionHead(nn.Module):
+    """Where people look: logits over the stride-8 cells of the frame.
+
+    Two convolutions over the finest memory, which the mean of the coarsest one informs about the
+    whole photo, and a learned prior over the frame, as people look near its middle more often.
+    """
+
+    PRIOR = (9, 12)
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.context = nn.Linear(width, width)
+        self.read = nn.Sequential(
+            conv_norm(width, width // 2, 3),
+            conv_norm(width // 2, width // 2, 3),
+            nn.Conv2d(width // 2, 1, 1),
+        )
+        self.prior = nn.Parameter(torch.zeros(1, 1, *self.PRIOR))
+
+    def forward(self, memory: list[Tensor]) -> Tensor:
+        """memory: (B, C, h, w) at strides 32, 16, 8 → logits (B, H/8, W/8)."""
+        context = self.context(memory[0].mean((2, 3)))[:, :, None, None]
+        logits = self.read(memory[-1] + context)
+        return (logits + resize(self.prior, logits.shape[-2:])).squeeze(1)
+
+
+def softmax_map(logits: Tensor) -> Tensor:
+    """Softmax over all cells of a map: (B, h, w) → (B, h, w), each image's sum 1."""
+    return logits.flatten(1).softmax(1).view_as(logits)
+
+
 class Heads(nn.Module):
     """Class, rank and mask embedding of each query, on LN(query)."""
 

@@ -1,6 +1,7 @@
 """The deploy graph: the trained network rewritten for inference, exactly.
 
-uint8 (B, H, W, 3) letterboxed RGB → saliency (B, Q), score (B, Q), masks (B, Q, H/4, W/4) logits.
+uint8 (B, H, W, 3) letterboxed RGB → saliency (B, Q), score (B, Q), masks (B, Q, H/4, W/4) logits,
+and attention (B, H/8, W/8) where the network has it.
 Only the last output is computed, and every rewrite is exact algebra, held by a test against the
 part of `dsgnn.model` it replaces:
 
@@ -54,7 +55,7 @@ from dsgnn.pixel_decoder import (
     resize,
     sine_position,
 )
-from dsgnn.query_decoder import DecoderLayer
+from dsgnn.query_decoder import DecoderLayer, softmax_map
 from dsgnn.runtime.errors import OptionError
 
 BLOCKED = -1e4  # added to attention logits; finite, so that half precision has no NaN
@@ -507,6 +508,8 @@ class DeployGraph(nn.Module):
         self.branches = branches  # a plain list: both are registered above
         if model.config.seeds == "peaks":
             self.seeds = model.seeds
+        if model.config.attention:
+            self.attention = model.attention
         self.graph_head = DeployGraphHead(model.graph)
         self.sine = nn.ParameterList()
         if size is not None:
@@ -514,8 +517,9 @@ class DeployGraph(nn.Module):
                 _constant(_sine((size[0] // s, size[1] // s), levels)) for s in (32, 16, 8)
             )
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """image: (B, H, W, 3) uint8 → saliency (B, Q), score (B, Q), masks (B, Q, H/4, W/4)."""
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """image: (B, H, W, 3) uint8 → saliency (B, Q), score (B, Q), masks (B, Q, H/4, W/4), and
+        attention (B, H/8, W/8) where the network has it."""
         B = image.shape[0]
         # planes first: a broadcast over the last, three wide axis costs ten times as much
         images = image.float().permute(0, 3, 1, 2) * self.scale + self.shift
@@ -556,4 +560,9 @@ class DeployGraph(nn.Module):
         weight, offset = self.shape.mask_embedding(queries[0])
         masks = (weight @ features.flatten(2) + offset).unflatten(2, features.shape[-2:])
         saliency, score = self.graph_head(queries)
-        return saliency, score, masks
+        if not self.config.attention:
+            return saliency, score, masks
+        memory = [
+            x.transpose(1, 2).unflatten(2, shape) for x, shape in zip(tokens, shapes, strict=True)
+        ]
+        return saliency, score, masks, softmax_map(self.attention(memory))

@@ -137,7 +137,7 @@ def _islands(graph: onnx.GraphProto, floats: set[str]) -> set[int]:
         return found
 
     scores: set[int] = set()
-    for name in ("saliency", "score"):
+    for name in {"saliency", "score", "attention"} & {output.name for output in graph.output}:
         scores |= behind(name, products=True)
     exact: set[int] = set()  # sampling locations, and the image before the first product
     images = {value.name for value in graph.input}

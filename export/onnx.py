@@ -37,7 +37,7 @@ from dsgnn.runtime.letterbox import Fixed, LongestSide
 from dsgnn.weights.checkpoint import load_checkpoint
 
 OPSET = 18  # from 20 on TensorRT's parser reads GridSample as nearest
-INPUT, OUTPUTS = "image", ("saliency", "score", "masks")
+INPUT = "image"
 ADVICE = "Let deformable attention sample by gather, or take another precision."
 INT8_ADVICE = (
     "Eight bits suit a network that separates its objects clearly: train it further, calibrate "
@@ -85,13 +85,17 @@ def describe(source: ExportSource, size: Size | None, precision: str = "fp32") -
         weights=source.weights,
         source_sha256=source.sha256,
         toolkit=dsgnn.__version__,
+        attention=config.attention,
+        order=config.order,
     )
 
 
-def build_onnx(graph: torch.nn.Module, size: Size | None, example: Size) -> onnx.ModelProto:
-    """A module uint8 (B, H, W, 3) → three outputs as ONNX; B is dynamic, H and W when size is None.
+def build_onnx(
+    graph: torch.nn.Module, outputs: Sequence[str], size: Size | None, example: Size
+) -> onnx.ModelProto:
+    """A module uint8 (B, H, W, 3) → its outputs as ONNX; B is dynamic, H and W when size is None.
 
-    example: (H, W) to trace with.
+    outputs: their names, in the module's order. example: (H, W) to trace with.
     """
     image = torch.zeros(2, *example, 3, dtype=torch.uint8)
     shape: dict[int, object] = {0: torch.export.Dim("batch", min=1, max=1024)}
@@ -104,7 +108,7 @@ def build_onnx(graph: torch.nn.Module, size: Size | None, example: Size) -> onnx
         dynamo=True,
         opset_version=OPSET,
         input_names=[INPUT],
-        output_names=list(OUTPUTS),
+        output_names=list(outputs),
         dynamic_shapes={"image": shape},
         verbose=False,
     )
@@ -141,12 +145,9 @@ def torch_infer(model: DSGNN) -> Infer:
 
     def infer(images: np.ndarray) -> Answers:
         with torch.inference_mode():
-            out = model(normalise(torch.from_numpy(images)))
-        return {
-            "saliency": out.saliency.numpy(),
-            "score": out.score.numpy(),
-            "masks": out.masks.numpy(),
-        }
+            answers = model(normalise(torch.from_numpy(images))).answers()
+        names = model.config.outputs
+        return {name: value.numpy() for name, value in zip(names, answers, strict=True)}
 
     return infer
 
@@ -187,7 +188,8 @@ def export_onnx(
     if precision == "int8":
         check_calibration(calibration)
     graph = DeployGraph(source.model, size, deform).eval()
-    proto = build_onnx(graph, size, size or default_size(source.model.config))
+    config = source.model.config
+    proto = build_onnx(graph, config.outputs, size, size or default_size(config))
     description = describe(source, size, precision)
     part = path.with_name(f".{path.name}.part.onnx")
     reference = torch_infer(source.model)

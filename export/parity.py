@@ -29,7 +29,7 @@ from dsgnn.runtime.letterbox import Fixed, LongestSide, Rule, letterbox
 log = logging.getLogger("dsgnn")
 
 Answers = dict[str, np.ndarray]
-"""saliency (B, Q), score (B, Q), masks (B, Q, H/4, W/4) logits."""
+"""saliency (B, Q), score (B, Q), masks (B, Q, H/4, W/4) logits, and attention (B, h, w) if any."""
 Infer = Callable[[np.ndarray], Answers]
 """(B, H, W, 3) uint8 → Answers."""
 
@@ -57,6 +57,7 @@ class ParityLimits:
     saliency: largest difference (None = not limited). iou_min: of every mask, unless its pixels
     (at stride 4) differ in at most `pixels` places. iou_mean: over all masks. margin: pairs of
     objects whose saliencies lie further apart than this share of the range must keep their order.
+    attention: largest share of looks that may move from one place to another on a photo.
     """
 
     saliency: float | None
@@ -64,22 +65,35 @@ class ParityLimits:
     pixels: int
     iou_mean: float
     margin: float
+    attention: float
 
 
 LIMITS = {
     # two float32 programs round differently: saliencies closer than 1e-5 of the range are a tie
-    "fp32": ParityLimits(saliency=1e-3, iou_min=0.999, pixels=4, iou_mean=0.999, margin=1e-5),
-    "w16": ParityLimits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02),
-    "fp16": ParityLimits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02),
-    "bf16": ParityLimits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02),
-    "int8": ParityLimits(saliency=None, iou_min=0.0, pixels=0, iou_mean=0.95, margin=0.05),
+    "fp32": ParityLimits(
+        saliency=1e-3, iou_min=0.999, pixels=4, iou_mean=0.999, margin=1e-5, attention=1e-3
+    ),
+    "w16": ParityLimits(
+        saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02, attention=0.02
+    ),
+    "fp16": ParityLimits(
+        saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02, attention=0.02
+    ),
+    "bf16": ParityLimits(
+        saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02, attention=0.02
+    ),
+    "int8": ParityLimits(
+        saliency=None, iou_min=0.0, pixels=0, iou_mean=0.95, margin=0.05, attention=0.05
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Parity:
     """One comparison. Differences are over the kept objects; rank_agreement is the share of
-    clearly separated pairs in the same order; failures names the limits that were broken."""
+    clearly separated pairs in the same order; attention_moved is the largest share of looks that
+    lies elsewhere on a photo, None without attention; failures names the limits that were broken.
+    """
 
     batch: int
     photos: int
@@ -93,6 +107,7 @@ class Parity:
     pixels_max: int
     rank_agreement: float
     top1_identical: bool
+    attention_moved: float | None = None
     failures: tuple[str, ...] = ()
 
     @property
@@ -105,6 +120,7 @@ class Parity:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Parity:
         """One record of a sidecar; what else it holds is ignored."""
+        facts = {"attention_moved": None, **facts}  # older records have no attention
         own = {name: facts[name] for name in cls.__dataclass_fields__}
         return cls(**{**own, "failures": tuple(own["failures"])})
 
@@ -190,6 +206,7 @@ def _compare(
     score: list[float] = []
     ious: list[float] = []
     pixels: list[int] = []
+    moved: list[float] = []
     pairs = agreeing = photos = 0
     top1 = True
     for images in batches:
@@ -197,6 +214,9 @@ def _compare(
         for name, value in want.items():
             if got[name].shape != value.shape:
                 raise ParityError(f"output {name} is {got[name].shape}, expected {value.shape}")
+        if "attention" in want:
+            apart = np.abs(want["attention"] - got["attention"])
+            moved.extend(apart.sum((1, 2)) / 2)  # the total variation distance
         for b in range(len(images)):
             photos += 1
             kept = np.flatnonzero(want["score"][b] > threshold)
@@ -230,6 +250,7 @@ def _compare(
         pixels_max=int(np.max(pixels)),
         rank_agreement=agreeing / pairs if pairs else 1.0,
         top1_identical=top1,
+        attention_moved=float(np.max(moved)) if moved else None,
     )
     return Parity(**{**asdict(result), "failures": _failures(result, limits, ious, pixels)})
 
@@ -265,6 +286,10 @@ def _failures(
         failures.append(f"{len(apart)} masks below IoU {limits.iou_min:g} (worst {min(apart):.3f})")
     if not result.iou_mean >= limits.iou_mean and result.pixels_max > limits.pixels:
         failures.append(f"mean mask IoU {result.iou_mean:.4f} < {limits.iou_mean:g}")
+    if result.attention_moved is not None and not result.attention_moved <= limits.attention:
+        failures.append(
+            f"{result.attention_moved:.2%} of the attention is elsewhere, > {limits.attention:.1%}"
+        )
     if result.rank_agreement < 1:
         failures.append(f"order differs in {1 - result.rank_agreement:.1%} of the clear pairs")
     if not result.top1_identical:
@@ -299,6 +324,10 @@ def table(results: Sequence[Parity]) -> str:
             f"{r.score_max:13.2e}  {r.iou_min:8.4f} {r.iou_mean:6.4f}  {r.rank_agreement:6.1%}  "
             f"{'same' if r.top1_identical else 'DIFFERS'}"
         )
+        if r.attention_moved is not None:
+            lines.append(
+                f"      attention that is elsewhere, of the worst photo: {r.attention_moved:.2e}"
+            )
         lines.extend(f"      FAILED: {failure}" for failure in r.failures)
     return "\n".join(lines)
 

@@ -15,6 +15,9 @@ class Sample:
 
     image: (h, w, 3) uint8 RGB. masks: (G, h, w) bool. ranks: (G,) int64, a permutation of 1…G
     with 1 = least and G = most salient. name: unique within its data set, used in reports.
+    foreground: (h, w) int8, 1 = part of something salient, 0 = of nothing, -1 = not known; None =
+    what no mask covers is nothing. attention: (gh, gw) float32, the share of looks that falls on
+    each cell of a grid over the photo, with sum 1; None = not known.
     Raises DataError when these do not fit together.
     """
 
@@ -22,6 +25,8 @@ class Sample:
     masks: np.ndarray
     ranks: np.ndarray
     name: str
+    foreground: np.ndarray | None = None
+    attention: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         h, w = self.image.shape[:2]
@@ -35,6 +40,13 @@ class Sample:
             raise DataError(
                 f"{self.name}: masks must be ({g}, {h}, {w}) bool, got "
                 f"{self.masks.shape} {self.masks.dtype}"
+            )
+        if self.foreground is not None and (
+            self.foreground.shape != (h, w) or self.foreground.dtype != np.int8
+        ):
+            raise DataError(
+                f"{self.name}: foreground must be ({h}, {w}) int8, got "
+                f"{self.foreground.shape} {self.foreground.dtype}"
             )
         if sorted(self.ranks.tolist()) != list(range(1, g + 1)):
             raise DataError(

@@ -11,10 +11,12 @@ another sample; "flip" pads as at test time (IRSR's photos to 480×640), where u
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional as F
@@ -23,6 +25,7 @@ from dsgnn.data.sample import Sample
 from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.letterbox import PAD, LongestSide
 
+ATTENTION_STRIDE = 8  # pixels of a cell of the attention map
 JITTER = (0.1, 2.0)  # range of large-scale jitter (Ghiasi et al., CVPR 2021)
 FILL = {tv_tensors.Image: PAD, tv_tensors.Mask: 0}
 
@@ -30,12 +33,16 @@ FILL = {tv_tensors.Image: PAD, tv_tensors.Mask: 0}
 @dataclass(frozen=True)
 class Example:
     """One training image. image: (3, H, W) uint8 RGB. masks: (G, H, W) bool. ranks: (G,) int64, a
-    permutation of 1…G, G = most salient. name: of its sample."""
+    permutation of 1…G, G = most salient. name: of its sample. foreground: (1, H, W) int8 as in
+    `Sample`, 0 in the padding. attention: (H/8, W/8) float with sum 1, or all zeros where it is not
+    known."""
 
     image: Tensor
     masks: Tensor
     ranks: Tensor
     name: str
+    foreground: Tensor
+    attention: Tensor
 
     @property
     def boxes(self) -> Tensor:
@@ -47,11 +54,22 @@ class Example:
 
 @dataclass(frozen=True)
 class ImageTruth:
-    """The true objects of one image. masks: (G, H, W) bool or float, at the size that the network
-    sees, padding included. ranks: (G,) float, larger = more salient, 1…G."""
+    """The true objects of one image, at the size that the network sees, padding included.
+
+    masks: (G, H, W) bool or float. ranks: (G,) float, larger = more salient, 1…G. foreground:
+    (H, W) int8 as in `Sample`; None = what no mask covers is nothing. attention: (H/8, W/8) as in
+    `Example`.
+    """
 
     masks: Tensor
     ranks: Tensor
+    foreground: Tensor | None = None
+    attention: Tensor | None = None
+
+    def to(self, device: torch.device) -> ImageTruth:
+        """The same on another device."""
+        parts = (self.masks, self.ranks, self.foreground, self.attention)
+        return ImageTruth(*(None if x is None else x.to(device) for x in parts))
 
 
 @dataclass(frozen=True)
@@ -66,12 +84,31 @@ class Examples:
 
 def example(sample: Sample) -> Example:
     """A sample as it is."""
+    h, w = sample.image.shape[:2]
+    foreground = sample.foreground
+    if foreground is None:
+        foreground = sample.masks.any(0).astype(np.int8)
+    attention = torch.zeros(1, 1)
+    if sample.attention is not None:
+        attention = torch.from_numpy(sample.attention)
     return Example(
         tv_tensors.Image(torch.from_numpy(sample.image).permute(2, 0, 1)),
         tv_tensors.Mask(torch.from_numpy(sample.masks)),
         torch.from_numpy(sample.ranks),
         sample.name,
+        tv_tensors.Mask(torch.from_numpy(foreground)[None]),
+        _cells(attention, (h, w)),
     )
+
+
+def _cells(attention: Tensor, size: tuple[int, int]) -> Tensor:
+    """A grid over a photo of this size (height, width) → its stride-8 cells, with the same sum."""
+    rows, columns = (-(-side // ATTENTION_STRIDE) for side in size)
+    cells = functional.interpolate(
+        attention[None, None], (rows, columns), mode="bilinear", align_corners=False
+    )[0, 0]
+    total = cells.sum()
+    return cells / total if total > 0 else cells
 
 
 def augment(sample: Sample, kind: str, size: int, generator: torch.Generator) -> Example:
@@ -82,27 +119,34 @@ def augment(sample: Sample, kind: str, size: int, generator: torch.Generator) ->
     32, as the letterbox does.
     """
     item = example(sample)
-    image, masks = item.image, item.masks
+    image, masks, foreground = item.image, item.masks, item.foreground
+    attention = item.attention
     if _uniform(generator) < 0.5:
-        image, masks = F.horizontal_flip(image), F.horizontal_flip(masks)
+        image, masks, foreground = (F.horizontal_flip(x) for x in (image, masks, foreground))
+        attention = attention.flip(-1)
     h, w = image.shape[-2:]
     if kind == "jitter":
         low, high = JITTER
         longest = max(1, round(size * (low + (high - low) * _uniform(generator))))
-        image, masks = _resize(image, masks, LongestSide(longest).geometry(h, w).resized)
+        resized = LongestSide(longest).geometry(h, w).resized
+        image, masks, foreground = (_resize(x, resized) for x in (image, masks, foreground))
         h, w = image.shape[-2:]
         top, left = (int(_uniform(generator) * (max(0, side - size) + 1)) for side in (h, w))
         window = top, left, min(h, size), min(w, size)
-        image, masks = F.crop(image, *window), F.crop(masks, *window)
+        image, masks, foreground = (F.crop(x, *window) for x in (image, masks, foreground))
+        attention = torch.zeros(1, 1)  # what people look at in a part is not known
         padded = size, size
     elif kind == "flip":
         geometry = LongestSide(size).geometry(h, w)
-        image, masks = _resize(image, masks, geometry.resized)
+        image, masks, foreground = (
+            _resize(x, geometry.resized) for x in (image, masks, foreground)
+        )
+        attention = _cells(attention, geometry.resized)
         padded = geometry.padded
     else:
         raise OptionError(f'augmentation must be "jitter" or "flip", got {kind!r}')
-    image, masks = (_pad(x, padded) for x in (image, masks))
-    return _without_vanished(Example(image, masks, item.ranks, item.name))
+    image, masks, foreground = (_pad(x, padded) for x in (image, masks, foreground))
+    return _without_vanished(Example(image, masks, item.ranks, item.name, foreground, attention))
 
 
 def collate(examples: Sequence[Example]) -> Examples:
@@ -112,7 +156,12 @@ def collate(examples: Sequence[Example]) -> Examples:
     return Examples(
         images.permute(0, 2, 3, 1).contiguous(),  # (B, H, W, 3)
         [
-            ImageTruth(_pad(x.masks, (height, width)).as_subclass(Tensor), x.ranks.float())
+            ImageTruth(
+                _pad(x.masks, (height, width)).as_subclass(Tensor),
+                x.ranks.float(),
+                _pad(x.foreground, (height, width)).as_subclass(Tensor)[0],
+                _pad_cells(x.attention, (height, width)),
+            )
             for x in examples
         ],
         [x.name for x in examples],
@@ -124,9 +173,16 @@ def _uniform(generator: torch.Generator) -> float:
     return float(torch.rand((), generator=generator, dtype=torch.float64))
 
 
-def _resize(image: Tensor, masks: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Bilinear for the image, nearest for masks (v2 chooses by the type)."""
-    return F.resize(image, list(size), antialias=False), F.resize(masks, list(size))
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear for an image, nearest for masks (v2 chooses by the type)."""
+    return F.resize(x, list(size), antialias=False)
+
+
+def _pad_cells(attention: Tensor, size: tuple[int, int]) -> Tensor:
+    """Zeros right and bottom, up to the cells of a frame (height, width)."""
+    rows, columns = (side // ATTENTION_STRIDE for side in size)
+    bottom, right = rows - attention.shape[0], columns - attention.shape[1]
+    return functional.pad(attention, (0, right, 0, bottom))
 
 
 def _pad(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -139,4 +195,4 @@ def _without_vanished(item: Example) -> Example:
     seen = item.masks.flatten(1).any(1)  # (G,)
     ranks = item.ranks[seen]
     closed_up = ranks.argsort().argsort() + 1
-    return Example(item.image, tv_tensors.Mask(item.masks[seen]), closed_up, item.name)
+    return replace(item, masks=tv_tensors.Mask(item.masks[seen]), ranks=closed_up)

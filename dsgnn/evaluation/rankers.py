@@ -46,10 +46,18 @@ def model_ranker(model: DSGNN, rule: Rule | None = None, if_none: str = "all") -
         padded, geometry = letterbox(sample.image, rule)
         with torch.inference_mode():
             output = model(normalise(torch.from_numpy(padded)[None].to(device)))
-        saliency, score, masks = (
-            x[0].float().cpu().numpy() for x in (output.saliency, output.score, output.masks)
+        saliency, score, masks, *attention = (x[0].float().cpu().numpy() for x in output.answers())
+        config = model.config
+        return postprocess(
+            saliency,
+            score,
+            masks,
+            geometry,
+            config.threshold,
+            if_none,
+            attention[0] if attention else None,
+            config.order,
         )
-        return postprocess(saliency, score, masks, geometry, model.config.threshold, if_none)
 
     return rank
 

@@ -31,18 +31,33 @@ from dsgnn.training.matching import (
     match,
     sample_objects,
     sample_points,
+    unannotated,
 )
-from dsgnn.training.peaks import dense_loss, distance_cost, heat_loss, object_centres
+from dsgnn.training.peaks import (
+    attention_loss,
+    dense_loss,
+    distance_cost,
+    heat_loss,
+    object_centres,
+)
 
 POINTS = 12544
 
 
-def class_loss(logits: Tensor, matched: Tensor, class_weights: Tensor) -> Tensor:
-    """Weighted cross-entropy, [object, none], by output. logits: (O, B, Q, 2) → (O,)."""
+def class_loss(
+    logits: Tensor, matched: Tensor, class_weights: Tensor, doubtful: Tensor | None = None
+) -> Tensor:
+    """Weighted cross-entropy, [object, none], by output. logits: (O, B, Q, 2) → (O,).
+
+    doubtful: (O, B, Q) bool, queries that do not count unless they are matched, see `unannotated`.
+    """
     labels = (matched < 0).long()  # 0 = object
     weights = class_weights[labels]
+    if doubtful is not None:
+        weights = weights * ~(doubtful & (matched < 0))
     ce = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none")
-    return 2 * (weights * ce.view_as(weights)).sum((1, 2)) / weights.sum((1, 2))
+    total = weights.sum((1, 2)).clamp(min=1e-6)  # it is 0 where every query is doubtful
+    return 2 * (weights * ce.view_as(weights)).sum((1, 2)) / total
 
 
 def rank_loss(scores: Tensor, ranks: Tensor, balanced: bool) -> Tensor:
@@ -246,11 +261,16 @@ class Criterion:
         # one mask cost for all heads: every classification is matched on the shape masks
         cost = mask_costs(masks, truth, where.uniform(B, masks.device))  # (O, B, Q, G)
         terms: dict[str, Tensor] = {}
+        doubtful = None
         if out.heat is not None and out.cells is not None and out.dense is not None:
             centres, coverage = object_centres(truth.masks)
             cost = cost + distance_cost(out.cells, coverage)
-            heat = heat_loss(out.heat.float(), centres, coverage, truth.counts, total)
-            terms |= {"heat": heat[None], "dense": dense_loss(out.dense.float(), truth.masks)[None]}
+            heat = heat_loss(out.heat.float(), centres, coverage, truth, total)
+            dense = dense_loss(out.dense.float(), truth.foreground)
+            terms |= {"heat": heat[None], "dense": dense[None]}
+            doubtful = unannotated(masks, truth)
+        if out.attention is not None and truth.attention is not None:
+            terms["attention"] = attention_loss(out.attention.float(), truth.attention)[None]
 
         heads = heads_of(out)
         found = match(cost, [head.class_logits for head in heads.values()], truth.counts)
@@ -259,7 +279,9 @@ class Criterion:
         balanced = self.config.rank_loss == "balanced"
         for name, head in heads.items():
             class_term, rank_term = HEAD_TERMS[name]
-            terms[class_term] = class_loss(head.class_logits, matches[name].object, weights)
+            terms[class_term] = class_loss(
+                head.class_logits, matches[name].object, weights, doubtful
+            )
             ranks = matches[name].ranks(truth.ranks)
             terms[rank_term] = rank_loss(head.ranks, ranks, balanced)
 

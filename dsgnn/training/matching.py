@@ -25,12 +25,16 @@ class PaddedTruth:
     """The objects of a batch, padded to G ≥ 1 in each image.
 
     masks: (B, G, H, W) float. ranks: (B, G), larger = more salient, 0 where padded. counts: (B,)
-    objects of each image.
+    objects of each image. foreground: (B, H, W) int8, 1 = part of something salient, 0 = of
+    nothing, -1 = not known. attention: (B, H/8, W/8), the share of looks of each cell, all zeros
+    for images where it is not known; None where it is known for none.
     """
 
     masks: Tensor
     ranks: Tensor
     counts: Tensor
+    foreground: Tensor
+    attention: Tensor | None = None
 
     @staticmethod
     def of(images: Sequence[ImageTruth]) -> PaddedTruth:
@@ -44,7 +48,19 @@ class PaddedTruth:
         for b, image in enumerate(images):
             masks[b, : counts[b]] = image.masks.float()
             ranks[b, : counts[b]] = image.ranks.float()
-        return PaddedTruth(masks, ranks, torch.tensor(counts, device=device))
+        foreground = (masks > 0).any(1).to(torch.int8)
+        for b, image in enumerate(images):
+            if image.foreground is not None:
+                foreground[b] = image.foreground
+        maps = [image.attention for image in images if image.attention is not None]
+        attention = torch.stack(maps) if len(maps) == len(images) else None
+        return PaddedTruth(masks, ranks, torch.tensor(counts, device=device), foreground, attention)
+
+    @property
+    def unclaimed(self) -> Tensor:
+        """(B, 1, H, W) float: 1 where there may be an object that no mask tells of."""
+        covered = (self.masks > 0).any(1)
+        return ((self.foreground != 0) & ~covered).float()[:, None]
 
     def matchable(self, queries: int) -> Tensor:
         """How many objects of the batch Q queries can stand for: at most Q of an image."""
@@ -170,6 +186,18 @@ def mask_costs(masks: Tensor, truth: PaddedTruth, points: Tensor) -> Tensor:
     seen = sample_points(masks.detach().transpose(0, 1).flatten(1, 2), points)  # (B, O·Q, P)
     wanted = sample_points(truth.masks, points)  # (B, G, P)
     return mask_cost(seen, wanted).unflatten(1, (O, Q)).transpose(0, 1)
+
+
+def unannotated(masks: Tensor, truth: PaddedTruth) -> Tensor:
+    """Queries that may show an object which nobody annotated: no evidence that they show none.
+
+    masks: (O, B, Q, h, w) logits → (O, B, Q) bool, whether more than 30% of the mask lies where the
+    truth is silent.
+    """
+    silent = F.adaptive_avg_pool2d(truth.unclaimed, masks.shape[-2:]).flatten(1)  # (B, h·w)
+    shown = masks.detach().sigmoid().flatten(3)  # (O, B, Q, h·w)
+    there = torch.einsum("obqk,bk->obq", shown, silent)
+    return there > 0.3 * shown.sum(-1)
 
 
 def match(cost: Tensor, class_logits: Iterable[Tensor], counts: Tensor) -> list[Matches]:

@@ -34,23 +34,24 @@ def object_centres(masks: Tensor, stride: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def heat_loss(
-    heat: Tensor, cells: Tensor, coverage: Tensor, counts: Tensor, total: Tensor
+    heat: Tensor, cells: Tensor, coverage: Tensor, truth: PaddedTruth, total: Tensor
 ) -> Tensor:
     """Focal loss of the centre heat-map (CenterNet, equation 1), scalar.
 
-    heat: (B, h, w) logits; cells: (B, G); coverage: (B, G, h, w); counts: (B,); total: objects that
-    the sum is divided by.
+    heat: (B, h, w) logits; cells: (B, G); coverage: (B, G, h, w); total: objects that the sum is
+    divided by. Where the truth is silent no cell counts as far from every centre.
     """
     h, w = heat.shape[-2:]
-    real = torch.arange(cells.shape[1], device=heat.device) < counts[:, None]  # (B, G)
+    real = torch.arange(cells.shape[1], device=heat.device) < truth.counts[:, None]  # (B, G)
     y = torch.arange(h, device=heat.device)[:, None] - (cells // w)[..., None, None]
     x = torch.arange(w, device=heat.device) - (cells % w)[..., None, None]
     sigma = (0.2 * coverage.sum((-2, -1)).sqrt()).clamp(min=0.6)[..., None, None]
     bump = torch.exp(-(y**2 + x**2) / (2 * sigma**2)) * real[..., None, None]  # (B, G, h, w)
-    truth = torch.cat((bump, torch.zeros_like(heat)[:, None]), 1).amax(1)
+    wanted = torch.cat((bump, torch.zeros_like(heat)[:, None]), 1).amax(1)
+    told = 1 - F.adaptive_avg_pool2d(truth.unclaimed, (h, w)).squeeze(1)
     p = heat.sigmoid()
-    positive = (1 - p) ** 2 * F.softplus(-heat) * (truth == 1)
-    negative = (1 - truth) ** 4 * p**2 * F.softplus(heat) * (truth < 1)
+    positive = (1 - p) ** 2 * F.softplus(-heat) * (wanted == 1)
+    negative = (1 - wanted) ** 4 * p**2 * F.softplus(heat) * (wanted < 1) * told
     return (positive + negative).sum() / total
 
 
@@ -64,11 +65,30 @@ def distance_cost(cells: Tensor, coverage: Tensor) -> Tensor:
     return 3 * (1 - inside.transpose(1, 2))
 
 
-def dense_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy of "any object is here", scalar. logits: (B, h, w); masks: (B, G, H, W)."""
+def dense_loss(logits: Tensor, foreground: Tensor) -> Tensor:
+    """Cross-entropy of "any object is here" where that is known, scalar.
+
+    logits: (B, h, w); foreground: (B, H, W) as in `PaddedTruth`.
+    """
     h, w = logits.shape[-2:]
-    union = F.adaptive_avg_pool2d(masks.amax(1, keepdim=True), (h, w)).squeeze(1)
-    return F.binary_cross_entropy_with_logits(logits, union)
+    known, union = (
+        F.adaptive_avg_pool2d(x.float()[:, None], (h, w)).squeeze(1)
+        for x in (foreground >= 0, foreground > 0)
+    )
+    each = F.binary_cross_entropy_with_logits(logits, union, reduction="none")
+    return (each * known).sum() / known.sum().clamp(min=1)
+
+
+def attention_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the attention map from where people look, scalar.
+
+    logits: (B, h, w); truth: (B, h, w), with sum 1, or all zeros where it is not known. The mean is
+    over the images where it is.
+    """
+    predicted, truth = logits.flatten(1).log_softmax(1), truth.flatten(1)
+    known = truth.sum(1) > 0
+    each = (torch.xlogy(truth, truth) - truth * predicted).sum(1)
+    return (each * known).sum() / known.sum().clamp(min=1)
 
 
 def seed_centres(targets: Sequence[ImageTruth], queries: int, generator: torch.Generator) -> Tensor:

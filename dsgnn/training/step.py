@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dsgnn.data.transforms import Examples, ImageTruth
+from dsgnn.data.transforms import Examples
 from dsgnn.model import DSGNN, normalise
 from dsgnn.runtime.errors import NotFiniteError
 from dsgnn.training.batches import mix
@@ -57,9 +57,7 @@ class Step:
         torch.manual_seed(seed)  # dropout and the points of the mask losses
         images = normalise(examples.images.to(self.device))
         images = images.contiguous(memory_format=layout(self.device))
-        targets = [
-            ImageTruth(t.masks.to(self.device), t.ranks.to(self.device)) for t in examples.targets
-        ]
+        targets = [truth.to(self.device) for truth in examples.targets]
         centres = None
         if self.plan.config.seeds == "peaks":
             generator = torch.Generator().manual_seed(seed)

@@ -31,8 +31,9 @@ from dsgnn.training.matching import (
     mask_cost,
     sample_objects,
     sample_points,
+    unannotated,
 )
-from dsgnn.training.peaks import heat_loss, object_centres
+from dsgnn.training.peaks import attention_loss, dense_loss, heat_loss, object_centres
 
 SMALL = replace(
     CONFIGS["r50-assr"], name="small", backbone="resnet18", width=32, encoder_layers=1, layers=2,
@@ -310,10 +311,78 @@ def test_seeds_of_objects_lie_on_them():
     assert coverage[0, 1, y[1], x[1]] == 1
     heat = torch.full((1, 8, 8), -12.0)
     heat.view(1, -1)[0, cells[0]] = 12.0
-    counts, total = torch.tensor([2]), torch.tensor(2.0)
-    right = heat_loss(heat, cells, coverage, counts, total)
-    wrong = heat_loss(heat.flip(-1), cells, coverage, counts, total)
+    truth = PaddedTruth.of([ImageTruth(masks[0], tensor(2, 1))])
+    right = heat_loss(heat, cells, coverage, truth, torch.tensor(2.0))
+    wrong = heat_loss(heat.flip(-1), cells, coverage, truth, torch.tensor(2.0))
     assert right < 0.01 < 1 < wrong
+
+
+# --- truth that is silent -----------------------------------------------------------------------
+
+
+def half_known() -> tuple[ImageTruth, torch.Tensor]:
+    """A square is annotated; of the right half of the picture nothing is known."""
+    masks = torch.zeros(1, 64, 64)
+    masks[0, 8:24, 8:24] = 1
+    foreground = (masks[0] > 0).to(torch.int8)
+    foreground[:, 32:] = -1
+    return ImageTruth(masks, tensor(1), foreground), masks
+
+
+def test_what_is_not_known_is_no_evidence_against_a_query() -> None:
+    truth, masks = half_known()
+    left = torch.full((1, 1, 16, 16), -9.0)
+    left[..., 10:14, 2:6] = 9.0  # below the square, where nothing is
+    shown = torch.stack((left, left.flip(-1)), 2).squeeze(0)[None]  # (O, B, Q, h, w)
+    doubtful = unannotated(shown.view(1, 1, 2, 16, 16), PaddedTruth.of([truth]))
+    assert doubtful.tolist() == [[[False, True]]]
+    logits = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    class_loss(
+        logits, tensor(-1, -1).long().view(1, 1, 2), torch.ones(2), doubtful
+    ).sum().backward()
+    gradient = logits.grad
+    assert gradient is not None and gradient[0, 0, 0].any() and not gradient[0, 0, 1].any()
+
+
+def test_a_matched_query_counts_wherever_its_mask_lies() -> None:
+    logits = torch.zeros(1, 1, 1, 2)
+    matched, doubtful = (
+        torch.zeros(1, 1, 1, dtype=torch.long),
+        torch.ones(1, 1, 1, dtype=torch.bool),
+    )
+    loss = class_loss(logits, matched, torch.ones(2), doubtful)
+    assert loss.item() == pytest.approx(2 * math.log(2))
+
+
+def test_the_dense_loss_looks_only_where_something_is_known() -> None:
+    truth, masks = half_known()
+    logits = torch.zeros(1, 16, 16, requires_grad=True)
+    dense_loss(logits, PaddedTruth.of([truth]).foreground).backward()
+    assert logits.grad is not None
+    assert logits.grad[..., :8].all() and not logits.grad[..., 8:].any()
+
+
+def test_heat_on_what_is_not_known_costs_nothing() -> None:
+    truth, masks = half_known()
+    cells, coverage = object_centres(masks[None])
+    padded = PaddedTruth.of([truth])
+    heat = torch.full((1, 8, 8), -12.0)
+    before = heat_loss(heat, cells, coverage, padded, torch.tensor(1.0))
+    heat[0, 6, 6] = 6.0  # in the right half
+    assert heat_loss(heat, cells, coverage, padded, torch.tensor(1.0)) == before
+    heat[0, 6, 1] = 6.0  # in the left half
+    assert heat_loss(heat, cells, coverage, padded, torch.tensor(1.0)) > before + 1
+
+
+def test_the_attention_loss_is_a_divergence_over_the_images_that_have_a_truth() -> None:
+    truth = torch.zeros(2, 2, 2)
+    truth[0] = torch.tensor([[0.5, 0.25], [0.25, 0.0]])
+    logits = torch.tensor([[0.5, 0.25], [0.25, 1e-9]]).log().expand(2, 2, 2)
+    assert attention_loss(logits, truth).item() == pytest.approx(0.0, abs=1e-6)
+    uniform = torch.zeros(2, 2, 2)
+    by_hand = 0.5 * math.log(0.5 / 0.25) + 2 * 0.25 * math.log(0.25 / 0.25)
+    assert attention_loss(uniform, truth).item() == pytest.approx(by_hand)
+    assert attention_loss(uniform, torch.zeros(2, 2, 2)).item() == 0
 
 
 # --- whole batches ------------------------------------------------------------------------------

@@ -22,7 +22,9 @@ def small_source() -> ExportSource:
 
 @pytest.fixture(scope="session")
 def small_graph(small_source: ExportSource) -> onnx.ModelProto:
-    return build_onnx(DeployGraph(small_source.model, SIZE).eval(), SIZE, SIZE)
+    return build_onnx(
+        DeployGraph(small_source.model, SIZE).eval(), small_source.model.config.outputs, SIZE, SIZE
+    )
 
 
 @pytest.fixture(scope="session")
@@ -33,4 +35,6 @@ def nano_source() -> ExportSource:
 
 @pytest.fixture(scope="session")
 def nano_graph(nano_source: ExportSource) -> onnx.ModelProto:
-    return build_onnx(DeployGraph(nano_source.model, SIZE).eval(), SIZE, SIZE)
+    return build_onnx(
+        DeployGraph(nano_source.model, SIZE).eval(), nano_source.model.config.outputs, SIZE, SIZE
+    )

@@ -188,7 +188,14 @@ def test_gather_samples_outside_as_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [small("r50-assr"), small("r50-irsr"), CONFIGS["nano"]], ids=lambda c: c.name
+    "config",
+    [
+        small("r50-assr"),
+        small("r50-irsr"),
+        CONFIGS["nano"],
+        replace(CONFIGS["nano"], name="attentive", attention=True),
+    ],
+    ids=lambda c: c.name,
 )
 @pytest.mark.parametrize("folded", [True, False])
 @torch.no_grad()
@@ -202,9 +209,13 @@ def test_the_whole_graph(config: Config, folded: bool) -> None:
     graph = DeployGraph(model, (64, 96) if folded else None).eval()
     for batch in (slice(0, 3), slice(1, 2)):
         got = graph(images[batch])
-        for value, wanted in zip(got, (want.saliency, want.score, want.masks), strict=True):
+        assert len(got) == len(config.outputs)
+        for value, wanted in zip(got, want.answers(), strict=True):
             scale = max(1.0, wanted.abs().max().item())
             torch.testing.assert_close(value / scale, wanted[batch] / scale, atol=1e-4, rtol=0)
+    if config.attention:
+        assert got[-1].shape == (1, 8, 12)
+        assert got[-1].std() > 1e-5 and got[-1].sum().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_wrong_size_and_sampler() -> None:

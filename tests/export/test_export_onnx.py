@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from dsgnn.config import CONFIGS
 from dsgnn.export.cli import main
 from dsgnn.export.onnx import (
     ExportSource,
@@ -116,6 +118,39 @@ def test_half_weights_of_any_size(tmp_path: Path, photos: list[np.ndarray]) -> N
     weights = sum(p.numel() for p in model.parameters())
     assert path.stat().st_size < 2.2 * weights  # bytes; float32 would take 4
     assert len(Ranker(path, if_none="all")(photos[0]).objects) == model.config.queries
+
+
+def test_attention_is_an_output_that_the_gate_compares(
+    tmp_path: Path, photos: list[np.ndarray]
+) -> None:
+    """From the network to a ranking whose shares order the objects; a map that lies elsewhere on
+    the photo does not pass."""
+    torch.manual_seed(3)
+    config = replace(CONFIGS["nano"], name="attentive", attention=True)
+    model = build_model(config)
+    with torch.no_grad():
+        model.attention.prior.normal_(0, 2)
+    source = ExportSource(model.eval(), "synthetic", "0" * 64)
+    path = tmp_path / "attentive.onnx"
+    sidecar, results = export_onnx(source, path, photos, None)
+    assert sidecar.verified and all(0 <= (r.attention_moved or 0) < 1e-4 for r in results)
+    assert [output.name for output in onnx.load(path).graph.output][-1] == "attention"
+    ranking = Ranker(path, if_none="all")(photos[0])
+    assert ranking.attention is not None and ranking.attention.sum() == pytest.approx(1, abs=1e-5)
+    shares = [item.attention for item in ranking.objects]
+    assert shares == sorted(shares, reverse=True) and max(shares) > 0
+    assert [item.saliency for item in ranking.objects] == shares
+
+    def mirrored(images: np.ndarray) -> dict[str, np.ndarray]:
+        answers = torch_infer(model)(images)
+        return {**answers, "attention": answers["attention"][:, :, ::-1]}
+
+    description = read_description(path)
+    for result in compare(torch_infer(model), mirrored, photos, description):
+        assert "of the attention is elsewhere" in "; ".join(result.failures)
+    assert all(
+        r.passed for r in compare(torch_infer(model), torch_infer(model), photos, description)
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,12 @@ FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 
 @pytest.fixture(scope="module")
 def gathered(small_source: ExportSource) -> onnx.ModelProto:
-    return build_onnx(DeployGraph(small_source.model, SIZE, "gather").eval(), SIZE, SIZE)
+    return build_onnx(
+        DeployGraph(small_source.model, SIZE, "gather").eval(),
+        small_source.model.config.outputs,
+        SIZE,
+        SIZE,
+    )
 
 
 def retyped(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:

@@ -140,7 +140,9 @@ def published(config: str) -> tuple[onnx.ModelProto, Description]:
     """The graph of random weights at the configuration's own size. Copy before a change."""
     source = read_source(None, config)
     size = default_size(source.model.config)
-    proto = build_onnx(DeployGraph(source.model, size).eval(), size, size)
+    proto = build_onnx(
+        DeployGraph(source.model, size).eval(), source.model.config.outputs, size, size
+    )
     return proto, describe(source, size)
 
 
