@@ -39,6 +39,7 @@ import numpy as np
 from dsgnn.data.gaze import share_of_looks
 from dsgnn.data.ranks import CLEAR
 from dsgnn.metrics import BETA2, image_metrics, match_masks
+from dsgnn.runtime.errors import OptionError
 
 MODEL = "model"
 LARGER, CENTRAL = "larger first", "nearer to the centre first"
@@ -82,7 +83,7 @@ def looks_figures(
     for each person, or empty where persons are not told apart. masks: (P, h, w) bool, the objects
     found. saliency: (P,), larger = ranked before. attention: (gh, gw), a grid over the photo, not
     negative, or None. Returns `pairs`, `first`, `fixations`, and of a map `nss` and `auc`; a photo
-    on which nobody looked gives no figure. Raises ValueError on other forms.
+    on which nobody looked gives no figure. Raises OptionError on other forms.
     """
     if not len(points):
         return {}
@@ -120,7 +121,7 @@ def ranked_figures(
     pairs of ranked objects count as clear. masks: (P, h, w) bool, the objects found, in the order
     of the queries. saliency: (P,), larger = ranked before.
     Returns `pairs` (of annotated objects that were found), `first`, `sa_sor`, `sor` and `recall`.
-    Raises ValueError on other forms.
+    Raises OptionError on other forms.
     """
     ranked = human_ranks > 0
     truth = human_ranks[ranked].max(initial=0) + 1 - human_ranks[ranked]  # larger = more looked at
@@ -153,10 +154,10 @@ def union_figures(truth: np.ndarray, masks: np.ndarray) -> PhotoFigures:
     """Measure the union of the objects found in one photo against one binary mask.
 
     truth: (h, w) bool. masks: (P, h, w) bool, the objects found; none is a valid answer.
-    Returns `f_measure`, `mae`, `iou` and `nothing_found`. Raises ValueError on other forms.
+    Returns `f_measure`, `mae`, `iou` and `nothing_found`. Raises OptionError on other forms.
     """
     if truth.dtype != bool or masks.dtype != bool or masks.shape[1:] != truth.shape:
-        raise ValueError(
+        raise OptionError(
             f"expected a truth (h, w) bool and masks (P, h, w) bool of one size, got "
             f"{truth.shape} {truth.dtype} and {masks.shape} {masks.dtype}"
         )

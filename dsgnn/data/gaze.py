@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from dsgnn.data.records import field, file_name, number, read_json
-from dsgnn.runtime.errors import DataError
+from dsgnn.runtime.errors import DataError, InputError, OptionError
 from dsgnn.runtime.images import read_image
 
 ANNOTATIONS = "fixations.json"
@@ -77,7 +77,7 @@ class GazePhoto:
             image = read_image(self.image)
         except FileNotFoundError:
             raise DataError(f"no image {self.image}; is the folder complete?") from None
-        except (OSError, ValueError) as error:
+        except (OSError, InputError) as error:
             raise DataError(f"cannot read {self.image}: {error}") from error
         if image.shape[:2] != (self.height, self.width):
             raise DataError(
@@ -139,9 +139,15 @@ def _photo(entry: Any, folder: Path, where: str) -> GazePhoto:
     else:
         points = _fixations(entry["points"], 2, f"{where}.points")
     return GazePhoto(
-        folder / "images" / name, width, height, field(entry, "source", str, where), points,
-        viewers, dev, coco_id,
-    )  # fmt: skip
+        folder / "images" / name,
+        width,
+        height,
+        field(entry, "source", str, where),
+        points,
+        viewers,
+        dev,
+        coco_id,
+    )
 
 
 def _positive(entry: Mapping, name: str, where: str) -> int:
@@ -168,10 +174,10 @@ def owners(masks: np.ndarray) -> np.ndarray:
     """Which object each pixel belongs to: (h, w) int64, -1 for none.
 
     masks: (G, h, w) bool. Where masks overlap, the object with the fewest pixels takes the pixel;
-    of two that are equally large, the first. Raises ValueError for another form.
+    of two that are equally large, the first. Raises OptionError for another form.
     """
     if masks.ndim != 3 or masks.dtype != bool:
-        raise ValueError(f"masks must be (G, h, w) bool, got {masks.shape} {masks.dtype}")
+        raise OptionError(f"masks must be (G, h, w) bool, got {masks.shape} {masks.dtype}")
     owner = np.full(masks.shape[1:], -1)
     # Largest first, and of equally large ones the last, so that whoever takes a pixel overwrites.
     for g in np.argsort(masks.sum((1, 2)), kind="stable")[::-1]:
@@ -191,10 +197,10 @@ def share_of_looks(points: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
     points: (N, 2), x and y in pixels of the masks' frame; those outside the frame count among all
     looks and fall on no object. masks: (G, h, w) bool; the smaller object takes what two share.
-    The shares sum to 1 at most. Raises ValueError when there is no point, or on another form.
+    The shares sum to 1 at most. Raises OptionError when there is no point, or on another form.
     """
     if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
-        raise ValueError(f"points must be (N, 2) with N from 1, got {points.shape}")
+        raise OptionError(f"points must be (N, 2) with N from 1, got {points.shape}")
     owner = owners(masks)
     found = owner[_inside(points, owner.shape[1], owner.shape[0])]
     return np.bincount(found[found >= 0], minlength=len(masks)) / len(points)
@@ -206,12 +212,12 @@ def shares_under(attention: np.ndarray, masks: np.ndarray) -> np.ndarray:
     attention: (gh, gw), not negative, the looks in each cell of a grid over the photo without
     padding; it is brought to the masks' size by linear interpolation. masks: (G, h, w) bool; the
     smaller object takes what two share. The ranks are the order of the shares, largest first.
-    Raises ValueError on another form, or when the map holds nothing.
+    Raises OptionError on another form, or when the map holds nothing.
     """
     if attention.ndim != 2 or not np.isfinite(attention).all() or (attention < 0).any():
-        raise ValueError(f"attention must be (gh, gw) from 0 up, got {attention.shape}")
+        raise OptionError(f"attention must be (gh, gw) from 0 up, got {attention.shape}")
     if not attention.any():
-        raise ValueError("attention must hold something, got zeros only")
+        raise OptionError("attention must hold something, got zeros only")
     owner = owners(masks)
     h, w = owner.shape
     spread = cv2.resize(attention.astype(np.float64), (w, h), interpolation=cv2.INTER_LINEAR)
@@ -225,13 +231,13 @@ def density(photo: GazePhoto, grid: tuple[int, int], sigma: float) -> np.ndarray
 
     grid: (gh, gw), the number of cells down and across the photo. sigma: the standard deviation in
     cells of the Gaussian that blurs the counts; what it carries over the edge is left out.
-    Fixations outside the photo are left out. Raises ValueError when none is left.
+    Fixations outside the photo are left out. Raises OptionError when none is left.
     """
     gh, gw = grid
     cells = _inside(photo.points * (gw / photo.width, gh / photo.height), gw, gh)
     counts = np.zeros(grid)
     np.add.at(counts, cells, 1)
     if not counts.any():
-        raise ValueError(f"{photo.image.name} has no fixation inside its frame")
+        raise OptionError(f"{photo.image.name} has no fixation inside its frame")
     blurred = cv2.GaussianBlur(counts, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
     return (blurred / blurred.sum()).astype(np.float32)

@@ -283,9 +283,8 @@ class CompositeScenes:
         if rng.random() < 0.5:
             part = cv2.flip(part, 1)
         part = cv2.resize(
-            part, frame[::-1],
-            interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR,
-        )  # fmt: skip
+            part, frame[::-1], interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
+        )
         if rng.random() < 0.2:  # out of focus
             part = cv2.GaussianBlur(part, (0, 0), rng.uniform(0.8, 3))
         return part

@@ -54,10 +54,7 @@ def make_layer(
         patch, cut = cv2.flip(patch, 1), (cut[2], cut[1], cut[0], cut[3])
     scale = long_px / max(patch.shape[:2])
     size = tuple(max(2, round(side * scale)) for side in patch.shape[1::-1])
-    patch = cv2.resize(
-        patch, size,
-        interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR,
-    )  # fmt: skip
+    patch = cv2.resize(patch, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     if not any(cut) and rng.random() < 0.6:
         patch = _rotated(patch, rng.normal(0, 10))
     sigma = rng.uniform(0.3, 0.9) if not faint else rng.uniform(0.8, 2.5)

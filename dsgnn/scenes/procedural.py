@@ -41,8 +41,8 @@ def shape(rng: np.random.Generator, size_px: int = 112) -> Cutout:
         radius = 1 + (amplitude * np.cos(np.outer(angles, waves) + rng.uniform(0, 6.3, 5))).sum(1)
     elif form == 1:  # polygon of 3 to 8 corners
         corners = int(rng.integers(3, 9))
-        angles = np.sort(rng.uniform(0, 2 * np.pi, corners) * 0.3 + np.arange(corners) * 0.7 *
-                         2 * np.pi / corners)  # fmt: skip
+        even = np.arange(corners) * 0.7 * 2 * np.pi / corners
+        angles = np.sort(rng.uniform(0, 2 * np.pi, corners) * 0.3 + even)
         radius = rng.uniform(0.5, 1, corners)
     else:  # ellipse, or ring below
         radius = np.ones_like(angles)

@@ -236,10 +236,15 @@ def test_masks_and_photos_belong_together(binary: Path) -> None:
     assert len(problems) == 5
     for problem, text in zip(
         problems,
-        ("photo3.png has no mask", "stray.png has no photo", "photo4.bmp: the mask is empty",
-         "photo5.bmp has 41×20 pixels", "photo6.png"),
+        (
+            "photo3.png has no mask",
+            "stray.png has no photo",
+            "photo4.bmp: the mask is empty",
+            "photo5.bmp has 41×20 pixels",
+            "photo6.png",
+        ),
         strict=True,
-    ):  # fmt: skip
+    ):
         assert text in problem
 
 
