@@ -100,9 +100,18 @@ def convert(source: Path, output: Path, config: str | None) -> None:
 @click.option(
     "--data",
     required=True,
+    multiple=True,
     metavar="DATA",
-    help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N or composite:N:FOLDER: "
-    "made-up scenes without end to train on, N others to evaluate on.",
+    help="Folder in ASSR, IRSR, SIFR or COCO form, with fixations.json, or with images/ and "
+    "masks/; or composite:N or composite:N:FOLDER: made-up scenes without end to train on, N "
+    "others to evaluate on. Several may be given; the first is evaluated on.",
+)
+@click.option(
+    "--teacher",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What predicts where people look, for data without ranks: weights of dsgnn.teacher, or an "
+    "ONNX file with attention.",
 )
 @click.option(
     "--out",
@@ -180,7 +189,8 @@ def convert(source: Path, output: Path, config: str | None) -> None:
 @click.version_option(package_name="dsgnn")
 def train(
     config: str,
-    data: str,
+    data: tuple[str, ...],
+    teacher: Path | None,
     out: Path,
     init: Path | None,
     resume: bool,
@@ -211,14 +221,16 @@ def train(
     Exit status: 0 done, 1 stopped (a loss was not finite, or the data is broken), 2 wrong use.
     """
     with needs("train"):
+        from dsgnn.teacher.looks import looks_of
         from dsgnn.training.loop import RunOptions
         from dsgnn.training.recipe import adapted, recipe_for
         from dsgnn.training.run import DataSplits, train_on
 
     with reported():
         network = CONFIGS[config]
+        looks = looks_of(teacher, out / "looks") if teacher else None
         trained = train_on(
-            DataSplits(data, split, None if val == "none" else val),
+            DataSplits(data, split, None if val == "none" else val, looks),
             network,
             adapted(recipe_for(network), iterations, batch, accumulate),
             out,

@@ -30,7 +30,7 @@ class Config:
     feeds the graph head. layers: L, decoder layers. rank_loss: "published", or "balanced": pairs
     of two objects and pairs of object and none are normalised separately. attention: with a map of
     where people look. augmentation: "jitter"
-    (flip, large-scale jitter, crop, pad) or "flip".
+    (flip, large-scale jitter, crop, pad), "flip" or "photo", see `dsgnn.data.transforms.augment`.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Config:
             "pixel_decoder": ("deformable", "fpn"),
             "seeds": ("learned", "peaks"),
             "rank_loss": ("published", "balanced"),
-            "augmentation": ("jitter", "flip"),
+            "augmentation": ("jitter", "flip", "photo"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

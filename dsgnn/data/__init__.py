@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dsgnn.runtime.errors import DataError, OptionError
 
 if TYPE_CHECKING:
-    from dsgnn.data.ranks import RankMasks
+    from dsgnn.data.ranks import PredictLooks
     from dsgnn.data.records import Samples
 
 FORMS = """
@@ -17,13 +17,15 @@ FORMS = """
   SIFR         {split}/{split}_annotations.json, {split}/rgb/
   COCO format  {split}.json or instances_{split}.json, here or in annotations/; or instances.json;
                or such a file itself; the photos in images/{split}/, {split}/ or images/
+  fixations    fixations.json, images/: where people look, without objects
+  one mask     images/, masks/: all that is salient as one region
   made up      composite:N or composite:N:FOLDER, N scenes (of cutouts/, backgrounds/, photos/)"""
 
 
 def open_data(
     spec: Path | str,
     split: str,
-    rank_masks: RankMasks | None = None,
+    predict_looks: PredictLooks | None = None,
     problems: list[str] | None = None,
 ) -> Samples:
     """Open one split, or several joined as in "train+val", of the data set that spec names.
@@ -31,10 +33,10 @@ def open_data(
     spec: a folder or file of one of the `FORMS`, recognised by what is in it, or "composite:N…".
     Where the authors give no validation split, val is a fixed part of train, which train then lacks
     (see each reader). Images are read when asked for.
-    rank_masks: gives COCO-format data and made-up scenes their ranks, whatever the file says; data
-    sets whose ranks come from people keep them. problems: takes messages about entries that are
-    wrong where the file is checked as it is opened, instead of the first being raised; these
-    entries are left out.
+    predict_looks: gives COCO-format data, photos with one binary mask and made-up scenes their
+    ranks, whatever the file says; data sets whose ranks come from people keep them. problems: takes
+    messages about entries that are wrong where the file is checked as it is opened, instead of the
+    first being raised; these entries are left out.
     `palette` of the result, where it has one, is the palette its MAE is published with ("irsr"
     otherwise), and `ranks_from` says where the ranks come from.
     Raises OptionError for a split that there is not, FileNotFoundError for files that are missing
@@ -44,25 +46,26 @@ def open_data(
 
     if not split or not all(split.split("+")):
         raise OptionError(f"split must be a name or names joined by +, got {split!r}")
-    parts = [_open_one(str(spec), name, rank_masks, problems) for name in split.split("+")]
+    parts = [_open_one(str(spec), name, predict_looks, problems) for name in split.split("+")]
     return parts[0] if len(parts) == 1 else Joined(parts)
 
 
 def _open_one(
-    spec: str, split: str, rank_masks: RankMasks | None, problems: list[str] | None
+    spec: str, split: str, predict_looks: PredictLooks | None, problems: list[str] | None
 ) -> Samples:
     if spec.startswith("composite:"):
-        return _open_composite(spec, split, rank_masks)
-    from dsgnn.data.people import only_measures
-
+        return _open_composite(spec, split, predict_looks)
     root = Path(spec)
     if not root.exists():
         raise FileNotFoundError(f"no data at {root}; expected one of{FORMS}")
-    if only_measures(root):
-        raise DataError(
-            f"{root} says what people look at, but holds no ranked objects to train on; models are "
-            'measured on it with the protocol "gaze"'
-        )
+    if (root / "fixations.json").is_file():
+        from dsgnn.data.gaze import GazeReader
+
+        return GazeReader(root, split)
+    if (root / "masks").is_dir():
+        from dsgnn.data.binary import BinaryReader
+
+        return BinaryReader(root, split, predict_looks)
     if any(root.glob("obj_seg_data_*.json")):
         from dsgnn.data.assr import AssrReader
 
@@ -75,11 +78,11 @@ def _open_one(
         from dsgnn.data.sifr import SifrReader
 
         return SifrReader(root, split)
-    return _open_coco(root, split, rank_masks, problems)
+    return _open_coco(root, split, predict_looks, problems)
 
 
 def _open_coco(
-    root: Path, split: str, rank_masks: RankMasks | None, problems: list[str] | None
+    root: Path, split: str, predict_looks: PredictLooks | None, problems: list[str] | None
 ) -> Samples:
     """A split is either a file of its own, or a part of the only file there is.
 
@@ -105,7 +108,7 @@ def _open_coco(
         raise DataError(f"{root} has no split {split!r} in a known form; expected one of{FORMS}")
     elif split not in ("train", "val", "all"):
         raise OptionError(f"{root} is one set: its splits are train, val and all, got {split!r}")
-    reader = CocoReader(path or root, images, rank_masks, problems)
+    reader = CocoReader(path or root, images, predict_looks, problems)
     if not held_out:
         return reader
     val = [photo.held_out or for_validation(photo.path.name) for photo in reader.photos]
@@ -117,7 +120,7 @@ def _open_coco(
     return Subset(reader, chosen)
 
 
-def _open_composite(spec: str, split: str, rank_masks: RankMasks | None) -> Samples:
+def _open_composite(spec: str, split: str, predict_looks: PredictLooks | None) -> Samples:
     """Scenes of the test split's material for test, and other ones of the same for val."""
     from dsgnn.scenes.composite import CompositeScenes
 
@@ -138,5 +141,5 @@ def _open_composite(spec: str, split: str, rank_masks: RankMasks | None) -> Samp
         split="train" if split == "train" else "test",
         seed=1 if split == "val" else 0,
         length=int(count),
-        rank_masks=rank_masks,
+        predict_looks=predict_looks,
     )

@@ -4,18 +4,28 @@
     masks/    one mask for each photo, of the same name but for the suffix; salient is what is
               brighter than 127
 
-This is the form of DUTS, ECSSD and their kind, which background removers are measured on.
+This is the form of DUTS, ECSSD and their kind, which background removers are measured on. To train
+on, each separate part of the mask is one object, where the parts are few.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
-from dsgnn.runtime.errors import DataError, InputError
+from dsgnn.data.ranks import PREDICTED, PredictLooks
+from dsgnn.data.sample import Sample
+from dsgnn.data.shares import shares_under
+from dsgnn.runtime.errors import DataError, InputError, OptionError
 from dsgnn.runtime.images import read_image
+
+SPLITS = ("train", "val", "test")
+PART_AREA = 0.004  # share of the photo below which a part of the mask is a speck
+MOST_PARTS = 4  # a mask in more parts than this does not tell its objects apart
 
 
 @dataclass(frozen=True)
@@ -78,3 +88,60 @@ def _read(path: Path) -> np.ndarray:
         return read_image(path)
     except (OSError, InputError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+
+
+def binary_split(name: str) -> str:
+    """ "val" for one photo of 20, "test" for another, else "train": by a hash of the name."""
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 20
+    return {0: "val", 1: "test"}.get(place, "train")
+
+
+class BinaryReader:
+    """The photos of one split as samples whose objects are the parts of the mask.
+
+    predict_looks: ranks the parts. Raises OptionError for another split and DataError where nothing
+    ranks them, besides what `read_binary` raises.
+    """
+
+    ranks_from = PREDICTED
+
+    def __init__(self, folder: Path, split: str, predict_looks: PredictLooks | None) -> None:
+        if split not in SPLITS:
+            raise OptionError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        if predict_looks is None:
+            raise DataError(
+                f"{folder} has masks without ranks; give a network that predicts where people look "
+                "(a teacher)"
+            )
+        self.predict_looks = predict_looks
+        photos = read_binary(folder)
+        self.photos = [photo for photo in photos if binary_split(photo.path.name) == split]
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, index: int) -> Sample:
+        photo = self.photos[index]
+        image = photo.read()
+        mask = photo.read_mask(image.shape[:2])
+        looks = self.predict_looks(image)
+        masks, specks = parts_of(mask)
+        foreground = mask.astype(np.int8)
+        if len(masks):
+            foreground[specks] = -1
+        order = np.argsort(-shares_under(looks, masks), kind="stable") if len(masks) else []
+        ranks = np.arange(len(masks), 0, -1)
+        return Sample(image, masks[order], ranks, photo.path.stem, foreground, looks)
+
+
+def parts_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The separate parts of a mask (h, w) bool → (G, h, w) bool, and its specks, (h, w) bool.
+
+    There are none where they are more than `MOST_PARTS`, as several of them may be one object.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+    large = [k for k in range(1, count) if stats[k, cv2.CC_STAT_AREA] >= PART_AREA * mask.size]
+    specks = mask & ~np.isin(labels, large)
+    if not 1 <= len(large) <= MOST_PARTS:
+        return np.zeros((0, *mask.shape), bool), specks
+    return np.stack([labels == k for k in large]), specks

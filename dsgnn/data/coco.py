@@ -7,7 +7,7 @@
 - `human_rank`, 1 = most looked at, null or absent for objects that are not ranked;
 - `fixations`, how many of the fixations that the image's own `fixations` counts fell on the object.
 
-Where none of these is given, ranks come from a `dsgnn.data.ranks.RankMasks`, or from the written
+Where none of these is given, ranks come from a `dsgnn.data.ranks.PredictLooks`, or from the written
 rule of `dsgnn.data.saliency`.
 
 `CocoReader` draws masks exactly as COCO's tools do. Scenes draw them with OpenCV (`Instance.draw`),
@@ -35,8 +35,8 @@ from dsgnn.data.ranks import (
     PEOPLE,
     PREDICTED,
     RULE,
-    RankMasks,
-    most_looked_at,
+    PredictLooks,
+    taught,
 )
 from dsgnn.data.records import field, inside, read_json, unique_names, whole_number
 from dsgnn.data.saliency import saliency_scores, salient_objects
@@ -108,7 +108,9 @@ class Photo:
 
     fixations: how many there were in all, None where the file does not say. held_out: the file
     keeps the photo from being trained on. human: it keeps the photo for measuring against people,
-    so that nothing is trained or chosen on it.
+    so that nothing is trained or chosen on it. complete: all its objects are annotated; where they
+    are not, what no mask covers may be anything. crowds: segmentations of regions with several
+    objects that are not told apart.
     """
 
     id: int
@@ -119,6 +121,8 @@ class Photo:
     fixations: int | None = None
     held_out: bool = False
     human: bool = False
+    complete: bool = True
+    crowds: tuple[Any, ...] = ()
 
     @property
     def seen_by_people(self) -> bool:
@@ -155,6 +159,14 @@ class Photo:
         return stack_masks(
             [segmentation_to_mask(i.segmentation, *size) for i in self.instances], size
         )
+
+    def known(self) -> np.ndarray:
+        """Where an object that is there is annotated: (height, width) bool."""
+        size = self.height, self.width
+        known = np.full(size, self.complete)
+        for crowd in self.crowds:
+            known &= ~segmentation_to_mask(crowd, *size)
+        return known
 
     def read(self) -> np.ndarray:
         """Read the photo: (height, width, 3) uint8 RGB. Raises DataError if that fails."""
@@ -215,8 +227,10 @@ def read_photos(
                 "fixations": _optional(entry, "fixations", where),
                 "held_out": entry.get("held_out") is True,
                 "human": entry.get("human") is True,
+                "complete": entry.get("complete") is not False,
             }
     instances: dict[int, list[Instance]] = {number: [] for number in photos}
+    crowds: dict[int, list[Any]] = {number: [] for number in photos}
     for i, annotation in lists["annotations"]:
         with _noted(problems):
             where = f"{path}: annotations[{i}]"
@@ -226,12 +240,15 @@ def read_photos(
             category = field(annotation, "category_id", int, where)
             if category not in kinds:
                 raise DataError(f"{where}.category_id {category} is not in categories")
-            if not annotation.get("iscrowd", 0):
+            if annotation.get("iscrowd", 0):
+                crowds[number].append(annotation.get("segmentation"))
+            else:
                 instances[number].append(
                     _instance(annotation, where, kinds[category], photos[number])
                 )
     return [
-        Photo(**photos[number], instances=tuple(instances[number])) for number in sorted(photos)
+        Photo(**photos[number], instances=tuple(instances[number]), crowds=tuple(crowds[number]))
+        for number in sorted(photos)
     ]
 
 
@@ -260,7 +277,7 @@ class CocoReader:
     - "visiting_order": from the annotations. Objects without it are clutter.
     - "human": from the annotations' `human_rank` or `fixations`. Only the photos that people looked
       at are samples, as of the others nothing is known.
-    - a `RankMasks`: from the shares of looks that it gives, whatever the file says.
+    - a `PredictLooks`: from the shares of the looks that it predicts, whatever the file says.
     - "rule": from the written rule.
     - None: "visiting_order" where the file has it, "human" where people looked at every photo, and
       otherwise "rule", which is logged.
@@ -274,7 +291,7 @@ class CocoReader:
         self,
         source: Path | str,
         images: Path | str | None = None,
-        ranks: str | RankMasks | None = None,
+        ranks: str | PredictLooks | None = None,
         problems: list[str] | None = None,
     ) -> None:
         known = ("visiting_order", "human", "rule")
@@ -323,7 +340,8 @@ class CocoReader:
             order = salient_objects(scores, masks.mean((1, 2)))
         else:
             assert not isinstance(self.ranks, str)
-            order = most_looked_at(self.ranks(image, masks), masks.mean((1, 2)))
+            name = self._names[index]
+            return taught(image, masks, self.ranks(image), name, photo.known() | masks.any(0))
         masks = masks[order]
         return Sample(image, masks, np.arange(len(masks), 0, -1), self._names[index])
 

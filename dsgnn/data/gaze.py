@@ -23,6 +23,8 @@ import cv2
 import numpy as np
 
 from dsgnn.data.records import field, file_name, number, read_json
+from dsgnn.data.sample import Sample
+from dsgnn.data.shares import inside
 from dsgnn.runtime.errors import DataError, InputError, OptionError
 from dsgnn.runtime.images import read_image
 
@@ -30,6 +32,10 @@ ANNOTATIONS = "fixations.json"
 SPLITS = ("train", "val", "test")
 # Of 100 photos the first 65 are for training, the next 15 for choices, the last 20 for the report.
 TRAIN_PERCENT, VAL_PERCENT = 65, 15
+CELL_PX = 8  # pixels of a cell of a training photo's map of looks
+# About one degree of visual angle, as a share of the photo's longest side: how far apart two people
+# look who look at the same thing.
+BLUR = 0.032
 COCO_HOLDOUT = 5  # COCO photos whose id is divisible by this are never trained on
 
 
@@ -170,62 +176,6 @@ def _fixations(rows: Any, columns: int, where: str) -> np.ndarray:
     return np.array([row[:2] for row in rows], np.float64).reshape(-1, 2)
 
 
-def owners(masks: np.ndarray) -> np.ndarray:
-    """Which object each pixel belongs to: (h, w) int64, -1 for none.
-
-    masks: (G, h, w) bool. Where masks overlap, the object with the fewest pixels takes the pixel;
-    of two that are equally large, the first. Raises OptionError for another form.
-    """
-    if masks.ndim != 3 or masks.dtype != bool:
-        raise OptionError(f"masks must be (G, h, w) bool, got {masks.shape} {masks.dtype}")
-    owner = np.full(masks.shape[1:], -1)
-    # Largest first, and of equally large ones the last, so that whoever takes a pixel overwrites.
-    for g in np.argsort(masks.sum((1, 2)), kind="stable")[::-1]:
-        owner[masks[g]] = g
-    return owner
-
-
-def _inside(points: np.ndarray, w: int, h: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the points, (N, 2) of x and y, that lie in a frame of w × h."""
-    x, y = np.floor(points).astype(int).T
-    inside = (x >= 0) & (y >= 0) & (x < w) & (y < h)
-    return y[inside], x[inside]
-
-
-def share_of_looks(points: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """The part of people's fixations that fall on each object: (G,) float64 in 0…1.
-
-    points: (N, 2), x and y in pixels of the masks' frame; those outside the frame count among all
-    looks and fall on no object. masks: (G, h, w) bool; the smaller object takes what two share.
-    The shares sum to 1 at most. Raises OptionError when there is no point, or on another form.
-    """
-    if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
-        raise OptionError(f"points must be (N, 2) with N from 1, got {points.shape}")
-    owner = owners(masks)
-    found = owner[_inside(points, owner.shape[1], owner.shape[0])]
-    return np.bincount(found[found >= 0], minlength=len(masks)) / len(points)
-
-
-def shares_under(attention: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """The part of predicted looks that falls on each object: (G,) float64 in 0…1.
-
-    attention: (gh, gw), not negative, the looks in each cell of a grid over the photo without
-    padding; it is brought to the masks' size by linear interpolation. masks: (G, h, w) bool; the
-    smaller object takes what two share. The ranks are the order of the shares, largest first.
-    Raises OptionError on another form, or when the map holds nothing.
-    """
-    if attention.ndim != 2 or not np.isfinite(attention).all() or (attention < 0).any():
-        raise OptionError(f"attention must be (gh, gw) from 0 up, got {attention.shape}")
-    if not attention.any():
-        raise OptionError("attention must hold something, got zeros only")
-    owner = owners(masks)
-    h, w = owner.shape
-    spread = cv2.resize(attention.astype(np.float64), (w, h), interpolation=cv2.INTER_LINEAR)
-    found = owner >= 0
-    sums = np.bincount(owner[found], weights=spread[found], minlength=len(masks))
-    return sums / spread.sum()
-
-
 def density(photo: GazePhoto, grid: tuple[int, int], sigma: float) -> np.ndarray:
     """How densely people looked: (gh, gw) float32 that sums to 1.
 
@@ -234,10 +184,43 @@ def density(photo: GazePhoto, grid: tuple[int, int], sigma: float) -> np.ndarray
     Fixations outside the photo are left out. Raises OptionError when none is left.
     """
     gh, gw = grid
-    cells = _inside(photo.points * (gw / photo.width, gh / photo.height), gw, gh)
+    cells = inside(photo.points * (gw / photo.width, gh / photo.height), gw, gh)
     counts = np.zeros(grid)
     np.add.at(counts, cells, 1)
     if not counts.any():
         raise OptionError(f"{photo.image.name} has no fixation inside its frame")
     blurred = cv2.GaussianBlur(counts, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
     return (blurred / blurred.sum()).astype(np.float32)
+
+
+class GazeReader:
+    """Photos with people's fixations as samples for training: attention, and no object at all.
+
+    split: "train" has the photos that may be learnt from (`GazePhoto.may_train`), "val" and "test"
+    the others of that split that are not marked `dev`. Raises OptionError for another split, and
+    what `read_gaze` raises.
+    """
+
+    ranks_from = "people"
+
+    def __init__(self, folder: Path, split: str) -> None:
+        if split not in SPLITS:
+            raise OptionError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        self.photos = [
+            photo
+            for photo in read_gaze(folder)
+            if (photo.may_train if split == "train" else photo.split == split and not photo.dev)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, index: int) -> Sample:
+        photo = self.photos[index]
+        size = photo.height, photo.width
+        rows, columns = (-(-side // CELL_PX) for side in size)
+        looks = density(photo, (rows, columns), BLUR * max(rows, columns))
+        nothing = np.zeros((0, *size), bool)
+        unknown = np.full(size, -1, np.int8)
+        name = photo.image.stem
+        return Sample(photo.read_image(), nothing, np.zeros(0, np.int64), name, unknown, looks)

@@ -1,8 +1,8 @@
 """Photos of which it is known what people look at: what models are measured against.
 
 Three forms of a folder are known, see `FORMS`. Each photo belongs to one split by its file name
-alone (`dsgnn.data.gaze.gaze_split`), except that photos which their file keeps for testing (`dev`,
-`human`) belong to "test".
+alone (`dsgnn.data.gaze.gaze_split`, and `dsgnn.data.binary.binary_split` for photos with one mask),
+except that photos which their file keeps for testing (`dev`, `human`) belong to "test".
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsgnn.data.binary import BinaryPhoto, read_binary
+from dsgnn.data.binary import BinaryPhoto, binary_split, read_binary
 from dsgnn.data.coco import Photo, read_photos
 from dsgnn.data.gaze import ANNOTATIONS, SPLITS, GazePhoto, gaze_split, read_gaze
 from dsgnn.runtime.errors import DataError, OptionError
@@ -69,6 +69,8 @@ def path_of(photo: MeasuredPhoto) -> Path:
 
 def split_of(photo: MeasuredPhoto) -> str:
     """ "train", "val" or "test"."""
+    if isinstance(photo, BinaryPhoto):
+        return binary_split(photo.path.name)
     kept = photo.dev if isinstance(photo, GazePhoto) else getattr(photo, "human", False)
     return "test" if kept else gaze_split(path_of(photo).name)
 

@@ -26,6 +26,8 @@ from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.letterbox import PAD, LongestSide
 
 ATTENTION_STRIDE = 8  # pixels of a cell of the attention map
+PART = 0.25  # of the photos are replaced by a part of them
+VISIBLE = 0.3  # of an object that must be left in a part
 JITTER = (0.1, 2.0)  # range of large-scale jitter (Ghiasi et al., CVPR 2021)
 FILL = {tv_tensors.Image: PAD, tv_tensors.Mask: 0}
 
@@ -114,11 +116,18 @@ def _cells(attention: Tensor, size: tuple[int, int]) -> Tensor:
 def augment(sample: Sample, kind: str, size: int, generator: torch.Generator) -> Example:
     """Flip half of the samples; then by `kind`, the `augmentation` of a configuration:
 
+    "photo": change brightness, contrast and colours a little and take a part of one photo in four,
+    then as "flip".
+
     "jitter": scale the longest side to `size` × 0.1…2.0, crop at random to at most size × size, pad
     right and bottom to size × size. "flip": scale the longest side to `size`, pad to a multiple of
     32, as the letterbox does.
     """
     item = example(sample)
+    if kind == "photo":
+        item = replace(item, image=_developed(item.image, generator))
+        if _uniform(generator) < PART:
+            item = _part(item, generator)
     image, masks, foreground = item.image, item.masks, item.foreground
     attention = item.attention
     if _uniform(generator) < 0.5:
@@ -136,7 +145,7 @@ def augment(sample: Sample, kind: str, size: int, generator: torch.Generator) ->
         image, masks, foreground = (F.crop(x, *window) for x in (image, masks, foreground))
         attention = torch.zeros(1, 1)  # what people look at in a part is not known
         padded = size, size
-    elif kind == "flip":
+    elif kind in ("flip", "photo"):
         geometry = LongestSide(size).geometry(h, w)
         image, masks, foreground = (
             _resize(x, geometry.resized) for x in (image, masks, foreground)
@@ -144,7 +153,7 @@ def augment(sample: Sample, kind: str, size: int, generator: torch.Generator) ->
         attention = _cells(attention, geometry.resized)
         padded = geometry.padded
     else:
-        raise OptionError(f'augmentation must be "jitter" or "flip", got {kind!r}')
+        raise OptionError(f'augmentation must be "jitter", "flip" or "photo", got {kind!r}')
     image, masks, foreground = (_pad(x, padded) for x in (image, masks, foreground))
     return _without_vanished(Example(image, masks, item.ranks, item.name, foreground, attention))
 
@@ -171,6 +180,36 @@ def collate(examples: Sequence[Example]) -> Examples:
 def _uniform(generator: torch.Generator) -> float:
     """In [0, 1)."""
     return float(torch.rand((), generator=generator, dtype=torch.float64))
+
+
+def _developed(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Another brightness, contrast, saturation and hue."""
+    factor = lambda reach: 1 + reach * (2 * _uniform(generator) - 1)  # noqa: E731
+    image = F.adjust_brightness(image, factor(0.25))
+    image = F.adjust_contrast(image, factor(0.25))
+    image = F.adjust_saturation(image, factor(0.3))
+    return F.adjust_hue(image, factor(0.02) - 1)
+
+
+def _part(item: Example, generator: torch.Generator) -> Example:
+    """A window of 60% to 100% of the height and the width.
+
+    An object of which little is left is no object any more, and not background either. What people
+    look at in a part is not known.
+    """
+    h, w = item.image.shape[-2:]
+    high, wide = (max(1, int(side * (0.6 + 0.4 * _uniform(generator)))) for side in (h, w))
+    top, left = (
+        int(_uniform(generator) * (side - kept + 1)) for side, kept in ((h, high), (w, wide))
+    )
+    image, masks, foreground = (
+        F.crop(x, top, left, high, wide) for x in (item.image, item.masks, item.foreground)
+    )
+    left_over = masks.flatten(1).sum(1) >= VISIBLE * item.masks.flatten(1).sum(1)  # (G,)
+    foreground[:, masks[~left_over].any(0)] = -1
+    ranks = item.ranks[left_over].argsort().argsort() + 1
+    nowhere = torch.zeros(1, 1)
+    return Example(image, masks[left_over], ranks, item.name, foreground, nowhere)
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -16,11 +16,12 @@ everything is procedural):
     empty       nothing salient: a background or part of a photo, often with clutter
 
 Everything in a scene is scored, whether it was pasted as an object, pasted as clutter, or was in
-the photo before; nothing is salient for having been pasted. The score is the share of looks that a
-`dsgnn.data.ranks.RankMasks` gives, or that of the written rule of `dsgnn.data.saliency` where there
-is none. What is hidden by more than 60% is clutter. A pasted object is taken off again where its
-place is not clear, because its score lies too close to the next one or to the limit of clutter, so
-that the order can be learnt. Objects of photos stay and are ordered however close they are.
+the photo before; nothing is salient for having been pasted. The score is the share of predicted
+looks (`dsgnn.data.ranks.PredictLooks`), or that of the written rule of `dsgnn.data.saliency` where
+nothing predicts them. What is hidden by more than 60% is clutter. A pasted object is taken off
+again where its place is not clear, because its score lies too close to the next one or to the limit
+of clutter, so that the order can be learnt. Objects of photos stay and are ordered however close
+they are.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ import numpy as np
 
 from dsgnn.data import ranks, saliency
 from dsgnn.data.coco import Photo, stack_masks
-from dsgnn.data.ranks import PREDICTED, RULE, RankMasks
+from dsgnn.data.ranks import PREDICTED, RULE, PredictLooks
 from dsgnn.data.saliency import kind_weight
 from dsgnn.data.sample import Sample
+from dsgnn.data.shares import shares_under
 from dsgnn.runtime.errors import OptionError
 from dsgnn.scenes import procedural
 from dsgnn.scenes.material import MIN_COPY_WEIGHT, Cutout, Library
@@ -58,7 +60,7 @@ class CompositeScenes:
     id is divisible by 5 belong to "test". size: longest side in pixels, aspect at random, or
     (H, W). length: what `len` says; `scene` takes any number. Decoded files are kept in memory
     (`load` decodes all at once, to be shared with worker processes started afterwards).
-    rank_masks: what gives the objects their shares of looks; None stands for the written rule.
+    predict_looks: what gives the objects their shares of looks; None stands for the written rule.
     max_objects: salient ones of a scene at most, by default the most that are ranked at all.
     Raises OptionError for wrong arguments, DataError for a split with no file in it or for the
     JSON.
@@ -74,13 +76,13 @@ class CompositeScenes:
         seed: int = 0,
         max_objects: int | None = None,
         length: int = 10_000,
-        rank_masks: RankMasks | None = None,
+        predict_looks: PredictLooks | None = None,
     ) -> None:
         if split not in ("train", "test"):
             raise OptionError(f'split must be "train" or "test", got {split!r}')
-        self.rank_masks = rank_masks
-        self.ranks_from = PREDICTED if rank_masks else RULE
-        most = ranks.MAX_OBJECTS if rank_masks else saliency.MAX_OBJECTS
+        self.predict_looks = predict_looks
+        self.ranks_from = PREDICTED if predict_looks else RULE
+        most = ranks.MAX_OBJECTS if predict_looks else saliency.MAX_OBJECTS
         max_objects = most if max_objects is None else max_objects
         if not 1 <= max_objects <= most:
             raise OptionError(f"max_objects must be 1…{most}, got {max_objects}")
@@ -178,8 +180,9 @@ class CompositeScenes:
         pixels = np.array([cv2.countNonZero(m.view(np.uint8)) for m in masks], float)
         areas = pixels / image[..., 0].size
         areas[pixels < MIN_VISIBLE * np.array(full)] = 0
-        if self.rank_masks is not None:
-            scores = self.rank_masks(image, stacked)
+        if self.predict_looks is not None:
+            looks = self.predict_looks(image)
+            scores = shares_under(looks, stacked) if masks else np.zeros(0)
             order = ranks.most_looked_at(scores, areas).tolist()
             floor, gap = ranks.MIN_SHARE, ranks.CLEAR
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dsgnn.data.records import Samples
 from dsgnn.data.transforms import Example, Examples, augment, collate, example
-from dsgnn.runtime.errors import DataError, DsgnnError
+from dsgnn.runtime.errors import DataError, DsgnnError, OptionError
 from dsgnn.scenes.composite import CompositeScenes
 
 Key = tuple[int, int]  # number of an example, and its size in pixels
@@ -65,6 +65,25 @@ class Epochs:
             self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))
         generator = torch.Generator().manual_seed(mix(self.seed, number))
         return augment(self.samples[self._order[place]], self.augmentation, size, generator)
+
+
+class Mixture:
+    """Examples of several sources, each drawn as often as its share says.
+
+    shares: one for each source, of any sum. A number always gives the same example. Raises
+    OptionError unless there is a source and each has a share above 0.
+    """
+
+    def __init__(self, sources: Sequence[ExampleSource], shares: Sequence[float], seed: int):
+        if not sources or len(sources) != len(shares) or min(shares) <= 0:
+            raise OptionError(f"expected a share above 0 for each of {len(sources)} data sets")
+        self.sources, self.seed = sources, seed
+        self.shares = np.array(shares, float) / sum(shares)
+
+    def example(self, number: int, size: int) -> Example:
+        random = np.random.default_rng(mix(11, self.seed, number))
+        chosen = int(random.choice(len(self.sources), p=self.shares))
+        return self.sources[chosen].example(int(number * self.shares[chosen]), size)
 
 
 def load(source: ExampleSource, keys: Iterator[list[Key]], workers: int) -> Iterator[Examples]:

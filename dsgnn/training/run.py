@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsgnn.config import Config
 from dsgnn.data import open_data
+from dsgnn.data.ranks import PredictLooks
 from dsgnn.data.records import Samples
 from dsgnn.runtime.errors import OptionError
 from dsgnn.scenes.composite import CompositeScenes
-from dsgnn.training.batches import Epochs, ExampleSource, Scenes
+from dsgnn.training.batches import Epochs, ExampleSource, Mixture, Scenes
 from dsgnn.training.journal import curve
 from dsgnn.training.loop import RunOptions, train
 from dsgnn.training.parallel import join, leave, process
@@ -20,15 +22,17 @@ from dsgnn.training.state import BEST, LAST
 
 @dataclass(frozen=True)
 class DataSplits:
-    """A data set, what of it is trained on, and what is evaluated on.
+    """Data sets, what of them is trained on, and what is evaluated on.
 
-    data, split, validation: as for `dsgnn.data.open_data`; validation may be None. Raises
-    OptionError when the same split would serve both.
+    data: one or several, each as for `dsgnn.data.open_data`; the first is evaluated on. split,
+    validation: as there; validation may be None. predict_looks: ranks what has no ranks of its own.
+    Raises OptionError when the same split would serve both.
     """
 
-    data: str
+    data: tuple[str, ...]
     split: str = "train"
     validation: str | None = "val"
+    predict_looks: PredictLooks | None = None
 
     def __post_init__(self) -> None:
         if self.validation in self.split.split("+"):
@@ -38,10 +42,12 @@ class DataSplits:
                 "validation",
             )
 
-    def open(self) -> tuple[Samples, Samples | None]:
-        """The images to train on and to evaluate on."""
-        samples = open_data(self.data, self.split)
-        return samples, open_data(self.data, self.validation) if self.validation else None
+    def open(self) -> tuple[list[Samples], Samples | None]:
+        """The images to train on, of each data set, and those to evaluate on."""
+        samples = [open_data(spec, self.split, self.predict_looks) for spec in self.data]
+        if self.validation is None:
+            return samples, None
+        return samples, open_data(self.data[0], self.validation, self.predict_looks)
 
 
 def train_on(
@@ -65,7 +71,7 @@ def train_on(
     facts = {
         "split": splits.split,
         "val": splits.validation or "none",
-        "training images": len(samples),
+        "training images": sum(map(len, samples)),
         "validation images": len(validation or ()),
     }
     plan = TrainingPlan(config, recipe, seed, amp, facts)
@@ -81,9 +87,19 @@ def train_on(
     return out / BEST if (out / BEST).is_file() else out / LAST
 
 
-def source_of(samples: Samples, config: Config, seed: int) -> ExampleSource:
-    """Examples without end: new scenes, or the images of a data set time after time."""
-    if isinstance(samples, CompositeScenes):
-        samples.load()
-        return Scenes(samples, seed)
-    return Epochs(samples, config.augmentation, seed)
+def source_of(data: Sequence[Samples], config: Config, seed: int) -> ExampleSource:
+    """Examples without end: new scenes, or the images of a data set time after time.
+
+    Scenes whose ranks are predicted are not new each time, as to predict them costs as much as to
+    train on them. Of several data sets each is drawn by the square root of its size.
+    """
+    sources: list[ExampleSource] = []
+    for samples in data:
+        if isinstance(samples, CompositeScenes) and samples.predict_looks is None:
+            samples.load()
+            sources.append(Scenes(samples, seed))
+        else:
+            sources.append(Epochs(samples, config.augmentation, seed))
+    if len(sources) == 1:
+        return sources[0]
+    return Mixture(sources, [len(samples) ** 0.5 for samples in data], seed)

@@ -289,25 +289,53 @@ def test_all_faults_of_a_file_are_listed(tmp_path):
     assert done.exit_code == 1 and len(done.stdout.splitlines()) == 3
 
 
-def test_a_ranker_of_masks_gives_the_ranks(tmp_path):
-    """Whatever the file says; what draws too few looks is clutter."""
+def test_predicted_looks_give_the_ranks(tmp_path):
+    """Whatever the file says; what draws too few looks is left open, or background."""
     third = [[40.0, 2.0, 48.0, 2.0, 48.0, 8.0]]
     annotations = [_annotation(s, visiting_order=i) for i, s in enumerate((SQUARE, OTHER, third))]
     folder = _write(tmp_path, _data(*annotations))
     seen = []
 
-    def rank_masks(image, masks):
-        seen.append((image.shape, masks.shape))
-        return np.array([0.2, 0.5, 0.02])
+    drawn = [segmentation_to_mask(s, H, W) for s in (SQUARE, OTHER, third)]
 
-    reader = CocoReader(folder, ranks=rank_masks)
+    def predict_looks(image):
+        seen.append(image.shape)
+        looks = np.zeros((H, W))
+        for mask, share in zip(drawn, shares, strict=True):
+            looks[mask] = share / mask.sum()
+        looks[~np.any(drawn, 0)] = (1 - sum(shares)) / (~np.any(drawn, 0)).sum()
+        return looks.astype(np.float32)
+
+    shares = [0.2, 0.5, 0.02]
+    reader = CocoReader(folder, ranks=predict_looks)
     sample = reader[0]
-    assert seen == [((H, W, 3), (3, H, W))] and reader.ranks_from == "predicted looks"
+    assert seen == [(H, W, 3)] and reader.ranks_from == "predicted looks"
+    assert sample.foreground is not None and (sample.foreground[drawn[2]] == -1).all()
+    assert (sample.foreground[drawn[0] | drawn[1]] == 1).all()
+    assert (sample.foreground[~np.any(drawn, 0)] == 0).all()
+    shares = [0.2, 0.5, 0.001]
+    again = reader[0]
+    assert again.foreground is not None and (again.foreground[drawn[2]] == 0).all()
+    shares = [0.2, 0.5, 0.02]
     expected = [segmentation_to_mask(s, H, W) for s in (OTHER, SQUARE)]
     np.testing.assert_array_equal(sample.masks, expected)
     assert sample.ranks.tolist() == [2, 1]
-    (opened,) = open_data(folder, "all", rank_masks)
+    (opened,) = open_data(folder, "all", predict_looks)
     assert opened.ranks.tolist() == [2, 1]
+
+
+def test_where_not_all_is_annotated_nothing_is_background(tmp_path):
+    """A photo that is not complete, and a region with a crowd."""
+    data = _data(_annotation(SQUARE), _annotation(OTHER, iscrowd=1))
+    looks = np.full((4, 4), 1 / 16, np.float32)
+    square, crowd = (segmentation_to_mask(s, H, W) for s in (SQUARE, OTHER))
+    (sample,) = CocoReader(_write(tmp_path, data), ranks=lambda image: looks)
+    assert sample.foreground is not None and (sample.foreground[crowd & ~square] == -1).all()
+    assert (sample.foreground[~crowd & ~square] == 0).all()
+    data["images"][0]["complete"] = False
+    (sample,) = CocoReader(_write(tmp_path, data), ranks=lambda image: looks)
+    assert sample.foreground is not None and (sample.foreground[~square] == -1).all()
+    assert (sample.foreground[square] == 1).all()
 
 
 def test_broken_data_is_no_wrong_use_of_the_commands(tmp_path):

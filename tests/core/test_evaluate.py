@@ -220,7 +220,7 @@ def test_a_device_that_is_not_there_is_refused(device, checkpoint, assr, monkeyp
         evaluate(checkpoint, str(assr), device=device)
     with pytest.raises(ValueError, match=there):
         options = RunOptions(device=device)
-        train_on(DataSplits(str(assr)), CONFIGS["nano"], Recipe(), assr / "run", options)
+        train_on(DataSplits((str(assr),)), CONFIGS["nano"], Recipe(), assr / "run", options)
 
 
 def test_dots_in_names_do_not_mix_images_up(tmp_path, samples):

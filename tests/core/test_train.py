@@ -163,7 +163,7 @@ def test_scenes_are_without_end_and_leave_room_to_be_padded():
 def test_another_seed_gives_other_scenes(monkeypatch, tmp_path):
     given = []
     monkeypatch.setattr("dsgnn.training.run.train", lambda *arguments: given.append(arguments))
-    splits = DataSplits("composite:2", validation=None)
+    splits = DataSplits(("composite:2",), validation=None)
     for seed in (0, 1):
         train_on(splits, CONFIGS["nano"], NANO, tmp_path, RunOptions(), seed)
     images = [source.example(0, 96).image for _, source, *_ in given]
