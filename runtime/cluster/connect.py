@@ -19,7 +19,6 @@ from typing import Any
 from dsgnn.runtime.errors import BackendError, OptionError
 from dsgnn.runtime.telemetry import import_without_telemetry
 
-EXTRAS = {"data": "ray", "serve": "serve"}  # dsgnn's extra that installs each part of Ray
 # Ray's switch for one machine alone, made for macOS and Windows. It is read when Ray is imported;
 # ray.init(_node_ip_address="127.0.0.1") is replaced by an address that others reach.
 ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -44,7 +43,7 @@ def cluster(address: str, part: str, cpus: int | None = None) -> Iterator[Any]:
         ray = import_without_telemetry("ray")
         import_without_telemetry(f"ray.{part}")
     except ImportError as error:
-        fix = f"pip install 'dsgnn[{EXTRAS[part]}]'"
+        fix = "pip install 'dsgnn[ray]'"
         raise BackendError(f"Ray {part.title()} is not installed: {fix} ({error})") from error
     if ray.is_initialized():
         if address:

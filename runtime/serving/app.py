@@ -25,12 +25,13 @@ import logging
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dsgnn.runtime.errors import DsgnnError, OptionError
+from dsgnn.runtime.errors import BackendError, DsgnnError, OptionError
 from dsgnn.runtime.serving.body import take_photo
 from dsgnn.runtime.serving.guard import App, Guard
 from dsgnn.runtime.serving.worker import MEDIA, Refused, Reply
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+NEEDED = ("starlette", "uvicorn", "h11", "python_multipart", "prometheus_client")
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)  # bounds of the histograms
 READY_S = 5.0  # seconds in which the workers have to say that they are ready
 PAGE = Path(__file__).with_name("page.html")
@@ -117,6 +119,16 @@ def negotiate(accept: str) -> str | None:
         if weight > most:
             best, most = media, weight
     return best
+
+
+def check_installed() -> None:
+    """Raise BackendError if a library is missing that serving needs."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise BackendError(
+            f"serving needs {', '.join(missing)}, which is not installed: "
+            "pip install 'dsgnn[serve]'"
+        )
 
 
 def build_app(

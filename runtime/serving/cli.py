@@ -141,13 +141,14 @@ def main(
 
     Exit status: 0 ended by a signal, 2 wrong use or configuration.
     """
-    from dsgnn.runtime.serving.app import ServeLimits, build_app
+    from dsgnn.runtime.serving.app import ServeLimits, build_app, check_installed
     from dsgnn.runtime.serving.listen import bind, listen, url
     from dsgnn.runtime.serving.models import parse_models, running
 
     options = {"backend": backend, "device": device, "threads": threads, "threshold": threshold}
     with ExitStack() as stack:
         try:
+            check_installed()
             files = parse_models(models)
             limits = ServeLimits(max_bytes, max_pixels, max_requests, timeout, max_connections)
             bound = stack.enter_context(bind(host, port))

@@ -521,7 +521,15 @@ def test_wrong_use() -> None:
         assert f"cannot listen on 127.0.0.1 port {port}: " in refused("--port", port)
     assert "cannot listen on 192.0.2.1" in refused("--host", "192.0.2.1", "--port", "0")
     assert "missing.onnx" in refused("--port", "0", "--model", "small=missing.onnx")
+    assert "as HOST:PORT, or auto, got 'here'" in refused("--port", "0", "--cluster", "here")
     assert "two models have the name a" in refused("--model", "a=b.onnx", "--model", "a=c.onnx")
+
+
+def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "python_multipart", None)
+    result = CliRunner().invoke(main, ["--port", "0"])
+    words = "serving needs python_multipart, which is not installed: pip install 'dsgnn[serve]'"
+    assert result.exit_code == 2 and words in " ".join(result.output.split())
 
 
 HELD = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}, {"memory": 1.0}]
