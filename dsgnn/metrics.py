@@ -53,12 +53,15 @@ def evaluate(
 
     samples: any iterable of (gt_masks (G, h, w) bool, gt_ranks (G,), pred_masks (P, h, w) bool,
     pred_scores (P,)), G and P from 0 up; consumed one at a time.
-    Returns the dict of `summarise`. Raises ValueError for an unknown protocol or palette, a
-    threshold outside (0, 1], or a sample whose parts do not fit together (its number is named).
+    Returns the dict of `summarise`. Raises OptionError for an unknown protocol or palette, a
+    threshold outside (0, 1], and DataError for a sample whose parts do not fit together (its number
+    is named).
     """
     per_image = []
     for number, sample in enumerate(samples):
         try:
+            if len(sample) != 4:
+                raise DataError(f"expected masks, ranks, masks and scores, got {len(sample)} parts")
             gt_masks, gt_ranks, pred_masks, pred_scores = sample
             per_image.append(
                 image_metrics(

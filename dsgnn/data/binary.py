@@ -19,7 +19,7 @@ import numpy as np
 
 from dsgnn.data.ranks import PREDICTED, PredictLooks
 from dsgnn.data.sample import Sample
-from dsgnn.data.shares import shares_under
+from dsgnn.data.ranks import shares_under
 from dsgnn.runtime.errors import DataError, InputError, OptionError
 from dsgnn.runtime.images import read_image
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from dsgnn.data.records import field, file_name, number, read_json
 from dsgnn.data.sample import Sample
-from dsgnn.data.shares import inside
+from dsgnn.data.ranks import inside
 from dsgnn.runtime.errors import DataError, InputError, OptionError
 from dsgnn.runtime.images import read_image
 

@@ -36,7 +36,7 @@ from dsgnn.data.coco import Photo, stack_masks
 from dsgnn.data.ranks import PREDICTED, RULE, PredictLooks
 from dsgnn.data.saliency import kind_weight
 from dsgnn.data.sample import Sample
-from dsgnn.data.shares import shares_under
+from dsgnn.data.ranks import shares_under
 from dsgnn.runtime.errors import OptionError
 from dsgnn.scenes import procedural
 from dsgnn.scenes.material import MIN_COPY_WEIGHT, Cutout, Library

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dsgnn.data.gaze import GazePhoto, density, gaze_split, read_gaze
-from dsgnn.data.shares import owners, share_of_looks, shares_under
+from dsgnn.data.ranks import owners, share_of_looks, shares_under
 from dsgnn.runtime.errors import DataError
 
 VIEWERS = [
