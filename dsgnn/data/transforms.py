@@ -70,8 +70,12 @@ class ImageTruth:
 
     def to(self, device: torch.device) -> ImageTruth:
         """The same on another device."""
-        parts = (self.masks, self.ranks, self.foreground, self.attention)
-        return ImageTruth(*(None if x is None else x.to(device) for x in parts))
+        return ImageTruth(
+            self.masks.to(device),
+            self.ranks.to(device),
+            None if self.foreground is None else self.foreground.to(device),
+            None if self.attention is None else self.attention.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,10 @@ class Examples:
 def example(sample: Sample) -> Example:
     """A sample as it is."""
     h, w = sample.image.shape[:2]
-    foreground = sample.foreground
-    if foreground is None:
-        foreground = sample.masks.any(0).astype(np.int8)
+    if sample.foreground is not None:
+        foreground = sample.foreground
+    else:
+        foreground = np.asarray(sample.masks.any(0), np.int8)
     attention = torch.zeros(1, 1)
     if sample.attention is not None:
         attention = torch.from_numpy(sample.attention)

@@ -194,7 +194,8 @@ def unannotated(masks: Tensor, truth: PaddedTruth) -> Tensor:
     masks: (O, B, Q, h, w) logits → (O, B, Q) bool, whether more than 30% of the mask lies where the
     truth is silent.
     """
-    silent = F.adaptive_avg_pool2d(truth.unclaimed, masks.shape[-2:]).flatten(1)  # (B, h·w)
+    h, w = masks.shape[-2:]
+    silent = F.adaptive_avg_pool2d(truth.unclaimed, (h, w)).flatten(1)  # (B, h·w)
     shown = masks.detach().sigmoid().flatten(3)  # (O, B, Q, h·w)
     there = torch.einsum("obqk,bk->obq", shown, silent)
     return there > 0.3 * shown.sum(-1)
