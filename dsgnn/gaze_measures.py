@@ -36,8 +36,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from dsgnn.data.ranks import CLEAR
-from dsgnn.data.ranks import share_of_looks
+from dsgnn.data.ranks import CLEAR, share_of_looks
 from dsgnn.metrics import BETA2, image_metrics, match_masks
 from dsgnn.runtime.errors import OptionError
 

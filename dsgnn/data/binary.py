@@ -17,9 +17,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dsgnn.data.ranks import PREDICTED, PredictLooks
+from dsgnn.data.ranks import PREDICTED, PredictLooks, shares_under
 from dsgnn.data.sample import Sample
-from dsgnn.data.ranks import shares_under
 from dsgnn.runtime.errors import DataError, InputError, OptionError
 from dsgnn.runtime.images import read_image
 

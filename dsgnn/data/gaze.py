@@ -22,9 +22,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from dsgnn.data.ranks import inside
 from dsgnn.data.records import field, file_name, number, read_json
 from dsgnn.data.sample import Sample
-from dsgnn.data.ranks import inside
 from dsgnn.runtime.errors import DataError, InputError, OptionError
 from dsgnn.runtime.images import read_image
 

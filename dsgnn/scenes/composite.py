@@ -33,10 +33,9 @@ import numpy as np
 
 from dsgnn.data import ranks, saliency
 from dsgnn.data.coco import Photo, stack_masks
-from dsgnn.data.ranks import PREDICTED, RULE, PredictLooks
+from dsgnn.data.ranks import PREDICTED, RULE, PredictLooks, shares_under
 from dsgnn.data.saliency import kind_weight
 from dsgnn.data.sample import Sample
-from dsgnn.data.ranks import shares_under
 from dsgnn.runtime.errors import OptionError
 from dsgnn.scenes import procedural
 from dsgnn.scenes.material import MIN_COPY_WEIGHT, Cutout, Library
