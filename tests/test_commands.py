@@ -57,7 +57,7 @@ def test_what_a_user_can_mend_is_a_message_and_a_bug_is_not() -> None:
     def fail(kind: str) -> None:
         with needs("bench"), refusals("\nSee --other."):
             if kind == "library":
-                import a_library_that_is_missing  # noqa: F401
+                raise ModuleNotFoundError("no such library", name="a_library")
             raise InputError("no photo") if kind == "input" else ValueError("a bug")
 
     result = CliRunner().invoke(fail, ["input"])
