@@ -22,6 +22,12 @@ from dsgnn.runtime.telemetry import import_without_telemetry
 # Ray's switch for one machine alone, made for macOS and Windows. It is read when Ray is imported;
 # ray.init(_node_ip_address="127.0.0.1") is replaced by an address that others reach.
 ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# Variables that leave a process only this machine to talk to over HTTP.
+NO_WAY_OUT = {
+    "http_proxy": "http://127.0.0.1:9",
+    "https_proxy": "http://127.0.0.1:9",
+    "no_proxy": "127.0.0.1,localhost,::1",
+}
 
 
 @contextmanager
@@ -58,7 +64,8 @@ def cluster(address: str, part: str, cpus: int | None = None) -> Iterator[Any]:
     elif where != "auto":
         _check_answers(where)
     try:
-        ray.init(where, logging_level=logging.ERROR, log_to_driver=False, **options)
+        with _no_cloud_asked():
+            ray.init(where, logging_level=logging.ERROR, log_to_driver=False, **options)
     except Exception as error:  # of no common class
         what = "started here" if where == "local" else f"reached at {where}"
         raise BackendError(f"Ray cannot be {what}: {error}") from error
@@ -68,6 +75,29 @@ def cluster(address: str, part: str, cpus: int | None = None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _no_cloud_asked() -> Iterator[None]:
+    """While Ray is started: keep its dashboard's process from asking clouds whether it is in them.
+
+    It asks 169.254.169.254 and metadata.google.internal even where usage statistics are off, and
+    Ray has no switch for that. That process alone gets a proxy which does not exist, so its
+    requests end on this machine.
+    """
+    services = import_without_telemetry("ray._private.services")
+    start = services.start_ray_process
+
+    def start_apart(command: Any, process_type: str, *arguments: Any, **options: Any) -> Any:
+        if process_type == "dashboard":
+            options["env_updates"] = {**(options.get("env_updates") or {}), **NO_WAY_OUT}
+        return start(command, process_type, *arguments, **options)
+
+    services.start_ray_process = start_apart
+    try:
+        yield
+    finally:
+        services.start_ray_process = start
 
 
 def machines(ray: Any) -> list[dict[str, float]]:

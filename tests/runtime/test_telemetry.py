@@ -3,6 +3,7 @@
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from tracing import has_strace, traced
@@ -12,9 +13,15 @@ import sys
 from dsgnn.runtime import Ranker, samples
 print(len(Ranker(backend=sys.argv[1])(samples()[0]).objects), "objects")
 """
+CLUSTER = """
+from dsgnn.runtime.cluster.connect import cluster
+with cluster("local", "data", 1) as ray:
+    print(ray.get(ray.remote(lambda: "a task").remote()))
+"""
 CALL_OUT = """
 import socket, sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 Path("out.txt").write_text("asked for")
 Path.home().joinpath("device-id").write_text("not asked for")
 Path.home().joinpath(".cache").mkdir()
@@ -35,6 +42,22 @@ def test_a_ranker_contacts_nobody_and_writes_nothing(backend: str, tmp_path: Pat
     assert "objects" in seen.output
     assert seen.contacts == []
     assert seen.written == []
+
+
+def test_a_ray_on_this_machine_asks_nobody(tmp_path: Path) -> None:
+    """It writes its session, its shared memory and its token, and nothing else."""
+    if find_spec("ray") is None:
+        pytest.skip("could not import ray")
+    if not has_strace():
+        pytest.skip("strace is missing or may not be used here")
+    # The path of its sockets must be short, so its session is not in the folder of the test.
+    with TemporaryDirectory(dir="/tmp") as session:
+        where = {"RAY_TMPDIR": session}
+        seen = traced([sys.executable, "-c", CLUSTER], tmp_path, where, timeout_s=300)
+    assert "a task" in seen.output
+    assert seen.contacts == []
+    token = tmp_path / "home" / ".ray"
+    assert seen.written_outside(Path(session), tmp_path / "temporary", token) == []
 
 
 @pytest.mark.parametrize("strace", [True, False])

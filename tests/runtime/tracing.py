@@ -124,7 +124,8 @@ def _contacts(lines: list[str]) -> list[str]:
 def _is_loopback(call: str) -> bool:
     host = call.split()[0]
     try:
-        return ip_address(host).is_loopback
+        address = ip_address(host)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:  # a name, or a look-up
         return host == "localhost" or call == "look-up of localhost"
 
