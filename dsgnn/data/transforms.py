@@ -214,7 +214,8 @@ def _part(item: Example, generator: torch.Generator) -> Example:
     foreground[:, masks[~left_over].any(0)] = -1
     ranks = item.ranks[left_over].argsort().argsort() + 1
     nowhere = torch.zeros(1, 1)
-    return Example(image, masks[left_over], ranks, item.name, foreground, nowhere)
+    kept = tv_tensors.Mask(masks[left_over])
+    return Example(image, kept, ranks, item.name, foreground, nowhere)
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dsgnn.data import open_data
+from dsgnn.data.people import only_measures
 from dsgnn.data.records import Samples, ranks_from
 from dsgnn.data.sample import Sample
 from dsgnn.evaluation.drawings import draw_worst
@@ -53,6 +54,11 @@ def evaluate(
     the `worst` images by SA-SOR beside the truth. Raises the child of DsgnnError that fits for what
     is missing, damaged or does not go together, and OSError.
     """
+    if only_measures(data):
+        raise DataError(
+            f"{data} says what people look at, but holds no ranked objects; models are measured on "
+            'it with the protocol "gaze"'
+        )
     rank, facts = _open(model, predictions, size, if_none, backend, device, threads)
     if worst and out is None:
         raise OptionError("the worst images are drawn into a folder, and none is given", "out")

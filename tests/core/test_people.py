@@ -12,11 +12,11 @@ from click.testing import CliRunner
 
 from dsgnn import cli
 from dsgnn.data import open_data
-from dsgnn.data.binary import read_binary
+from dsgnn.data.binary import binary_split, read_binary
 from dsgnn.data.check import check_folder, splits_of
 from dsgnn.data.gaze import gaze_split
 from dsgnn.data.people import open_people, path_of, split_of
-from dsgnn.evaluation import gaze
+from dsgnn.evaluation import gaze, loop
 from dsgnn.runtime import rle
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
 from dsgnn.runtime.errors import DataError, OptionError
@@ -125,9 +125,55 @@ def test_folders_that_are_of_no_form(tmp_path: Path) -> None:
         open_people(tmp_path, "all")
 
 
-def test_nothing_of_this_kind_is_trained_on(looks: Path) -> None:
-    with pytest.raises(DataError, match="holds no ranked objects to train on"):
-        open_data(looks, "train")
+def test_ranked_objects_are_measured_elsewhere(looks: Path) -> None:
+    with pytest.raises(DataError, match="holds no ranked objects"):
+        loop.evaluate(None, str(looks), predictions=looks / "results.json", if_none="all")
+
+
+def test_fixations_are_samples_to_train_on(looks: Path) -> None:
+    """Attention is known, objects are not; what is kept for other purposes is left out."""
+    train = open_data(looks, "train")
+    assert [path_of(photo).name for photo in train.photos] == [
+        path_of(photo).name for photo in open_people(looks, "all") if photo.may_train
+    ]
+    sample = train[0]
+    assert len(sample.masks) == 0 and (sample.foreground == -1).all()
+    assert sample.attention.shape == (3, 5) and sample.attention.sum() == pytest.approx(1)
+    points = train.photos[0].points
+    y, x = np.unravel_index(sample.attention.argmax(), (3, 5))
+    assert np.abs(points - (8 * x + 4, 8 * y + 4)).max(1).min() <= 8  # people looked there
+    with pytest.raises(OptionError, match="split must be one of"):
+        open_data(looks, "all")
+
+
+def test_the_parts_of_a_mask_are_objects_to_train_on(tmp_path: Path) -> None:
+    """Ranked by predicted looks; a speck and a mask in many parts are no objects."""
+    speck = mask_of(36, 1, 1, 1)
+    many = np.zeros((H, W), bool)
+    many[::4, ::8] = True
+    names = {split: [] for split in ("train", "val", "test")}
+    for number in range(200):
+        names[binary_split(f"{number}.png")].append(number)
+    assert 2 <= len(names["val"]) <= 20 and 2 <= len(names["test"]) <= 20
+    (tmp_path / "masks").mkdir()
+    first, second = names["train"][:2]
+    for number, mask in ((first, LARGE | SMALL | speck), (second, many)):
+        write_photo(tmp_path / "images" / f"{number}.png")
+        cv2.imwrite(str(tmp_path / "masks" / f"{number}.png"), 255 * mask.astype(np.uint8))
+    with pytest.raises(DataError, match="has masks without ranks; give a network that"):
+        open_data(tmp_path, "train")
+
+    def middle(image: np.ndarray) -> np.ndarray:
+        return np.array([[0, 0, 0, 0.5, 0.5, 0, 0, 0]], np.float32)
+
+    samples = {s.name: s for s in open_data(tmp_path, "train", middle)}
+    parts = samples[str(first)]
+    np.testing.assert_array_equal(parts.masks, [SMALL, LARGE])
+    assert parts.ranks.tolist() == [2, 1]
+    assert (parts.foreground[speck] == -1).all() and (parts.foreground[LARGE | SMALL] == 1).all()
+    assert (parts.foreground[~(LARGE | SMALL | speck)] == 0).all()
+    scattered = samples[str(second)]
+    assert len(scattered.masks) == 0 and ((scattered.foreground == 1) == many).all()
 
 
 def test_measured_against_fixations(looks: Path, tmp_path: Path) -> None:

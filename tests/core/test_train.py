@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,8 +25,9 @@ from dsgnn.data.transforms import ImageTruth, collate, example
 from dsgnn.model import build_model
 from dsgnn.runtime.errors import CheckpointError, DataError, OptionError
 from dsgnn.scenes.composite import CompositeScenes
+from dsgnn.teacher.looks import KeptLooks
 from dsgnn.training import loop
-from dsgnn.training.batches import Epochs, Scenes, load, mix
+from dsgnn.training.batches import Epochs, Mixture, Scenes, load, mix
 from dsgnn.training.journal import curve, read_log
 from dsgnn.training.loop import RunOptions
 from dsgnn.training.parallel import join
@@ -566,3 +568,43 @@ def test_a_log_that_was_cut_off_in_a_line_is_read_up_to_it(tmp_path):
     with pytest.raises(ValueError, match="line 2: not JSON"):
         read_log(tmp_path)
     assert curve(tmp_path / "nowhere") is None
+
+
+def test_a_mixture_draws_each_source_by_its_share() -> None:
+    class Numbered:
+        def __init__(self, name: str):
+            self.name, self.asked = name, []
+
+        def example(self, number: int, size: int) -> str:
+            self.asked.append(number)
+            return f"{self.name} {number} {size}"
+
+    often, seldom = Numbered("often"), Numbered("seldom")
+    mixture = Mixture([often, seldom], [3, 1], seed=4)
+    drawn = [mixture.example(number, 64) for number in range(2000)]
+    assert 1400 < len(often.asked) < 1600 and len(often.asked) + len(seldom.asked) == 2000
+    # a source's own numbers rise with the examples drawn from it, so that each epoch comes in turn
+    assert often.asked == sorted(often.asked) and seldom.asked == sorted(seldom.asked)
+    assert 1490 < often.asked[-1] < 1500 and 490 < seldom.asked[-1] < 500
+    assert drawn[7] == mixture.example(7, 64)
+    other = Mixture([Numbered("often"), Numbered("seldom")], [3, 1], seed=5)
+    assert [other.example(number, 64) for number in range(50)] != drawn[:50]
+    for shares in ([], [1], [1, 0]):
+        with pytest.raises(OptionError, match="a share above 0 for each of 2 data sets"):
+            Mixture([often, seldom], shares, seed=0)
+
+
+def test_predicted_looks_are_kept(tmp_path: Path) -> None:
+    asked = []
+
+    def predict(image: np.ndarray) -> np.ndarray:
+        asked.append(image)
+        return np.array([[0.75, 0.25]], np.float32)
+
+    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    for _ in range(2):
+        kept = KeptLooks(predict, tmp_path)
+        np.testing.assert_allclose(kept(image), [[0.75, 0.25]], rtol=1e-3)
+    assert len(asked) == 1
+    kept(image.reshape(4, 2, 3))  # the same bytes, another photo
+    assert len(asked) == 2

@@ -1,5 +1,7 @@
 """Augmentation: masks follow the image, vanished objects go, ranks close up, sizes fit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -85,13 +87,58 @@ def test_flip_sees_the_pixels_of_the_letterbox():
     assert same
 
 
+def test_foreground_and_attention_follow_the_image():
+    """Where a sample knows them; the blocks' colours say where they went."""
+    sample = coloured()
+    foreground = sample.masks.any(0).astype(np.int8)
+    foreground[:, 45:] = -1
+    looks = np.zeros((6, 8), np.float32)
+    looks[1, 1] = 1  # on the first block, which lies in the upper left
+    sample = replace(sample, foreground=foreground, attention=looks)
+    sides = set()
+    for seed in range(12):
+        item = augment(sample, "flip", 160, generator(seed))
+        assert item.foreground.shape == (1, *item.image.shape[1:])
+        assert item.attention.shape == (15, 20) and item.attention.sum() == pytest.approx(1)
+        found = item.foreground[0]
+        assert (found[item.masks[:2].any(0)] == 1).all()
+        assert ((found[:120] == -1).float().mean() - 35 / 80).abs() < 0.02
+        y, x = divmod(int(item.attention.argmax()), 20)
+        assert item.masks[0, 8 * y + 4, 8 * x + 4]
+        sides.add(x < 10)
+    assert sides == {True, False}
+    batch = collate([item, example(coloured())])
+    assert batch.targets[0].attention.shape == (16, 20) == batch.targets[1].attention.shape
+    assert batch.targets[1].attention.sum() == 0
+    assert (batch.targets[0].foreground[120:] == 0).all()
+
+
+def test_a_part_of_a_photo_keeps_what_is_left_of_its_objects():
+    sample = replace(coloured(), attention=np.full((6, 8), 1 / 48, np.float32))
+    parts = cut = 0
+    for seed in range(80):
+        item = augment(sample, "photo", 80, generator(seed))
+        assert sorted(item.ranks.tolist()) == list(range(1, len(item.ranks) + 1))
+        parts += bool(item.attention.sum() == 0)  # of a part nobody knows what is looked at
+        cut += bool((item.foreground[0] == -1).any())
+        assert not (item.masks.any(0) & (item.foreground[0] == -1)).any()
+    assert 8 < parts < 40 and cut >= 1
+
+
+def test_colours_change_a_little_and_masks_do_not():
+    item, plain = (augment(coloured(), kind, 80, generator(3)) for kind in ("photo", "flip"))
+    assert item.masks.shape == plain.masks.shape or len(item.masks) < 3
+    different = (item.image.float() - plain.image.float()).abs().mean()
+    assert 0 < different < 60
+
+
 def test_the_same_generator_gives_the_same_example():
     first, second = (augment(coloured(), "jitter", 64, generator(7)) for _ in range(2))
     assert torch.equal(first.image, second.image) and torch.equal(first.masks, second.masks)
 
 
 def test_an_unknown_augmentation_is_refused():
-    with pytest.raises(ValueError, match='must be "jitter" or "flip", got \'rotate\''):
+    with pytest.raises(ValueError, match='must be "jitter", "flip" or "photo", got \'rotate\''):
         augment(coloured(), "rotate", 64, generator(0))
 
 
