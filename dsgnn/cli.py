@@ -239,7 +239,7 @@ def train(
             amp,
         )
     if trained:
-        click.echo(f"trained: {trained}; measure it with: dsgnn-eval {trained} --data {data}")
+        click.echo(f"trained: {trained}; measure it with: dsgnn-eval {trained} --data {data[0]}")
 
 
 @click.command(context_settings=HELP)
