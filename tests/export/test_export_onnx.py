@@ -25,7 +25,7 @@ from dsgnn.export.onnx import (
 from dsgnn.export.parity import ParityError, compare, parity_photos
 from dsgnn.model import build_model
 from dsgnn.runtime import Ranker
-from dsgnn.runtime.artifact import read_description
+from dsgnn.runtime.artifact import METADATA_KEY, read_description
 from dsgnn.runtime.backends import open_backend
 from dsgnn.runtime.letterbox import Fixed, LongestSide
 from dsgnn.weights.checkpoint import save_checkpoint
@@ -236,7 +236,10 @@ def test_the_gate_catches(
 
     def check(model: onnx.ModelProto) -> list:
         path = tmp_path / "m.onnx"
-        onnx.save(model, path)
+        described = onnx.ModelProto()
+        described.CopyFrom(model)
+        described.metadata_props.add(key=METADATA_KEY, value=description.to_json())
+        onnx.save(described, path)
         return compare(
             reference, backend_infer(open_backend(path, "onnxruntime")), photos, description
         )

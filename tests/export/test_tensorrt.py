@@ -282,7 +282,7 @@ def fake_build(monkeypatch: pytest.MonkeyPatch, colours: Path) -> Callable[[floa
 def test_the_gate_runs_where_the_engine_does(fake_build, tmp_path: Path) -> None:
     source = fake_build(0.0)
     sidecar, results = build_engine(
-        source, tmp_path / "m.engine", parity_photos(), sms=(89,), batch=(2, 4, 8)
+        source, tmp_path / "m.engine", parity_photos(), "tensorrt-rtx", sms=(89,), batch=(2, 4, 8)
     )
     assert sidecar.verified and [result.batch for result in results] == [2, 3]
     assert open_artifact(tmp_path / "m.engine").status == "verified"

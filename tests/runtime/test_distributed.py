@@ -304,10 +304,10 @@ def test_a_ray_that_others_reach_is_refused() -> None:
         connect._check_confined("10.0.0.7")
 
 
-@pytest.mark.parametrize(("part", "extra"), [("data", "ray"), ("serve", "serve")])
-def test_ray_is_missing(part: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["data", "serve"])
+def test_ray_is_missing(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, f"ray.{part}", None)
-    message = rf"Ray {part.title()} is not installed: pip install 'dsgnn\[{extra}\]'"
+    message = rf"Ray {part.title()} is not installed: pip install 'dsgnn\[ray\]'"
     with pytest.raises(BackendError, match=message), connect.cluster("local", part):
         pass
 
