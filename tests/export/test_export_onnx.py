@@ -17,6 +17,7 @@ from dsgnn.export.onnx import (
     ExportSource,
     backend_infer,
     describe,
+    described,
     export_onnx,
     read_source,
     strip_traces,
@@ -235,8 +236,9 @@ def test_the_gate_catches(
     reference = torch_infer(small_source.model)
 
     def check(model: onnx.ModelProto) -> list:
-        path = tmp_path / "m.onnx"
-        onnx.save(model, path)
+        path, own = tmp_path / "m.onnx", onnx.ModelProto()
+        own.CopyFrom(model)
+        onnx.save(described(own, description), path)
         return compare(
             reference, backend_infer(open_backend(path, "onnxruntime")), photos, description
         )
