@@ -202,13 +202,13 @@ def export_onnx(
     try:
         if precision == "int8" and not (keep_unverified or only_reported(description)):
             settle(
-                compared(_described(round_weights_only(proto), description)),
+                compared(described(round_weights_only(proto), description)),
                 description,
                 False,
                 f"{path.name} was not made: its network does not give the same answers even with "
                 f"only its weights in eight bits. {INT8_ADVICE}",
             )
-        proto = _described(_in_precision(proto, description, calibration), description)
+        proto = described(_in_precision(proto, description, calibration), description)
         onnx.save(proto, part)
         onnx.checker.check_model(str(part), full_check=True)
         onnx.shape_inference.infer_shapes(proto, strict_mode=True)
@@ -261,8 +261,8 @@ def _in_precision(
     return proto
 
 
-def _described(proto: onnx.ModelProto, description: Description) -> onnx.ModelProto:
-    """The graph itself, with its static facts inside."""
+def described(proto: onnx.ModelProto, description: Description) -> onnx.ModelProto:
+    """The graph itself, changed in place: its static facts are inside, as `open_artifact` wants."""
     proto.metadata_props.add(key=METADATA_KEY, value=description.to_json())
     proto.producer_name, proto.producer_version = "dsgnn", dsgnn.__version__
     return proto

@@ -17,6 +17,7 @@ from dsgnn.export.onnx import (
     ExportSource,
     backend_infer,
     describe,
+    described,
     export_onnx,
     read_source,
     strip_traces,
@@ -25,7 +26,7 @@ from dsgnn.export.onnx import (
 from dsgnn.export.parity import ParityError, compare, parity_photos
 from dsgnn.model import build_model
 from dsgnn.runtime import Ranker
-from dsgnn.runtime.artifact import METADATA_KEY, read_description
+from dsgnn.runtime.artifact import read_description
 from dsgnn.runtime.backends import open_backend
 from dsgnn.runtime.letterbox import Fixed, LongestSide
 from dsgnn.weights.checkpoint import save_checkpoint
@@ -235,11 +236,9 @@ def test_the_gate_catches(
     reference = torch_infer(small_source.model)
 
     def check(model: onnx.ModelProto) -> list:
-        path = tmp_path / "m.onnx"
-        described = onnx.ModelProto()
-        described.CopyFrom(model)
-        described.metadata_props.add(key=METADATA_KEY, value=description.to_json())
-        onnx.save(described, path)
+        path, own = tmp_path / "m.onnx", onnx.ModelProto()
+        own.CopyFrom(model)
+        onnx.save(described(own, description), path)
         return compare(
             reference, backend_infer(open_backend(path, "onnxruntime")), photos, description
         )

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dsgnn.export.deploy import DeployGraph
 from dsgnn.export.half_precision import BF16_OPSET, retype
-from dsgnn.export.onnx import ExportSource, build_onnx, export_onnx
+from dsgnn.export.onnx import ExportSource, build_onnx, describe, described, export_onnx
 from dsgnn.export.parity import parity_photos
 from dsgnn.runtime.artifact import read_description, read_sidecar
 from dsgnn.runtime.backends import open_backend
@@ -78,11 +78,15 @@ def test_float16_with_islands(small_graph: onnx.ModelProto) -> None:
     ]
 
 
-def test_float16_answers(small_graph: onnx.ModelProto, tmp_path: Path) -> None:
+def test_float16_answers(
+    small_source: ExportSource, small_graph: onnx.ModelProto, tmp_path: Path
+) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, *SIZE, 3), np.uint8)
     answers = []
-    for name, proto in (("full", small_graph), ("half", retyped(small_graph, "fp16"))):
-        onnx.save(proto, tmp_path / f"{name}.onnx")
+    full = onnx.ModelProto()
+    full.CopyFrom(small_graph)
+    for name, proto in (("full", full), ("half", retyped(small_graph, "fp16"))):
+        onnx.save(described(proto, describe(small_source, SIZE)), tmp_path / f"{name}.onnx")
         answers.append(
             open_backend(tmp_path / f"{name}.onnx", "onnxruntime").infer({"image": images})
         )
