@@ -74,15 +74,15 @@ def splits_of(spec: str) -> dict[str, int]:
             if only_measures(spec):
                 found[split] = len(open_people(spec, split, []))
             else:
-                found[split] = len(open_data(spec, split, _no_ranks, []))
+                found[split] = len(open_data(spec, split, _everywhere, []))
         except (DsgnnError, FileNotFoundError):
             continue
     return found
 
 
-def _no_ranks(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Stands for ranks where images are only counted."""
-    return np.zeros(len(masks))
+def _everywhere(image: np.ndarray) -> np.ndarray:
+    """Stands for predicted looks where images are only counted."""
+    return np.ones((1, 1), np.float32)
 
 
 def check_data(data: Samples, progress: Progress = iter) -> DataReport:
