@@ -212,7 +212,7 @@ def _part(item: Example, generator: torch.Generator) -> Example:
     )
     left_over = masks.flatten(1).sum(1) >= VISIBLE * item.masks.flatten(1).sum(1)  # (G,)
     foreground[:, masks[~left_over].any(0)] = -1
-    ranks = item.ranks[left_over].argsort().argsort() + 1
+    ranks = _closed_up(item.ranks[left_over])
     nowhere = torch.zeros(1, 1)
     kept = tv_tensors.Mask(masks[left_over])
     return Example(image, kept, ranks, item.name, foreground, nowhere)
@@ -238,6 +238,10 @@ def _pad(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _without_vanished(item: Example) -> Example:
     seen = item.masks.flatten(1).any(1)  # (G,)
-    ranks = item.ranks[seen]
-    closed_up = ranks.argsort().argsort() + 1
-    return replace(item, masks=tv_tensors.Mask(item.masks[seen]), ranks=closed_up)
+    masks, ranks = tv_tensors.Mask(item.masks[seen]), _closed_up(item.ranks[seen])
+    return replace(item, masks=masks, ranks=ranks)
+
+
+def _closed_up(ranks: Tensor) -> Tensor:
+    """Different numbers → 1…G in the same order."""
+    return ranks.argsort().argsort() + 1

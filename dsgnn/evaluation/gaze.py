@@ -116,8 +116,7 @@ def measure_gaze(
 def _figures(photo: MeasuredPhoto, ranking: Ranking) -> PhotoFigures:
     masks, saliency = in_query_order(ranking)
     if isinstance(photo, GazePhoto):
-        attention = getattr(ranking, "attention", None)
-        return looks_figures(photo.points, photo.viewers, masks, saliency, attention)
+        return looks_figures(photo.points, photo.viewers, masks, saliency, ranking.attention)
     if isinstance(photo, Photo):
         return ranked_figures(photo.masks(), photo.human_ranks, photo.shares, masks, saliency)
     return union_figures(photo.read_mask(masks.shape[1:]), masks)
