@@ -219,11 +219,32 @@ def accuracy(
     type=FILE,
     help="ONNX files and engines of the same network; repeat it.",
 )
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(1),
+    help="Batch size, to be repeated; by default 1, 2, 4, 8, 16 and 32.",
+)
+@click.option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Photos to compare the answers on, besides the packaged ones.",
+)
+@click.option("--limit", "limit_s", type=float, default=540.0, show_default=True, help="Seconds.")
 @device_option("cuda")
 @unverified_option
 @out_option("The folder that gets gpu.json.")
-def gpu(config: str, artifacts: tuple[Path, ...], out: Path, **options: Any) -> None:
-    """Fill the GPU table, in under ten minutes; not executed on a GPU so far.
+def gpu(
+    config: str,
+    artifacts: tuple[Path, ...],
+    batches: tuple[int, ...],
+    images: Path | None,
+    limit_s: float,
+    out: Path,
+    **options: Any,
+) -> None:
+    """Compare the answers of every form on a GPU with the CPU's, and fill the GPU table.
 
     \b
     dsgnn-export onnx --synthetic r50-assr -o r50.onnx
@@ -231,10 +252,13 @@ def gpu(config: str, artifacts: tuple[Path, ...], out: Path, **options: Any) -> 
     """
     with measuring("--out and --allow-unverified"):
         from dsgnn.benchmarks.forms import Spec
-        from dsgnn.benchmarks.gpu import FILE, fill
+        from dsgnn.benchmarks.gpu import BATCHES, FILE, fill
+        from dsgnn.export.parity import parity_photos
 
         synthetic = not config.endswith(".safetensors")
-        fill(Spec("deploy", config, synthetic, **options), artifacts, out, progress=True)
+        spec = Spec("deploy", config, synthetic, **options)
+        photos = parity_photos(images)
+        fill(spec, artifacts, out, batches or BATCHES, photos, limit_s=limit_s, progress=True)
     click.echo(f"{out / FILE} written")
 
 

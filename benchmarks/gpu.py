@@ -1,7 +1,9 @@
 """`dsgnn-bench gpu`: fill the GPU table in one command, in under ten minutes.
 
-No GPU was at hand when this was written: what needs one has not been executed. A row that fails
-is recorded with its reason and the others go on. So is a row that the time does not suffice for.
+Each subject's answers are compared with those of the deploy graph in float32 on the CPU, on the
+photos of the parity gate, before it is timed. A row that fails is recorded with its reason and the
+others go on. So is a row that the time does not suffice for. Subjects are opened, and compiled,
+side by side, and timed one at a time.
 
 Floors: the deploy graph's matrix operations over the measured matrix rate, and the least bytes
 (weights once, photos in, answers out) over the measured bandwidth; the larger of the two. Float32
@@ -12,18 +14,23 @@ it (`NVIDIA_TF32_OVERRIDE=0` in the environment has).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
+from os import cpu_count
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+
+import numpy as np
 
 from dsgnn.benchmarks.environment import conditions, environment, stolen
 from dsgnn.benchmarks.forms import (
     ARTIFACT,
     PRECISIONS,
     TORCH_FORMS,
+    Answers,
     Spec,
     read,
 )
@@ -31,7 +38,7 @@ from dsgnn.benchmarks.latency import measure, noise
 from dsgnn.benchmarks.processes import BenchProcess, apart
 from dsgnn.benchmarks.results import TurnLog, save
 from dsgnn.benchmarks.timing import Clock, Plan
-from dsgnn.runtime.artifact import open_artifact
+from dsgnn.runtime.artifact import Description, open_artifact
 from dsgnn.runtime.backends import CUDA_GRAPH
 from dsgnn.runtime.errors import BackendError, DsgnnError, OptionError
 
@@ -40,6 +47,7 @@ FILE = "gpu.json"
 FAILURES = (DsgnnError, RuntimeError)
 BATCHES = (1, 2, 4, 8, 16, 32)
 LIMIT_S = 540.0
+SIDE_BY_SIDE = 6  # processes that are opened at once
 PLAN = Plan(duration_s=0.6, runs=10, rounds=5, warm_up_s=0.1, warm_up_runs=2)
 ENGINES = {  # by backend
     "onnxruntime": "ONNX Runtime CUDA",
@@ -129,6 +137,49 @@ def count_work(spec: Spec) -> dict[str, float]:
     }
 
 
+def description(spec: Spec) -> Description:
+    """What the subjects of this checkpoint have in common."""
+    from dsgnn.export.onnx import default_size, describe
+
+    source = read(spec)
+    return describe(source, spec.size or default_size(source.model.config))
+
+
+class Remembered:
+    """Answers of the reference, which are computed once for all who are compared with it."""
+
+    def __init__(self, infer: Callable[[np.ndarray], Answers]):
+        self._infer = infer
+        self._answers: dict[bytes, Answers] = {}
+
+    def __call__(self, images: np.ndarray) -> Answers:
+        key = images.tobytes()
+        if key not in self._answers:
+            self._answers[key] = self._infer(images)
+        return self._answers[key]
+
+
+def check_answers(
+    benches: Mapping[str, Any],
+    reference: Callable[[np.ndarray], Answers],
+    about: Description,
+    photos: Sequence[np.ndarray],
+) -> list[dict[str, Any]]:
+    """The parity gate's comparison for each bench; one that fails to answer says why."""
+    from dsgnn.export.parity import compare
+
+    found: list[dict[str, Any]] = []
+    for bench in benches.values():
+        precision = bench.facts["precision"]
+        who = {"name": bench.facts["name"], "precision": precision}
+        try:
+            results = compare(reference, bench.answers, photos, replace(about, precision=precision))
+            found += [{**who, **result.to_dict()} for result in results]
+        except FAILURES as error:
+            found.append({**who, "passed": False, "failures": [str(error)[:500]]})
+    return found
+
+
 def measure_rates(spec: Spec) -> dict[str, Any]:
     """TFLOP/s of a large matrix product by precision, and GB/s of a large copy (read and write)."""
     import torch
@@ -168,6 +219,7 @@ def fill(
     artifacts: Sequence[Path],
     out: Path,
     batches: Sequence[int] = BATCHES,
+    photos: Sequence[np.ndarray] = (),
     *,
     limit_s: float = LIMIT_S,
     progress: bool = False,
@@ -177,6 +229,7 @@ def fill(
 ) -> dict[str, Any]:
     """Measure what can be measured within the limit and write out/gpu.json.
 
+    photos: (h, w, 3) uint8 RGB each, to compare answers on; without any, nothing is compared.
     call: `processes.apart`. Raises BackendError when there is no GPU, OptionError when
     `out` holds a table or an artifact is of a precision without a floor.
     """
@@ -184,11 +237,15 @@ def fill(
     if target.exists():
         raise OptionError(f"{target} exists: give another folder, or delete it to measure again")
     specs = gpu_specs(source, artifacts)
-    rates = call(measure_rates, source)
-    work = call(count_work, source)
+    with ThreadPoolExecutor() as pool:
+        facts = [pool.submit(call, fact, source) for fact in (measure_rates, count_work)]
+        described = pool.submit(call, description, source) if photos else None
+    rates, work = (fact.result() for fact in facts)
+    about = described.result() if described else None
     out.mkdir(parents=True, exist_ok=True)
     missing: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
+    parity: list[dict[str, Any]] = []
     before = conditions()
 
     def miss(who: Mapping[str, Any], sizes: Sequence[int], why: str) -> None:
@@ -197,30 +254,46 @@ def fill(
             for b in sizes
         )
 
+    def opened(spec: Spec) -> Any:
+        """The bench of a subject, or why there is none."""
+        try:
+            return open_bench(spec)
+        except FAILURES as error:
+            return str(error)
+
+    def started(bench: Any, batch: int) -> str:
+        """Run it once: that compiles, captures, and shows whether it fits. → why it does not."""
+        if clock() - start > limit_s:
+            return late
+        try:
+            bench.run(batch)
+        except FAILURES as error:
+            return str(error)
+        return ""
+
     late = f"not reached within {limit_s:.0f} s"
     with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(SIDE_BY_SIDE))
         benches: dict[str, Any] = {}
-        for spec in specs:
-            if clock() - start > limit_s / 2:
-                miss(asdict(spec), batches, late)
+        for spec, bench in zip(specs, pool.map(opened, specs), strict=True):
+            if isinstance(bench, str):
+                miss(asdict(spec), batches, bench)
                 continue
-            try:
-                bench = stack.enter_context(open_bench(spec))
-                benches[bench.facts["name"] + bench.facts["backend"]] = bench
-            except FAILURES as error:
-                miss(asdict(spec), batches, str(error))
+            stack.enter_context(bench)
+            benches[bench.facts["name"] + bench.facts["backend"]] = bench
+        if about is not None:
+            plain = replace(
+                source, form="deploy", device="cpu", precision="fp32", threads=cpu_count() or 1
+            )
+            with open_bench(plain) as reference:
+                parity = check_answers(benches, Remembered(reference.answers), about, photos)
         for batch in sorted(batches):
             larger = [b for b in batches if b >= batch]
-            for name, bench in list(benches.items()):
-                why = late
-                if clock() - start <= limit_s:
-                    try:
-                        bench.run(batch)  # compiles, captures, and shows whether it fits
-                        continue
-                    except FAILURES as error:
-                        why = str(error)
-                miss(bench.facts, larger, why)
-                del benches[name]
+            whys = list(pool.map(started, benches.values(), [batch] * len(benches)))
+            for name, why in zip(list(benches), whys, strict=True):
+                if why:
+                    miss(benches[name].facts, larger, why)
+                    del benches[name]
             if not benches:
                 continue
             log = TurnLog(out / f"gpu-{batch}.jsonl", {}, set(benches), resume=False)
@@ -245,4 +318,5 @@ def fill(
         rows=rows,
         missing=missing,
         rates=rates,
+        parity=parity,
     )

@@ -15,8 +15,10 @@ from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from dsgnn.benchmarks.environment import peak_mib, reset_peak
-from dsgnn.benchmarks.forms import Spec, Subject, open_subject, photos, run_once
+from dsgnn.benchmarks.forms import Answers, Spec, Subject, open_subject, photos, run_once
 from dsgnn.benchmarks.timing import Clock, Sample
 from dsgnn.runtime.errors import BackendError, DsgnnError
 
@@ -42,6 +44,10 @@ class Bench:
         chosen = [self._photos[(self._next + b) % count] for b in range(batch)]
         self._next = (self._next + batch) % count
         return run_once(self._subject, chosen, self._clock)
+
+    def answers(self, images: np.ndarray) -> Answers:
+        """images: (B, H, W, 3) uint8, letterboxed."""
+        return self._subject.infer(images, self._clock)[0]
 
     def start_peaks(self) -> bool:
         """From here on `peaks` are of what follows; False: the host's is of the whole process."""
@@ -81,6 +87,9 @@ class BenchProcess:
 
     def run(self, batch: int) -> Sample:
         return self._call("run", batch)
+
+    def answers(self, images: np.ndarray) -> Answers:
+        return self._call("answers", images)
 
     def start_peaks(self) -> bool:
         return self._call("start_peaks")

@@ -110,6 +110,7 @@ KINDS: dict[str, dict[str, Any]] = {
         **LATENCY,
         "missing": [{"name": str, "precision": str, "batch": int, "why": str}],
         "rates": {"gb_per_s": NUMBER, "tflops": {str: NUMBER}},
+        "parity": [dict],  # of the answers, by `dsgnn.export.parity`
     },
 }
 

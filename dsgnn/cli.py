@@ -107,6 +107,15 @@ def convert(source: Path, output: Path, config: str | None) -> None:
     "others to evaluate on. Several may be given; the first is evaluated on.",
 )
 @click.option(
+    "--share",
+    "shares",
+    multiple=True,
+    type=click.FloatRange(0, min_open=True),
+    metavar="S",
+    help="How often the first, second … --data is drawn, of any sum.  [default: the square root of "
+    "its size]",
+)
+@click.option(
     "--teacher",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -190,6 +199,7 @@ def convert(source: Path, output: Path, config: str | None) -> None:
 def train(
     config: str,
     data: tuple[str, ...],
+    shares: tuple[float, ...],
     teacher: Path | None,
     out: Path,
     init: Path | None,
@@ -230,7 +240,7 @@ def train(
         network = CONFIGS[config]
         looks = looks_of(teacher, out / "looks") if teacher else None
         trained = train_on(
-            DataSplits(data, split, None if val == "none" else val, looks),
+            DataSplits(data, split, None if val == "none" else val, looks, shares),
             network,
             adapted(recipe_for(network), iterations, batch, accumulate),
             out,

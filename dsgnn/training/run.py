@@ -26,13 +26,15 @@ class DataSplits:
 
     data: one or several, each as for `dsgnn.data.open_data`; the first is evaluated on. split,
     validation: as there; validation may be None. predict_looks: ranks what has no ranks of its own.
-    Raises OptionError when the same split would serve both.
+    shares: how often each data set is drawn, of any sum; by default by the square root of its size.
+    Raises OptionError when the same split would serve both, or shares and data differ in number.
     """
 
     data: tuple[str, ...]
     split: str = "train"
     validation: str | None = "val"
     predict_looks: PredictLooks | None = None
+    shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.validation in self.split.split("+"):
@@ -40,6 +42,12 @@ class DataSplits:
                 f"the split {self.validation} would be trained on too: evaluate on another one, "
                 "or on none",
                 "validation",
+            )
+        if self.shares and len(self.shares) != len(self.data):
+            raise OptionError(
+                f"there are {len(self.data)} data sets and {len(self.shares)} shares: give each "
+                "data set its share, or none",
+                "shares",
             )
 
     def open(self) -> tuple[list[Samples], Samples | None]:
@@ -74,8 +82,10 @@ def train_on(
         "training images": sum(map(len, samples)),
         "validation images": len(validation or ()),
     }
+    if splits.shares:
+        facts["shares"] = list(splits.shares)
     plan = TrainingPlan(config, recipe, seed, amp, facts)
-    source = source_of(samples, config, seed)
+    source = source_of(samples, config, seed, splits.shares)
     options = replace(options, device=join(str(options.device)))
     try:
         train(plan, source, out, options, validation)
@@ -87,11 +97,13 @@ def train_on(
     return out / BEST if (out / BEST).is_file() else out / LAST
 
 
-def source_of(data: Sequence[Samples], config: Config, seed: int) -> ExampleSource:
+def source_of(
+    data: Sequence[Samples], config: Config, seed: int, shares: Sequence[float] = ()
+) -> ExampleSource:
     """Examples without end: new scenes, or the images of a data set time after time.
 
     Scenes whose ranks are predicted are not new each time, as to predict them costs as much as to
-    train on them. Of several data sets each is drawn by the square root of its size.
+    train on them. shares: as in `DataSplits`.
     """
     sources: list[ExampleSource] = []
     for samples in data:
@@ -102,4 +114,4 @@ def source_of(data: Sequence[Samples], config: Config, seed: int) -> ExampleSour
             sources.append(Epochs(samples, config.augmentation, seed))
     if len(sources) == 1:
         return sources[0]
-    return Mixture(sources, [len(samples) ** 0.5 for samples in data], seed)
+    return Mixture(sources, shares or [len(samples) ** 0.5 for samples in data], seed)
