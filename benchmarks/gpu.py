@@ -126,7 +126,7 @@ def count_work(spec: Spec) -> dict[str, float]:
 
     model = read(spec).model
     size = spec.size or default_size(model.config)
-    graph = DeployGraph(model, size).eval()
+    graph = DeployGraph(model, size).eval().requires_grad_(False)  # or the counter asks for grads
     image = torch.zeros(1, *size, 3, dtype=torch.uint8)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         answers = graph(image)
