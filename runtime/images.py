@@ -8,9 +8,8 @@ animation or a file of several pages the first picture is taken.
 
 from __future__ import annotations
 
+import os
 import re
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -18,6 +17,7 @@ import numpy as np
 
 from dsgnn.runtime.errors import InputError
 from dsgnn.runtime.letterbox import check_photo
+from dsgnn.runtime.photo.orientation import exif_orientation, oriented, turned
 
 ImageSource = str | Path | bytes | np.ndarray
 
@@ -78,8 +78,17 @@ def decode(data: bytes) -> np.ndarray:
         pixels = cv2.convertScaleAbs(pixels, alpha=255 / white)
     rgb = _to_rgb(pixels)
     if data[4:8] == b"ftyp":  # AVIF, where EXIF's orientation counts for nothing
-        return np.ascontiguousarray(_turned(rgb, data))
-    return np.ascontiguousarray(_oriented(rgb, exif_orientation(exif)))
+        return np.ascontiguousarray(turned(rgb, data))
+    return np.ascontiguousarray(oriented(rgb, exif_orientation(exif)))
+
+
+def silence_opencv() -> None:
+    """Keep OpenCV's messages about damaged files off the terminal: ours say what is wrong."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    if hasattr(cv2, "setLogLevel"):  # OpenCV 4
+        cv2.setLogLevel(0)
+    else:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def _opened(data: bytes, flags: int) -> tuple[np.ndarray, bytes]:
@@ -102,90 +111,6 @@ def _white(data: bytes, dtype: np.dtype) -> int:
     header = MAXVAL.match(data)
     scaled = dtype == np.uint8 and data.startswith((b"P2", b"P3"))
     return int(header[1]) if header and not scaled else int(np.iinfo(dtype).max)
-
-
-def exif_orientation(block: bytes) -> int:
-    """The orientation tag (0x0112) of a TIFF-style EXIF block, 1…8; 1 when absent or damaged."""
-    order = {b"II": "<", b"MM": ">"}.get(block[:2])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(order + "I", block, 4)
-        (entries,) = struct.unpack_from(order + "H", block, start)
-        for entry in range(entries):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", block, start + 2 + 12 * entry)
-            if tag == 0x0112:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:  # the tag lies beyond the end
-        pass
-    return 1
-
-
-def _oriented(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo the camera's rotation: transpose, flip rows, flip columns, as the EXIF value asks."""
-    if orientation >= 5:
-        image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    return image
-
-
-def _turned(image: np.ndarray, data: bytes) -> np.ndarray:
-    """Turn and mirror as the boxes `irot` and `imir` of an AVIF's primary item ask, in their order.
-
-    OpenCV does neither. Source: ISO/IEC 23008-12, 6.5.10 and 6.5.12.
-    """
-    try:
-        for kind, start in _properties(data):
-            if kind == b"irot":
-                image = np.rot90(image, data[start] & 3)
-            elif kind == b"imir":
-                image = image[:, ::-1] if data[start] & 1 else image[::-1]
-    except (KeyError, IndexError, struct.error):  # no such box, or it lies beyond the end
-        pass
-    return image
-
-
-def _properties(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """The properties of an ISO image file's primary item: kind, and where the content starts."""
-    start, end = dict(_boxes(data, 0, len(data)))[b"meta"]
-    meta = dict(_boxes(data, start + 4, end))
-    at = meta[b"pitm"][0]
-    (primary,) = struct.unpack_from(">I" if data[at] else ">H", data, at + 4)
-    inside = list(_boxes(data, *meta[b"iprp"]))
-    properties = list(_boxes(data, *dict(inside)[b"ipco"]))
-    for at in (start for kind, (start, _) in inside if kind == b"ipma"):
-        item_id = ">I" if data[at] else ">H"
-        wide, mask = (1, 0x7FFF) if data[at + 3] & 1 else (0, 0x7F)  # without the essential bit
-        (items,) = struct.unpack_from(">I", data, at + 4)
-        at += 8
-        for _ in range(items):
-            (item,) = struct.unpack_from(item_id, data, at)
-            at += struct.calcsize(item_id)
-            numbers = struct.unpack_from(f">{data[at]}{'H' if wide else 'B'}", data, at + 1)
-            at += 1 + len(numbers) * (1 + wide)
-            for number in numbers if item == primary else ():
-                if number & mask:  # 0: none
-                    kind, (start, _) = properties[(number & mask) - 1]
-                    yield kind, start
-
-
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    """The boxes in data[start:end]: kind, and where the content starts and ends.
-
-    Source: ISO/IEC 14496-12, 4.2.
-    """
-    while start + 8 <= end:
-        size, kind = struct.unpack_from(">I4s", data, start)
-        head = 8
-        if size == 1:
-            head, (size,) = 16, struct.unpack_from(">Q", data, start + 8)
-        if 0 < size < head:
-            return
-        yield kind, (start + head, min(end, start + size) if size else end)
-        start += size or end
 
 
 def _to_rgb(pixels: np.ndarray) -> np.ndarray:

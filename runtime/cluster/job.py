@@ -46,7 +46,7 @@ from dsgnn.runtime.errors import (
     InputError,
     OptionError,
 )
-from dsgnn.runtime.images import read_image
+from dsgnn.runtime.images import read_image, silence_opencv
 from dsgnn.runtime.ranker import BUNDLED, Ranker
 from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.run.loop import (
@@ -57,7 +57,6 @@ from dsgnn.runtime.run.loop import (
     follow,
     memory_errors,
     reason,
-    silence_opencv,
 )
 
 TASK_IMAGES = 32  # of one task at most, which is what a killed worker loses

@@ -119,8 +119,9 @@ def main(
     """
     from dsgnn.runtime.disk.outputs import make_folder, parse_kinds
     from dsgnn.runtime.disk.sources import find_sources
+    from dsgnn.runtime.images import silence_opencv
     from dsgnn.runtime.ranker import Ranker
-    from dsgnn.runtime.run.loop import check_skip, run, silence_opencv
+    from dsgnn.runtime.run.loop import check_skip, run
     from dsgnn.runtime.video import h264
     from dsgnn.runtime.video.frames import Selection, parse_raw
     from dsgnn.runtime.video.to_files import VideoOptions, choose_threads, writes_video

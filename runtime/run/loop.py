@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -165,15 +164,6 @@ def stopped_once() -> Iterator[None]:
     finally:
         for number in heeded:
             signal.signal(number, before[number])
-
-
-def silence_opencv() -> None:
-    """Keep OpenCV's messages about damaged files off the terminal: ours say what is wrong."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    if hasattr(cv2, "setLogLevel"):  # OpenCV 4
-        cv2.setLogLevel(0)
-    else:
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def check_skip(skip_existing: bool, kinds: Collection[str]) -> None:

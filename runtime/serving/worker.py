@@ -16,11 +16,10 @@ import numpy as np
 
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA, encode_picture, to_bgr
 from dsgnn.runtime.errors import InputError, OptionError
-from dsgnn.runtime.images import SIGNATURES
+from dsgnn.runtime.images import SIGNATURES, silence_opencv
+from dsgnn.runtime.photo.decoder import Decoder
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.ranking import Ranking
-from dsgnn.runtime.run.loop import silence_opencv
-from dsgnn.runtime.serving.decoder import Decoder
 
 # The types of an answer, and what each is.
 MEDIA = {"application/json": "json", "image/jpeg": "overlay", "image/png": "map"}

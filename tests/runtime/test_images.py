@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dsgnn.runtime.errors import InputError
-from dsgnn.runtime.images import decode, exif_orientation, read_image
+from dsgnn.runtime.images import decode, read_image
+from dsgnn.runtime.photo.orientation import exif_orientation
 
 # 16 × 8 CMYK JPEG by Pillow: left half magenta + yellow = red, right half cyan + magenta = blue.
 CMYK = zlib.decompress(

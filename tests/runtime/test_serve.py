@@ -28,10 +28,10 @@ from dsgnn.runtime import Ranker, Ranking, samples
 from dsgnn.runtime import ranker as ranker_module
 from dsgnn.runtime.errors import InputError, OptionError
 from dsgnn.runtime.images import read_image
+from dsgnn.runtime.photo.decoder import DECODE_S, Decoder
 from dsgnn.runtime.serving import replicas
 from dsgnn.runtime.serving.app import ServeLimits, WorkersLostError, negotiate
 from dsgnn.runtime.serving.cli import main
-from dsgnn.runtime.serving.decoder import DECODE_S, Decoder
 from dsgnn.runtime.serving.listen import bind
 from dsgnn.runtime.serving.models import parse_models
 from dsgnn.runtime.serving.worker import BATCH, Batcher, PhotoWorker, Refused, Reply, choose_batch

@@ -23,8 +23,7 @@ from typing import IO
 import numpy as np
 
 from dsgnn.runtime.errors import InputError
-from dsgnn.runtime.images import read_image
-from dsgnn.runtime.run.loop import silence_opencv
+from dsgnn.runtime.images import read_image, silence_opencv
 
 PIXELS_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
 DECODE_S = 5  # seconds of processor time for one photo
