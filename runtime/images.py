@@ -9,7 +9,8 @@ animation or a file of several pages the first picture is taken.
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -17,55 +18,55 @@ import numpy as np
 
 from dsgnn.runtime.errors import InputError
 from dsgnn.runtime.letterbox import check_photo
+from dsgnn.runtime.photo.headers import MAX_PIXELS, damaged, format_of, pnm_head, walk
 from dsgnn.runtime.photo.orientation import exif_orientation, oriented, turned
 
 ImageSource = str | Path | bytes | np.ndarray
 
-SIGNATURES = {  # first bytes → name, for telling a damaged photo from something else
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG": "PNG",
-    b"RIFF": "WebP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"GIF8": "GIF",
-    b"BM": "BMP",
-}
-HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or PNM"
 # OpenCV hands over more than 8 bits as uint16. In these files (PNG, TIFF, PNM) white is 65535, or
 # what the header says. AVIF and JPEG 2000 may hold 10 or 12 bits. OpenCV does not tell how
 # many, so it has to make the 8 bits itself.
 FULL_SCALE = (b"\x89PNG", b"II", b"MM", b"P")
-_GAP = rb"(?:\s|#[^\n]*\n)+"
-MAXVAL = re.compile(
-    rb"(?:P[2356]" + 2 * (_GAP + rb"\d+") + rb"|P7\s(?s:.*?)\sMAXVAL)" + _GAP + rb"(\d+)"
-)
 
 
-def read_image(source: ImageSource) -> np.ndarray:
+def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read one photo: (h, w, 3) uint8 RGB.
 
     source: a path, the bytes of an encoded image, or an array that already has this form (returned
-    as it is). Raises OSError if the path cannot be opened, InputError if its bytes are no readable
-    image, for an array of another form and for anything else.
+    as it is). max_pixels: width × height of the largest photo that is decoded. Raises OSError if
+    the path cannot be opened, InputError if its bytes are no readable image, for an array of
+    another form and for anything else.
     """
+    found = picture_or_bytes(source)
+    return found if isinstance(found, np.ndarray) else decode(found, max_pixels)
+
+
+def picture_or_bytes(source: ImageSource) -> np.ndarray | bytes:
+    """A photo as it is, or the bytes of its file. Errors as of `read_image`."""
     if isinstance(source, np.ndarray):
         check_photo(source)
         return source
     if isinstance(source, (str, Path)):
-        return decode(Path(source).read_bytes())
+        return Path(source).read_bytes()
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return decode(bytes(source))
+        return bytes(source)
     raise InputError(
         "expected a path, encoded bytes or a uint8 RGB array of shape (h, w, 3), got "
         f"{type(source).__name__}"
     )
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Decode an image file's bytes: (h, w, 3) uint8 RGB. Raises InputError."""
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an image file's bytes: (h, w, 3) uint8 RGB. Raises InputError and MemoryError."""
     if not data:
         raise InputError("the file is empty (0 bytes)")
+    data = walk(data, max_pixels)
+    with memory_errors():
+        return _decoded(data)
+
+
+def _decoded(data: bytes) -> np.ndarray:
+    """The photo of a file whose headers are as they should be."""
     pixels, exif = _opened(data, cv2.IMREAD_UNCHANGED)
     if pixels.dtype == np.uint16 and not data.startswith(FULL_SCALE):
         pixels, exif = _opened(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -82,6 +83,17 @@ def decode(data: bytes) -> np.ndarray:
     return np.ascontiguousarray(oriented(rgb, exif_orientation(exif)))
 
 
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Make OpenCV's error for too little memory a MemoryError. Its other errors are bugs."""
+    try:
+        yield
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from error
+        raise
+
+
 def silence_opencv() -> None:
     """Keep OpenCV's messages about damaged files off the terminal: ours say what is wrong."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -95,10 +107,12 @@ def _opened(data: bytes, flags: int) -> tuple[np.ndarray, bytes]:
     """OpenCV's pixels and the EXIF block, which is empty if there is none. Raises InputError."""
     try:
         pixels, kinds, blocks = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), flags=flags)
-    except cv2.error as error:  # for example more pixels than OpenCV's limit
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise
         raise InputError(f"OpenCV refuses the image: {error.err or error}") from error
     if pixels is None:
-        raise InputError(_why_unreadable(data))
+        raise damaged(format_of(data), data)
     found = {int(kind): block for kind, block in zip(kinds, blocks, strict=True)}
     return pixels, np.asarray(found.get(cv2.IMAGE_METADATA_EXIF, ()), np.uint8).tobytes()
 
@@ -106,11 +120,13 @@ def _opened(data: bytes, flags: int) -> tuple[np.ndarray, bytes]:
 def _white(data: bytes, dtype: np.dtype) -> int:
     """The value of white in OpenCV's pixels: the largest of their type, except in PNM files.
 
-    Those name it in their header. OpenCV scales by it only for plain text (P2, P3) of 8 bits.
+    Those name it in their header. OpenCV scales by it only for plain text (P2, P3) of 8 bits, and
+    makes white of the bits of P1 and P4.
     """
-    header = MAXVAL.match(data)
-    scaled = dtype == np.uint8 and data.startswith((b"P2", b"P3"))
-    return int(header[1]) if header and not scaled else int(np.iinfo(dtype).max)
+    if format_of(data) != "PNM" or data[1:2] in b"14":
+        return int(np.iinfo(dtype).max)
+    scaled = dtype == np.uint8 and data[1:2] in b"23"
+    return 255 if scaled else pnm_head(data)[2]
 
 
 def _to_rgb(pixels: np.ndarray) -> np.ndarray:
@@ -128,12 +144,3 @@ def _to_rgb(pixels: np.ndarray) -> np.ndarray:
             blend = rgb[:, :, channel] * alpha + 255 * (255 - alpha)
             rgb[:, :, channel] = (blend + 127) // 255
     return rgb
-
-
-def _why_unreadable(data: bytes) -> str:
-    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
-        return "HEIC photos cannot be read (OpenCV has no decoder): convert it to JPEG or PNG"
-    for signature, name in SIGNATURES.items():
-        if data.startswith(signature):
-            return f"the {name} data is damaged or cut short ({len(data)} bytes)"
-    return f"it is not an image ({READABLE} is expected)"

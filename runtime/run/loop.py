@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-import cv2
-
 from dsgnn.runtime.console import say
 from dsgnn.runtime.disk.files import claimed, printable
 from dsgnn.runtime.disk.outputs import (
@@ -27,7 +25,7 @@ from dsgnn.runtime.disk.outputs import (
 )
 from dsgnn.runtime.disk.sources import Source, standard_input
 from dsgnn.runtime.errors import DsgnnError, InputError, OptionError
-from dsgnn.runtime.images import read_image
+from dsgnn.runtime.images import memory_errors
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.run.resume import Earlier
 from dsgnn.runtime.run.sheet import Sheets
@@ -268,7 +266,7 @@ def _rank_image(
 ) -> Outcome:
     start = perf_counter()
     path, made = target.source.path, target.made()
-    photo = read_image(standard_input().read() if path is None else path)
+    photo = ranker.read(standard_input().read() if path is None else path)
     decode_ms = 1e3 * (perf_counter() - start)
     ranking = ranker(photo)
     start = perf_counter()
@@ -279,17 +277,6 @@ def _rank_image(
         record({"file": target.source.shown, "made": made, **ranking.to_dict()})
     timings = {**ranking.timings_ms, "decode": decode_ms, "save": 1e3 * (perf_counter() - start)}
     return Outcome(target.source, len(ranking.objects), timings)
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Make OpenCV's error for too little memory a MemoryError. Its other errors are bugs."""
-    try:
-        yield
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise MemoryError from error
-        raise
 
 
 def _expected(source: Source, select: Selection) -> int:
