@@ -14,6 +14,7 @@ import click
 from dsgnn.runtime.backends import BACKENDS
 from dsgnn.runtime.disk.files import printable
 from dsgnn.runtime.errors import DsgnnError
+from dsgnn.runtime.photo.headers import MAX_PIXELS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -45,6 +46,13 @@ if_none_option = click.option(
     default="none",
     show_default=True,
     help="What an image gives where no object passes: none, or all as the published code does.",
+)
+max_pixels_option = click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=MAX_PIXELS,
+    show_default=True,
+    help="Pixels of a photo at most: width × height.",
 )
 skip_existing_option = click.option(
     "--skip-existing", is_flag=True, help="Leave what an earlier run into DIR has done."

@@ -8,9 +8,9 @@ animation or a file of several pages the first picture is taken.
 
 from __future__ import annotations
 
-import re
-import struct
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -18,54 +18,55 @@ import numpy as np
 
 from dsgnn.runtime.errors import InputError
 from dsgnn.runtime.letterbox import check_photo
+from dsgnn.runtime.photo.headers import MAX_PIXELS, damaged, format_of, pnm_head, walk
+from dsgnn.runtime.photo.orientation import exif_orientation, oriented, turned
 
 ImageSource = str | Path | bytes | np.ndarray
 
-SIGNATURES = {  # first bytes → name, for telling a damaged photo from something else
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG": "PNG",
-    b"RIFF": "WebP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"GIF8": "GIF",
-    b"BM": "BMP",
-}
-HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or PNM"
 # OpenCV hands over more than 8 bits as uint16. In these files (PNG, TIFF, PNM) white is 65535, or
 # what the header says. AVIF and JPEG 2000 may hold 10 or 12 bits. OpenCV does not tell how
 # many, so it has to make the 8 bits itself.
 FULL_SCALE = (b"\x89PNG", b"II", b"MM", b"P")
-_GAP = rb"(?:\s|#[^\n]*\n)+"
-MAXVAL = re.compile(
-    rb"(?:P[2356]" + 2 * (_GAP + rb"\d+") + rb"|P7\s(?s:.*?)\sMAXVAL)" + _GAP + rb"(\d+)"
-)
 
 
-def read_image(source: ImageSource) -> np.ndarray:
+def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read one photo: (h, w, 3) uint8 RGB.
 
     source: a path, the bytes of an encoded image, or an array that already has this form (returned
-    as it is). Raises OSError if the path cannot be opened, InputError if its bytes are no readable
-    image, for an array of another form and for anything else.
+    as it is). max_pixels: width × height of the largest photo that is decoded. Raises OSError if
+    the path cannot be opened, InputError if its bytes are no readable image, for an array of
+    another form and for anything else.
     """
+    found = picture_or_bytes(source)
+    return found if isinstance(found, np.ndarray) else decode(found, max_pixels)
+
+
+def picture_or_bytes(source: ImageSource) -> np.ndarray | bytes:
+    """A photo as it is, or the bytes of its file. Errors as of `read_image`."""
     if isinstance(source, np.ndarray):
         check_photo(source)
         return source
     if isinstance(source, (str, Path)):
-        return decode(Path(source).read_bytes())
+        return Path(source).read_bytes()
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return decode(bytes(source))
+        return bytes(source)
     raise InputError(
         "expected a path, encoded bytes or a uint8 RGB array of shape (h, w, 3), got "
         f"{type(source).__name__}"
     )
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Decode an image file's bytes: (h, w, 3) uint8 RGB. Raises InputError."""
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an image file's bytes: (h, w, 3) uint8 RGB. Raises InputError and MemoryError."""
     if not data:
         raise InputError("the file is empty (0 bytes)")
+    data = walk(data, max_pixels)
+    with memory_errors():
+        return _decoded(data)
+
+
+def _decoded(data: bytes) -> np.ndarray:
+    """The photo of a file whose headers are as they should be."""
     pixels, exif = _opened(data, cv2.IMREAD_UNCHANGED)
     if pixels.dtype == np.uint16 and not data.startswith(FULL_SCALE):
         pixels, exif = _opened(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -78,18 +79,40 @@ def decode(data: bytes) -> np.ndarray:
         pixels = cv2.convertScaleAbs(pixels, alpha=255 / white)
     rgb = _to_rgb(pixels)
     if data[4:8] == b"ftyp":  # AVIF, where EXIF's orientation counts for nothing
-        return np.ascontiguousarray(_turned(rgb, data))
-    return np.ascontiguousarray(_oriented(rgb, exif_orientation(exif)))
+        return np.ascontiguousarray(turned(rgb, data))
+    return np.ascontiguousarray(oriented(rgb, exif_orientation(exif)))
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Make OpenCV's error for too little memory a MemoryError. Its other errors are bugs."""
+    try:
+        yield
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from error
+        raise
+
+
+def silence_opencv() -> None:
+    """Keep OpenCV's messages about damaged files off the terminal: ours say what is wrong."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    if hasattr(cv2, "setLogLevel"):  # OpenCV 4
+        cv2.setLogLevel(0)
+    else:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def _opened(data: bytes, flags: int) -> tuple[np.ndarray, bytes]:
     """OpenCV's pixels and the EXIF block, which is empty if there is none. Raises InputError."""
     try:
         pixels, kinds, blocks = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), flags=flags)
-    except cv2.error as error:  # for example more pixels than OpenCV's limit
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise
         raise InputError(f"OpenCV refuses the image: {error.err or error}") from error
     if pixels is None:
-        raise InputError(_why_unreadable(data))
+        raise damaged(format_of(data), data)
     found = {int(kind): block for kind, block in zip(kinds, blocks, strict=True)}
     return pixels, np.asarray(found.get(cv2.IMAGE_METADATA_EXIF, ()), np.uint8).tobytes()
 
@@ -97,95 +120,13 @@ def _opened(data: bytes, flags: int) -> tuple[np.ndarray, bytes]:
 def _white(data: bytes, dtype: np.dtype) -> int:
     """The value of white in OpenCV's pixels: the largest of their type, except in PNM files.
 
-    Those name it in their header. OpenCV scales by it only for plain text (P2, P3) of 8 bits.
+    Those name it in their header. OpenCV scales by it only for plain text (P2, P3) of 8 bits, and
+    makes white of the bits of P1 and P4.
     """
-    header = MAXVAL.match(data)
-    scaled = dtype == np.uint8 and data.startswith((b"P2", b"P3"))
-    return int(header[1]) if header and not scaled else int(np.iinfo(dtype).max)
-
-
-def exif_orientation(block: bytes) -> int:
-    """The orientation tag (0x0112) of a TIFF-style EXIF block, 1…8; 1 when absent or damaged."""
-    order = {b"II": "<", b"MM": ">"}.get(block[:2])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(order + "I", block, 4)
-        (entries,) = struct.unpack_from(order + "H", block, start)
-        for entry in range(entries):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", block, start + 2 + 12 * entry)
-            if tag == 0x0112:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:  # the tag lies beyond the end
-        pass
-    return 1
-
-
-def _oriented(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo the camera's rotation: transpose, flip rows, flip columns, as the EXIF value asks."""
-    if orientation >= 5:
-        image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    return image
-
-
-def _turned(image: np.ndarray, data: bytes) -> np.ndarray:
-    """Turn and mirror as the boxes `irot` and `imir` of an AVIF's primary item ask, in their order.
-
-    OpenCV does neither. Source: ISO/IEC 23008-12, 6.5.10 and 6.5.12.
-    """
-    try:
-        for kind, start in _properties(data):
-            if kind == b"irot":
-                image = np.rot90(image, data[start] & 3)
-            elif kind == b"imir":
-                image = image[:, ::-1] if data[start] & 1 else image[::-1]
-    except (KeyError, IndexError, struct.error):  # no such box, or it lies beyond the end
-        pass
-    return image
-
-
-def _properties(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """The properties of an ISO image file's primary item: kind, and where the content starts."""
-    start, end = dict(_boxes(data, 0, len(data)))[b"meta"]
-    meta = dict(_boxes(data, start + 4, end))
-    at = meta[b"pitm"][0]
-    (primary,) = struct.unpack_from(">I" if data[at] else ">H", data, at + 4)
-    inside = list(_boxes(data, *meta[b"iprp"]))
-    properties = list(_boxes(data, *dict(inside)[b"ipco"]))
-    for at in (start for kind, (start, _) in inside if kind == b"ipma"):
-        item_id = ">I" if data[at] else ">H"
-        wide, mask = (1, 0x7FFF) if data[at + 3] & 1 else (0, 0x7F)  # without the essential bit
-        (items,) = struct.unpack_from(">I", data, at + 4)
-        at += 8
-        for _ in range(items):
-            (item,) = struct.unpack_from(item_id, data, at)
-            at += struct.calcsize(item_id)
-            numbers = struct.unpack_from(f">{data[at]}{'H' if wide else 'B'}", data, at + 1)
-            at += 1 + len(numbers) * (1 + wide)
-            for number in numbers if item == primary else ():
-                if number & mask:  # 0: none
-                    kind, (start, _) = properties[(number & mask) - 1]
-                    yield kind, start
-
-
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    """The boxes in data[start:end]: kind, and where the content starts and ends.
-
-    Source: ISO/IEC 14496-12, 4.2.
-    """
-    while start + 8 <= end:
-        size, kind = struct.unpack_from(">I4s", data, start)
-        head = 8
-        if size == 1:
-            head, (size,) = 16, struct.unpack_from(">Q", data, start + 8)
-        if 0 < size < head:
-            return
-        yield kind, (start + head, min(end, start + size) if size else end)
-        start += size or end
+    if format_of(data) != "PNM" or data[1:2] in b"14":
+        return int(np.iinfo(dtype).max)
+    scaled = dtype == np.uint8 and data[1:2] in b"23"
+    return 255 if scaled else pnm_head(data)[2]
 
 
 def _to_rgb(pixels: np.ndarray) -> np.ndarray:
@@ -203,12 +144,3 @@ def _to_rgb(pixels: np.ndarray) -> np.ndarray:
             blend = rgb[:, :, channel] * alpha + 255 * (255 - alpha)
             rgb[:, :, channel] = (blend + 127) // 255
     return rgb
-
-
-def _why_unreadable(data: bytes) -> str:
-    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
-        return "HEIC photos cannot be read (OpenCV has no decoder): convert it to JPEG or PNG"
-    for signature, name in SIGNATURES.items():
-        if data.startswith(signature):
-            return f"the {name} data is damaged or cut short ({len(data)} bytes)"
-    return f"it is not an image ({READABLE} is expected)"

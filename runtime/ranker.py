@@ -15,6 +15,8 @@ from dsgnn.runtime.backends import Backend, TensorSpec, open_backend
 from dsgnn.runtime.errors import ArtifactError, OptionError
 from dsgnn.runtime.images import ImageSource, read_image
 from dsgnn.runtime.letterbox import Fixed, Geometry, letterbox
+from dsgnn.runtime.photo.decoder import Decoders
+from dsgnn.runtime.photo.headers import MAX_PIXELS
 from dsgnn.runtime.postprocess import STRIDE, check_if_none, postprocess
 from dsgnn.runtime.ranking import Ranking
 
@@ -37,6 +39,8 @@ class Ranker:
     backend: Backend
     threshold: float
     if_none: str
+    _max_pixels: int = MAX_PIXELS
+    _decoders: Decoders | None = None
     _made_by: tuple[Callable[..., Ranker], tuple[Any, ...]]  # what makes an equal one
 
     def __init__(
@@ -47,6 +51,8 @@ class Ranker:
         threads: int | None = None,
         threshold: float | None = None,
         if_none: str = "none",
+        max_pixels: int = MAX_PIXELS,
+        untrusted: bool = False,
     ) -> None:
         """Load an artifact.
 
@@ -55,18 +61,34 @@ class Ranker:
         "cuda" or "cuda:N"; the one that is named is used, or it is an error. threads: of one call
         on a CPU, 2 by default. threshold: an object is kept if its score is above it, at least 0
         and below 1; None = the artifact's own. if_none: what an image gives when no score passes:
-        "none" = no object, "all" = every query, as upstream does.
+        "none" = no object, "all" = every query, as upstream does. max_pixels: width × height of the
+        largest photo that is decoded. untrusted: photos may be made to do harm, so each is decoded
+        in another process, with 5 s of processor time and 1 GB of memory (on Linux); what a photo
+        does to its decoder makes that call alone fail, with InputError.
 
         Raises FileNotFoundError; ArtifactError for a file that is not ours, is damaged, or is not
         the one its sidecar describes; BackendError if something is not installed or does not fit;
         OptionError.
         """
         check_options(threshold, if_none)
+        if max_pixels < 1:
+            raise OptionError(f"max_pixels must be at least 1, got {max_pixels}")
         path = BUNDLED if model is None else Path(model)
         artifact = open_artifact(path)
-        self._set_up(artifact, open_backend(artifact, backend, device, threads), threshold, if_none)
+        decoders = Decoders(max_pixels) if untrusted else None  # starts while the artifact loads
+        try:
+            loaded = open_backend(artifact, backend, device, threads)
+            self._set_up(artifact, loaded, threshold, if_none)
+        except BaseException:
+            if decoders:
+                decoders.close()
+            raise
+        self._max_pixels, self._decoders = max_pixels, decoders
         anywhere = None if model is None else path.absolute()  # another process may run elsewhere
-        self._made_by = (type(self), (anywhere, backend, device, threads, threshold, if_none))
+        self._made_by = (
+            type(self),
+            (anywhere, backend, device, threads, threshold, if_none, max_pixels, untrusted),
+        )
 
     @classmethod
     def of(
@@ -102,6 +124,12 @@ class Ranker:
         the network's answers mean nothing, BackendError if the inference fails.
         """
         return self.batch([image])[0]
+
+    def read(self, image: ImageSource) -> np.ndarray:
+        """Read one photo as a call does: (h, w, 3) uint8 RGB. Raises OSError or InputError."""
+        if self._decoders is not None:
+            return self._decoders(image)
+        return read_image(image, self._max_pixels)
 
     def batch(self, images: Iterable[ImageSource]) -> list[Ranking]:
         """Rank several photos, in their order, those of equal padded size in one inference.
@@ -165,6 +193,8 @@ class Ranker:
         No other thread may be ranking. A second call does nothing.
         """
         self.backend.close()
+        if self._decoders is not None:
+            self._decoders.close()
 
     def __enter__(self) -> Self:
         return self
@@ -205,7 +235,7 @@ class Ranker:
 
     def _prepare(self, image: ImageSource) -> _Photo:
         start = perf_counter()
-        photo = read_image(image)
+        photo = self.read(image)
         decoded = perf_counter()
         padded, geometry = letterbox(photo, self.artifact.description.input)
         ready = perf_counter()

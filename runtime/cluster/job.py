@@ -46,7 +46,8 @@ from dsgnn.runtime.errors import (
     InputError,
     OptionError,
 )
-from dsgnn.runtime.images import read_image
+from dsgnn.runtime.images import memory_errors, silence_opencv
+from dsgnn.runtime.photo.headers import MAX_PIXELS
 from dsgnn.runtime.ranker import BUNDLED, Ranker
 from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.run.loop import (
@@ -55,9 +56,7 @@ from dsgnn.runtime.run.loop import (
     Summary,
     counted,
     follow,
-    memory_errors,
     reason,
-    silence_opencv,
 )
 
 TASK_IMAGES = 32  # of one task at most, which is what a killed worker loses
@@ -74,9 +73,10 @@ def ranker_for(
     threads: int | None,
     threshold: float | None,
     if_none: str,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[MakeRanker, bool]:
-    """Turn the arguments of Ranker into a function that makes one in a worker; also say whether a
-    worker needs a GPU.
+    """Turn the arguments of Ranker into a function that makes one in a worker, for photos of
+    strangers; also say whether a worker needs a GPU.
 
     device: "cpu", "cuda" (Ray says which GPU of a machine) or "auto", which is cuda for an engine
     and cpu for an ONNX file. Raises FileNotFoundError or ArtifactError for a model that cannot be
@@ -87,7 +87,8 @@ def ranker_for(
         raise OptionError(f"a worker's device is cpu or cuda, as Ray picks the GPU: got {device}")
     gpu = device == "cuda" or (device == "auto" and path.suffix in ENGINES)
     last = model and model.absolute()  # None: the package of each worker has the bundled one
-    make = partial(Ranker, last, backend, "cuda" if gpu else "cpu", threads, threshold, if_none)
+    arguments = (last, backend, "cuda" if gpu else "cpu", threads, threshold, if_none, max_pixels)
+    make = partial(Ranker, *arguments, untrusted=True)
     return make, gpu
 
 
@@ -333,7 +334,7 @@ class _Member:
                 if isinstance(source, Exception):
                     raise source
                 with memory_errors():
-                    decoded[index] = read_image(source), 1e3 * (perf_counter() - start)
+                    decoded[index] = self._ranker.read(source), 1e3 * (perf_counter() - start)
             except Exception as error:
                 rows.append(_failed(row, _said(error)))
             else:

@@ -10,6 +10,7 @@ import click
 
 from dsgnn.runtime.console import (
     if_none_option,
+    max_pixels_option,
     open_streams,
     out_option,
     ranker_options,
@@ -55,6 +56,7 @@ traceback is a bug of ours: please report it.
 )
 @ranker_options(threads="2; 1 for videos where there are two cores")
 @if_none_option
+@max_pixels_option
 @click.option("--every", type=int, default=1, show_default=True, help="Rank each N-th frame.")
 @click.option("--start", type=float, default=0.0, metavar="S", help="Second to start at.")
 @click.option("--end", type=float, metavar="S", help="Second to end before.")
@@ -87,6 +89,7 @@ def main(
     palette: str,
     threshold: float | None,
     if_none: str,
+    max_pixels: int,
     backend: str,
     device: str,
     threads: int | None,
@@ -119,8 +122,9 @@ def main(
     """
     from dsgnn.runtime.disk.outputs import make_folder, parse_kinds
     from dsgnn.runtime.disk.sources import find_sources
+    from dsgnn.runtime.images import silence_opencv
     from dsgnn.runtime.ranker import Ranker
-    from dsgnn.runtime.run.loop import check_skip, run, silence_opencv
+    from dsgnn.runtime.run.loop import check_skip, run
     from dsgnn.runtime.video import h264
     from dsgnn.runtime.video.frames import Selection, parse_raw
     from dsgnn.runtime.video.to_files import VideoOptions, choose_threads, writes_video
@@ -139,7 +143,9 @@ def main(
         video = VideoOptions(select, batch, steady, show)
         found = find_sources(sources, out, raw=bool(raw))
         threads = choose_threads(threads, found.sources)
-        ranker = Ranker(model, backend, device, threads, threshold, if_none)
+        ranker = Ranker(
+            model, backend, device, threads, threshold, if_none, max_pixels, untrusted=True
+        )
         make_folder(out)
     if found.passed_over:
         say(f"passed over as neither image nor video: {found.passed_over}", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -12,8 +11,6 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-
-import cv2
 
 from dsgnn.runtime.console import say
 from dsgnn.runtime.disk.files import claimed, printable
@@ -28,7 +25,7 @@ from dsgnn.runtime.disk.outputs import (
 )
 from dsgnn.runtime.disk.sources import Source, standard_input
 from dsgnn.runtime.errors import DsgnnError, InputError, OptionError
-from dsgnn.runtime.images import read_image
+from dsgnn.runtime.images import memory_errors
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.run.resume import Earlier
 from dsgnn.runtime.run.sheet import Sheets
@@ -167,15 +164,6 @@ def stopped_once() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-def silence_opencv() -> None:
-    """Keep OpenCV's messages about damaged files off the terminal: ours say what is wrong."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    if hasattr(cv2, "setLogLevel"):  # OpenCV 4
-        cv2.setLogLevel(0)
-    else:
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
 def check_skip(skip_existing: bool, kinds: Collection[str]) -> None:
     """Raise OptionError if what an earlier run has done cannot be skipped with these kinds."""
     if skip_existing and "json" not in kinds:
@@ -278,7 +266,7 @@ def _rank_image(
 ) -> Outcome:
     start = perf_counter()
     path, made = target.source.path, target.made()
-    photo = read_image(standard_input().read() if path is None else path)
+    photo = ranker.read(standard_input().read() if path is None else path)
     decode_ms = 1e3 * (perf_counter() - start)
     ranking = ranker(photo)
     start = perf_counter()
@@ -289,17 +277,6 @@ def _rank_image(
         record({"file": target.source.shown, "made": made, **ranking.to_dict()})
     timings = {**ranking.timings_ms, "decode": decode_ms, "save": 1e3 * (perf_counter() - start)}
     return Outcome(target.source, len(ranking.objects), timings)
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Make OpenCV's error for too little memory a MemoryError. Its other errors are bugs."""
-    try:
-        yield
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise MemoryError from error
-        raise
 
 
 def _expected(source: Source, select: Selection) -> int:

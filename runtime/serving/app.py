@@ -12,7 +12,7 @@ dsgnn.runtime.serving.replicas). Whatever is refused is answered with a status a
                            image/png         the rank map: exact greys
     GET  /         the page
     GET  /health   the process answers
-    GET  /ready    the workers answer and there is room
+    GET  /ready    the workers answer, there is room, and a photo would be ranked in time
     GET  /metrics  figures for Prometheus
 """
 
@@ -23,7 +23,9 @@ import base64
 import hashlib
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from math import ceil
@@ -156,6 +158,34 @@ def build_app(
     return Guard(app, hosts, limits.max_bytes)
 
 
+class _Queue:
+    """The photos that a model holds, and for how long another one would wait."""
+
+    def __init__(self) -> None:
+        self._held, self._since = 0, 0.0  # since the latest answer, or the first photo after a rest
+        self._intervals: deque[float] = deque(maxlen=8)  # seconds between answers, without rests
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Count a photo while the block runs."""
+        if not self._held:
+            self._since = perf_counter()
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+            self._intervals.append(perf_counter() - self._since)
+            self._since = perf_counter()
+
+    def wait_s(self) -> float:
+        """Seconds until a photo that comes now would be answered, by the latest answers."""
+        if not self._held:
+            return 0.0
+        each_s = sum(self._intervals) / max(1, len(self._intervals))
+        return self._held * each_s + perf_counter() - self._since
+
+
 class _Service:
     """The endpoints and what they share: how many requests are held, and the metrics."""
 
@@ -165,6 +195,7 @@ class _Service:
 
         self._models, self._limits = dict(models), limits
         self._default = next(iter(self._models))
+        self._queues = {name: _Queue() for name in self._models}
         self._held = 0
         self._latest_s = 0.0  # seconds that the latest ranking took, from request to answer
         page = PAGE.read_text("utf-8")
@@ -230,7 +261,7 @@ class _Service:
 
         Raises Refused if there is no room, and for a request of what there is not.
         """
-        workers = self._chosen(request)
+        model = self._chosen(request)
         if media is None:
             raise Refused(
                 406,
@@ -243,12 +274,12 @@ class _Service:
             )
         self._held += 1
         try:
-            return await self._ranked(request, workers, media)
+            return await self._ranked(request, model, media)
         finally:
             self._held -= 1
 
-    def _chosen(self, request: Request) -> Workers:
-        """The workers of the model that the query asks for. Raises Refused."""
+    def _chosen(self, request: Request) -> str:
+        """The name of the model that the query asks for. Raises Refused."""
         query = request.query_params.multi_items()
         unknown = [name for name, _ in query if name != "model"]
         if unknown:
@@ -261,9 +292,9 @@ class _Service:
                 404,
                 f"expected one model of {', '.join(self._models)}, got {', '.join(asked)[:200]}",
             )
-        return self._models[asked[0]]
+        return asked[0]
 
-    async def _ranked(self, request: Request, workers: Workers, media: str) -> Reply:
+    async def _ranked(self, request: Request, model: str, media: str) -> Reply:
         """Take the photo and wait for its ranking, until the client leaves or time is up."""
         from starlette.requests import ClientDisconnect
 
@@ -275,17 +306,18 @@ class _Service:
             )
         except TimeoutError:
             raise Refused(408, f"expected the whole photo within {limit_s:g} s") from None
-        ranking = asyncio.ensure_future(workers.rank(data, media, file))
+        ranking = asyncio.ensure_future(self._models[model].rank(data, media, file))
         leaving = asyncio.ensure_future(_left(request))
-        try:
-            done, _ = await asyncio.wait(
-                (ranking, leaving),
-                timeout=max(0.0, end - perf_counter()),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-        finally:
-            ranking.cancel()  # this does nothing to one that is done
-            leaving.cancel()
+        with self._queues[model].holding():
+            try:
+                done, _ = await asyncio.wait(
+                    (ranking, leaving),
+                    timeout=max(0.0, end - perf_counter()),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            finally:
+                ranking.cancel()  # this does nothing to one that is done
+                leaving.cancel()
         if ranking in done:
             reply = ranking.result()
             if isinstance(reply, Refused):
@@ -332,6 +364,9 @@ class _Service:
             return refusal(503, "no worker is ready", self._retry_after())
         if self._held >= self._limits.max_requests:
             return refusal(503, f"{self._held} requests are held: no room", self._retry_after())
+        wait_s = max(queue.wait_s() for queue in self._queues.values())
+        if wait_s > self._limits.timeout_s:
+            return refusal(503, f"a photo would wait {wait_s:.0f} s", self._retry_after())
         models = {name: dict(workers.model) for name, workers in self._models.items()}
         return JSONResponse({"status": "ready", "model": models[self._default], "models": models})
 

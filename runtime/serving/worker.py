@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import queue
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -16,15 +16,17 @@ import numpy as np
 
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA, encode_picture, to_bgr
 from dsgnn.runtime.errors import InputError, OptionError
-from dsgnn.runtime.images import SIGNATURES
+from dsgnn.runtime.images import silence_opencv
+from dsgnn.runtime.photo.decoder import Decoder
+from dsgnn.runtime.photo.headers import ImageTooLargeError, is_photo
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.ranking import Ranking
-from dsgnn.runtime.run.loop import silence_opencv
-from dsgnn.runtime.serving.decoder import Decoder
 
 # The types of an answer, and what each is.
 MEDIA = {"application/json": "json", "image/jpeg": "overlay", "image/png": "map"}
 BATCH = 4  # photos of one inference where the model has no profile; more gains little on CPUs
+SLOW_S = 0.5  # seconds of decoding after which a photo stands aside for the others
+SLOW = 2  # so many of them are decoded on at the same time, and no more
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class PhotoWorker:
     """Decodes, ranks in batches, and encodes. Photos that wait are kept encoded.
 
     Each lane has its own copy of the model, a thread that ranks, a thread that encodes, and a
-    process that decodes. An object of this class is used in one event loop.
+    process that decodes. A photo that takes long to decode stands aside: its process goes on at the
+    lowest priority, and the lane gets another. Where a photo's caller has gone, its decoding ends.
+    An object of this class is used in one event loop.
 
     Attributes: model (the `model` entry of results.json), shown (a line for a person).
     """
@@ -75,9 +79,9 @@ class PhotoWorker:
         self.shown = f"{rankers[0]}, batches of up to {limit}{copies}"
         self._ranking = ThreadPoolExecutor(lanes, "dsgnn-rank")
         self._coding = ThreadPoolExecutor(lanes, "dsgnn-code")
-        self._decoders: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
-        for _ in range(lanes):
-            self._decoders.put(Decoder(max_pixels))
+        self._decoding = ThreadPoolExecutor(lanes + SLOW + 1, "dsgnn-decode")
+        self._decoders = [Decoder(max_pixels) for _ in range(lanes)]
+        self._turns, self._slow = asyncio.Semaphore(lanes), 0
         self._batcher = Batcher([one.batch for one in rankers], limit, self._ranking)
         # Decoded photos are large: while one batch is ranked, only the next is decoded.
         self._room = asyncio.Semaphore(2 * limit * lanes)
@@ -88,9 +92,11 @@ class PhotoWorker:
         async with self._room:
             start = perf_counter()
             try:
-                photo = await loop.run_in_executor(self._coding, self._decode, data)
+                photo = await self._decode(data)
+            except Refused as refused:
+                return refused
             except InputError as error:
-                return self._why_refused(data, str(error))
+                return self._why_refused(data, error)
             decoded = perf_counter()
             try:
                 ranking, batch = await self._batcher(photo)
@@ -112,26 +118,50 @@ class PhotoWorker:
 
     def close(self) -> None:
         """End the threads and processes. What is still being ranked is not waited for."""
-        for pool in (self._ranking, self._coding):
+        for pool in (self._ranking, self._coding, self._decoding):
             pool.shutdown(wait=False, cancel_futures=True)
-        while not self._decoders.empty():
-            self._decoders.get().close()
+        for decoder in self._decoders:
+            decoder.close()
 
-    def _decode(self, data: bytes) -> np.ndarray:
-        decoder = self._decoders.get()
-        try:
-            return decoder(data)
-        finally:
-            self._decoders.put(decoder)
+    async def _decode(self, data: bytes) -> np.ndarray:
+        """Decode a photo: (h, w, 3) uint8 RGB. Raises InputError, and Refused for one that takes
+        long while SLOW others do. If it is cancelled, the decoding ends."""
+        loop, keep = asyncio.get_running_loop(), False
+        await self._turns.acquire()
+        with ExitStack() as turn:
+            turn.callback(self._turns.release)
+            decoder = self._decoders.pop() if self._decoders else Decoder(self._max_pixels)
+            try:
+                await loop.run_in_executor(self._decoding, decoder.start)
+                work = loop.run_in_executor(self._decoding, decoder, data)
+                work.add_done_callback(_heard)
+                keep = bool((await asyncio.wait([work], timeout=SLOW_S))[0])
+                if keep:
+                    return work.result()
+                if self._slow == SLOW:
+                    raise Refused(503, "it takes long to decode, as others do now: try again later")
+                turn.close()
+                self._slow += 1
+                decoder.yield_to_others()
+                try:
+                    await asyncio.wait([work])
+                finally:
+                    self._slow -= 1
+                return work.result()
+            finally:
+                if keep:
+                    self._decoders.append(decoder)
+                else:
+                    decoder.stop()
+                    self._decoding.submit(decoder.close)
 
-    def _why_refused(self, data: bytes, reason: str) -> Refused:
-        if "CV_IO_MAX_IMAGE" in reason:
+    def _why_refused(self, data: bytes, error: InputError) -> Refused:
+        if isinstance(error, ImageTooLargeError):
             limit = f"{self._max_pixels:,}"
             return Refused(
                 413, f"expected a photo of at most {limit} pixels, and its header tells of more"
             )
-        known = data.startswith(tuple(SIGNATURES))
-        return Refused(422 if known else 415, f"the photo cannot be read: {reason}")
+        return Refused(422 if is_photo(data) else 415, f"the photo cannot be read: {error}")
 
     def _encode(self, ranking: Ranking, photo: np.ndarray, media: str, file: str) -> bytes:
         """Make an answer of one of the types in MEDIA. Raises InputError if it cannot hold it."""
@@ -142,6 +172,12 @@ class PhotoWorker:
         if media == "image/jpeg":
             return encode_picture(".jpg", to_bgr(ranking.draw(photo)))
         return encode_picture(".png", ranking.rank_map())
+
+
+def _heard(work: asyncio.Future[np.ndarray]) -> None:
+    """Keep asyncio from reporting the error of a photo that was given up."""
+    if not work.cancelled():
+        work.exception()
 
 
 RankBatch = Callable[[list[np.ndarray]], list[Ranking]]

@@ -27,7 +27,7 @@ from dsgnn.runtime.cluster.parquet import Parts
 from dsgnn.runtime.disk.files import claimed
 from dsgnn.runtime.disk.sources import find_sources
 from dsgnn.runtime.errors import BackendError, FolderBusyError
-from dsgnn.runtime.images import READABLE
+from dsgnn.runtime.photo.headers import READABLE
 from dsgnn.runtime.run.loop import rank_sources
 
 # Read when Ray is imported: dsgnn-batch sets it in time, here the import comes first.

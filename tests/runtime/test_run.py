@@ -334,6 +334,9 @@ class Stopping:
     def describe(self) -> dict:
         return self.ranker.describe()
 
+    def read(self, source):
+        return self.ranker.read(source)
+
     def __call__(self, photo):
         if not self.left:
             raise self.error("stop")

@@ -1,6 +1,7 @@
 """dsgnn-serve: the application over HTTP without Ray, the worker, and the whole for real."""
 
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,14 +25,14 @@ from click.testing import CliRunner
 from serving import send, serving, serving_model
 from sockets import family, listening
 
+import dsgnn.runtime.photo.decoder as decoder_module
 from dsgnn.runtime import Ranker, Ranking, samples
 from dsgnn.runtime import ranker as ranker_module
-from dsgnn.runtime.errors import InputError, OptionError
+from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.serving import replicas
 from dsgnn.runtime.serving.app import ServeLimits, WorkersLostError, negotiate
 from dsgnn.runtime.serving.cli import main
-from dsgnn.runtime.serving.decoder import DECODE_S, Decoder
 from dsgnn.runtime.serving.listen import bind
 from dsgnn.runtime.serving.models import parse_models
 from dsgnn.runtime.serving.worker import BATCH, Batcher, PhotoWorker, Refused, Reply, choose_batch
@@ -332,62 +333,99 @@ def test_a_bug_of_ours_is_not_the_clients_fault(
     assert "could not be broadcast" in caplog.text
 
 
-def test_a_photo_that_its_decoder_does_not_survive(data: bytes) -> None:
-    """The next one gets a new process; so does one after a decoder that takes too long."""
-    decoder = Decoder(50_000_000)
-    photo = decoder(data)
-    decoder._process.kill()
-    decoder._process.wait()
-    np.testing.assert_array_equal(decoder(data), photo)
-    decoder._limit_s = 1
-    decoder._process.send_signal(signal.SIGSTOP)
-    with pytest.raises(InputError, match="longer than 1 s"):
-        decoder(data)
-    decoder._limit_s = DECODE_S
-    np.testing.assert_array_equal(decoder(data), photo)
-
-    def dies() -> None:
-        time.sleep(0.3)
-        decoder._process.kill()
-
-    decoder._process.send_signal(signal.SIGSTOP)
-    threading.Thread(target=dies).start()
-    with pytest.raises(InputError, match="crashed"):
-        decoder(data)
-    decoder.close()
+# A decoding process in which some photos keep the processor busy, and never end.
+SPINNING = """
+import dsgnn.runtime.photo.decoder as decoder
+read = decoder.read_image
+def spin(data, *more):
+    while b"SLOW" in data:
+        pass
+    return read(data, *more)
+decoder.read_image = spin
+decoder.main()
+"""
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is limited on Linux")
-def test_what_claims_gigabytes(data: bytes) -> None:
-    """A few bytes cost what they are, not what they say, and no photo much more than its limit."""
-    decoder = Decoder(1_000_000)
-    decoder(data)  # its process has started
-    for bomb in (
-        data[:33] + b"\xff\xff\xff\xf0tEXt" + data[33:],
-        data[:33] + b"\x7f\xff\xff\xffIDAT" + data[33:],
-        b"P5" + b" " * 19_000_000,
+def decoding() -> list[int]:
+    """The decoding processes of this one, by their number."""
+    found = []
+    for children in Path("/proc/self/task").glob("*/children"):
+        for number in children.read_text().split():
+            with suppress(OSError):
+                if b"photo.decoder" in Path(f"/proc/{number}/cmdline").read_bytes():
+                    found.append(int(number))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are counted by /proc")
+def test_slow_photos_stand_aside(model: Path, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A good photo waits for none of them longer than a moment, and they end after their time."""
+    monkeypatch.setattr(decoder_module, "CHILD", SPINNING)
+    before = len(decoding())
+    with serving_model(model) as place, ThreadPoolExecutor(9) as pool:
+        assert send(place, data)[0] == 200
+        slow = [pool.submit(send, place, data + b"SLOW") for _ in range(6)]
+        until(lambda: b"held 6.0" in send(place, path="/metrics", method="GET")[2])
+        assert send(place, data)[0] == 200
+        assert len([one for one in slow if not one.done()]) == 2
+        assert send(place, path="/ready", method="GET")[0] == 200
+        answers = [one.result()[0] for one in slow]
+        assert answers.count(503) == 4
+        assert {answer for answer in answers if answer != 503} <= {422, 504}  # 504: little time
+        assert send(place, data)[0] == 200
+        until(lambda: len(decoding()) == before + 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are counted by /proc")
+def test_what_was_given_up_is_not_decoded_on(
+    model: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_module, "CHILD", SPINNING)
+    before = len(decoding())
+    with serving_model(model, ServeLimits(timeout_s=1)) as place:
+        assert send(place, data)[0] == 200
+        assert send(place, data + b"SLOW")[0] == 504
+        until(lambda: len(decoding()) == before)
+        until(lambda: b"held 0.0" in send(place, path="/metrics", method="GET")[2])
+        leaver = http.client.HTTPConnection(*place)
+        leaver.request("POST", "/rank", data + b"SLOW")
+        until(lambda: len(decoding()) == before + 1)
+        leaver.close()
+        until(lambda: len(decoding()) == before)
+        assert send(place, data)[0] == 200
+
+
+def test_not_ready_when_a_photo_would_be_late() -> None:
+    """Six photos held, one answered in about .3 s: another would wait longer than the limit."""
+
+    class Steady(Slow):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turn = asyncio.Semaphore(1)
+
+        async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
+            async with self.turn:
+                await asyncio.sleep(0.3)
+            return Reply(b"{}", {"decode": 1.0}, 1)
+
+        async def ready(self) -> bool:
+            return True
+
+    def ready() -> int:
+        return send(place, path="/ready", method="GET")[0]
+
+    with (
+        serving(Steady(), ServeLimits(timeout_s=1.5)) as place,
+        ThreadPoolExecutor(12) as pool,
     ):
-        with pytest.raises(InputError):
-            decoder(bomb)
-        if decoder._process.poll() is None:
-            text = Path(f"/proc/{decoder._process.pid}/status").read_text()
-            (peak_kb,) = re.findall(r"VmHWM:\s+(\d+) kB", text)
-            assert int(peak_kb) < 500_000
-    assert decoder(data).shape == (48, 64, 3)
-    decoder.close()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="processor time is not limited there")
-def test_a_photo_that_takes_minutes() -> None:
-    """A progressive JPEG whose last scan is there again and again."""
-    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500), np.uint8)
-    image = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
-    scan = image[image.rindex(b"\xff\xda") : -2]
-    decoder = Decoder(50_000_000, limit_s=1)
-    assert decoder(image).shape == (1500, 1500, 3)
-    with pytest.raises(InputError, match="longer than 1 s"):
-        decoder(image[:-2] + 200 * scan[:400_000] + image[-2:])
-    decoder.close()
+        assert ready() == 200
+        assert [send(place, b"x")[0] for _ in range(4)] == 4 * [200]
+        assert ready() == 200
+        held = [pool.submit(send, place, b"x") for _ in range(10)]
+        until(lambda: b"held 10.0" in send(place, path="/metrics", method="GET")[2])
+        assert ready() == 503
+        assert {200, 504} == {one.result()[0] for one in held}
+        assert ready() == 200
 
 
 def test_several_models(model: Path, data: bytes, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a photo's file says about itself, and its decoding in a process of its own."""

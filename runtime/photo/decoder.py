@@ -1,0 +1,274 @@
+"""Decode photos of strangers in a process of its own, which can be killed.
+
+A photo may be made to crash its decoder, to keep it busy for minutes or to fill the memory. Here it
+ends that process alone: the photo is refused, and the next one gets a new process. OpenCV's own
+limit on pixels is set as well; it is read when OpenCV is loaded, so before the process starts.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from math import ceil
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from dsgnn.runtime.errors import BackendError, InputError
+from dsgnn.runtime.images import ImageSource, picture_or_bytes, read_image, silence_opencv
+from dsgnn.runtime.photo.headers import MAX_PIXELS, ImageTooLargeError
+
+PIXELS_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
+DECODE_S = 5  # seconds of processor time for one photo
+PATIENCE = 6  # and as many times that until the answer, as others use the processor too
+PHOTO_BYTES = 1 << 30  # memory for one photo, beside what the process has before it
+PIXEL_BYTES = 12  # and for one pixel, where photos of more pixels than usual are allowed
+PIPE_BYTES = 1 << 20  # so that a photo goes through in few pieces, on Linux
+MAX_TEXT = 1 << 20  # bytes of an answer in words
+START_S = 60.0  # seconds for the process to start, on a busy machine
+CHILD = f"from {__name__} import main; main()"
+# A request is the length of the photo and the photo. An answer is one of these kinds and two
+# numbers: height and width, before the pixels; or the length of the text, and 0, before the text.
+REQUEST, ANSWER = struct.Struct("<Q"), struct.Struct("<BQQ")
+PIXELS, UNREADABLE, TOO_LARGE, BUG, STARTED = range(5)
+
+
+class Decoder:
+    """One decoding process. It serves one photo at a time."""
+
+    def __init__(self, max_pixels: int = MAX_PIXELS, limit_s: int = DECODE_S) -> None:
+        """max_pixels: width × height of the largest photo. limit_s: seconds of processor time for
+        one photo."""
+        self._max_pixels, self._limit_s = max_pixels, limit_s
+        self._busy = threading.Lock()
+        self._started = False
+        self._process = self._spawn()
+
+    def __call__(self, data: bytes) -> np.ndarray:
+        """Decode one photo to (h, w, 3) uint8 RGB. Raises InputError if that cannot be done within
+        the limits, RuntimeError for a bug of ours in the process, with its traceback."""
+        self.start()
+        with self._busy:
+            return self._decode(data)
+
+    def start(self) -> None:
+        """Wait until a photo can be decoded, with a new process if the last one has ended. A call
+        does so as well.
+
+        Raises BackendError if no process can be started.
+        """
+        with self._busy:
+            if self._process.poll() is not None:
+                self._end()
+                self._process, self._started = self._spawn(), False
+            try:
+                if not self._started:
+                    self._answer(START_S, threading.Event())
+                    self._started = True
+            except EOFError:
+                raise BackendError(
+                    "the process that decodes photos has ended at its start: is there too little "
+                    "memory, or a limit on processes?"
+                ) from None
+
+    def _decode(self, data: bytes) -> np.ndarray:
+        late = threading.Event()
+        try:
+            request = REQUEST.pack(len(data)) + data
+            kind, height, width, body = self._answer(PATIENCE * self._limit_s, late, request)
+        except (EOFError, BrokenPipeError):
+            status = self._process.wait()
+            if late.is_set() or status == -getattr(signal, "SIGXCPU", 0):
+                raise InputError(f"decoding it takes longer than {self._limit_s} s") from None
+            raise InputError("its decoder crashed on it") from None
+        if kind == PIXELS:
+            return body.reshape(height, width, 3)
+        said = body.tobytes().decode()
+        if kind in (UNREADABLE, TOO_LARGE):
+            raise (InputError if kind == UNREADABLE else ImageTooLargeError)(said)
+        raise RuntimeError(f"a bug in the decoding process:\n{said}")
+
+    def stop(self) -> None:
+        """Give up the photo that another thread is decoding: its call raises InputError."""
+        self._process.kill()
+
+    def yield_to_others(self) -> None:
+        """Let the process run only when no other wants the processor, for as long as it lives."""
+        if hasattr(os, "setpriority"):
+            with suppress(OSError):  # it has ended
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, 19)
+
+    def close(self) -> None:
+        """End the process, after the photo that another thread may be decoding."""
+        with self._busy:
+            self._end()
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):  # by a photo that it never read
+                    pipe.close()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        paths = os.pathsep.join(path for path in map(os.path.abspath, sys.path) if path)
+        environment = {
+            **os.environ,
+            PIXELS_VARIABLE: str(self._max_pixels),
+            "PYTHONPATH": paths,
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", CHILD, str(self._max_pixels), str(self._limit_s)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            pipesize=PIPE_BYTES,
+        )
+
+    def _answer(
+        self, limit_s: float, late: threading.Event, request: bytes = b""
+    ) -> tuple[int, int, int, np.ndarray]:
+        """Send a request and read one answer. Kills the process after limit_s and sets `late`;
+        then, and when the process has ended by itself, raises EOFError or BrokenPipeError."""
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+
+        def kill() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(limit_s, kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            process.stdin.write(request)
+            process.stdin.flush()
+            kind, height, width = ANSWER.unpack(_exactly(process.stdout, ANSWER.size))
+            if height * width > self._max_pixels:  # someone else has taken over the process
+                process.kill()
+                raise EOFError
+            size = height * width * 3 if kind == PIXELS else height % MAX_TEXT
+            return kind, height, width, _exactly(process.stdout, size)
+        finally:
+            timer.cancel()
+
+
+class Decoders:
+    """Decoding processes for the threads of one Ranker: as many as decode at the same time.
+
+    A process that is not needed waits for the next photo. All end with `close`, or with this
+    process.
+    """
+
+    def __init__(self, max_pixels: int = MAX_PIXELS) -> None:
+        """Start one process, which is ready some tenths of a second later. See Decoder."""
+        self._max_pixels = max_pixels
+        self._idle = [Decoder(max_pixels)]
+
+    def __call__(self, source: ImageSource) -> np.ndarray:
+        """Read one photo as `read_image` does, with its errors and those of Decoder."""
+        found = picture_or_bytes(source)
+        if isinstance(found, np.ndarray):
+            return found
+        try:
+            decoder = self._idle.pop()
+        except IndexError:
+            decoder = Decoder(self._max_pixels)
+        try:
+            return decoder(found)
+        finally:
+            self._idle.append(decoder)
+
+    def close(self) -> None:
+        """End the processes. No other thread may be decoding."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+def _exactly(pipe: IO[bytes], size: int) -> np.ndarray:
+    """(size,) uint8 from a pipe. Raises EOFError if it ends before that."""
+    data = np.empty(size, np.uint8)
+    if pipe.readinto(data) < size:  # type: ignore[attr-defined]
+        raise EOFError
+    return data
+
+
+def _limit_memory(max_pixels: int) -> None:
+    """Bound what this process may allocate beyond what it has now. Linux only."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            held = int(line.split()[1]) << 10
+            _lower(resource.RLIMIT_DATA, held + max(PHOTO_BYTES, PIXEL_BYTES * max_pixels))
+
+
+def _limit_time(limit_s: int) -> None:
+    """Have this process ended when it has used so much more processor time. Not on Windows."""
+    if sys.platform != "win32":
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        _lower(resource.RLIMIT_CPU, ceil(used.ru_utime + used.ru_stime) + limit_s)
+
+
+def _lower(kind: int, limit: int) -> None:
+    """Set a limit of this process, unless it has a lower one that it may not change."""
+    import resource
+
+    _, hard = resource.getrlimit(kind)
+    soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(kind, (soft, hard))
+
+
+def main() -> None:
+    """Decode the photos that come on standard input until it is closed."""
+    # A server answers the photos it holds after these signals, and a run finishes its files. So the
+    # process that started this one decides when it ends.
+    for name in ("SIGINT", "SIGTERM"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    source, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # nothing that a library prints may get among the answers
+    silence_opencv()
+    max_pixels, limit_s = int(sys.argv[1]), int(sys.argv[2])
+    _limit_memory(max_pixels)
+
+    def answer(kind: int, height: int, width: int, body: bytes | memoryview) -> None:
+        try:
+            out.write(ANSWER.pack(kind, height, width))
+            out.write(body)
+            out.flush()
+        except BrokenPipeError:  # nobody waits for it any more
+            os._exit(0)
+
+    answer(STARTED, 0, 0, b"")
+    while head := source.read(REQUEST.size):
+        (size,) = REQUEST.unpack(head)
+        data = source.read(size)
+        _limit_time(limit_s)
+        try:
+            pixels = np.ascontiguousarray(read_image(data, max_pixels))
+        except InputError as error:
+            text = str(error).encode()
+            kind = TOO_LARGE if isinstance(error, ImageTooLargeError) else UNREADABLE
+            answer(kind, len(text), 0, text)
+        except MemoryError:
+            text = b"there is not enough memory for an image of this size"
+            answer(UNREADABLE, len(text), 0, text)
+        except Exception:
+            text = traceback.format_exc().encode()
+            answer(BUG, len(text), 0, text)
+        else:
+            height, width, _ = pixels.shape
+            answer(PIXELS, height, width, pixels.data.cast("B"))
