@@ -15,7 +15,7 @@ from dsgnn.runtime.backends import Backend, TensorSpec, open_backend
 from dsgnn.runtime.errors import ArtifactError, OptionError
 from dsgnn.runtime.images import ImageSource, read_image
 from dsgnn.runtime.letterbox import Fixed, Geometry, letterbox
-from dsgnn.runtime.postprocess import STRIDE, check_if_none, postprocess
+from dsgnn.runtime.postprocess import STRIDE, check_if_none, check_specks, postprocess
 from dsgnn.runtime.ranking import Ranking
 
 BUNDLED = Path(__file__).parent / "models" / "nano.onnx"
@@ -30,13 +30,14 @@ class Ranker:
     artifact holds.
 
     Attributes: artifact (path, description, sha256, status), backend (its `picked` says what runs
-    it), threshold, if_none.
+    it), threshold, if_none, specks.
     """
 
     artifact: Artifact
     backend: Backend
     threshold: float
     if_none: str
+    specks: str
     _made_by: tuple[Callable[..., Ranker], tuple[Any, ...]]  # what makes an equal one
 
     def __init__(
@@ -47,26 +48,34 @@ class Ranker:
         threads: int | None = None,
         threshold: float | None = None,
         if_none: str = "none",
+        specks: str = "drop",
     ) -> None:
         """Load an artifact.
 
-        model: an ONNX file or engine made by `dsgnn-export`; None = the bundled nano. backend:
+        model: an ONNX file or engine made by `dsgnn-export`; None or "nano" = the bundled one.
+        backend:
         "auto" or one of BACKENDS, see `dsgnn.runtime.backends.open_backend`. device: "auto", "cpu",
         "cuda" or "cuda:N"; the one that is named is used, or it is an error. threads: of one call
         on a CPU, 2 by default. threshold: an object is kept if its score is above it, at least 0
         and below 1; None = the artifact's own. if_none: what an image gives when no score passes:
-        "none" = no object, "all" = every query, as upstream does.
+        "none" = no object, "all" = every query, as upstream does. specks: "drop" parts of a mask
+        that are far smaller than the object (`dsgnn.runtime.postprocess.without_specks`), or "keep"
+        them.
 
         Raises FileNotFoundError; ArtifactError for a file that is not ours, is damaged, or is not
         the one its sidecar describes; BackendError if something is not installed or does not fit;
         OptionError.
         """
-        check_options(threshold, if_none)
-        path = BUNDLED if model is None else Path(model)
+        check_options(threshold, if_none, specks)
+        path = model_path(model)
         artifact = open_artifact(path)
-        self._set_up(artifact, open_backend(artifact, backend, device, threads), threshold, if_none)
-        anywhere = None if model is None else path.absolute()  # another process may run elsewhere
-        self._made_by = (type(self), (anywhere, backend, device, threads, threshold, if_none))
+        opened = open_backend(artifact, backend, device, threads)
+        self._set_up(artifact, opened, threshold, if_none, specks)
+        anywhere = None if path == BUNDLED else path.absolute()  # another process may run elsewhere
+        self._made_by = (
+            type(self),
+            (anywhere, backend, device, threads, threshold, if_none, specks),
+        )
 
     @classmethod
     def of(
@@ -75,23 +84,30 @@ class Ranker:
         backend: Backend,
         threshold: float | None = None,
         if_none: str = "none",
+        specks: str = "drop",
     ) -> Self:
-        """A Ranker of an artifact that a backend has loaded; threshold and if_none as above.
+        """A Ranker of an artifact that a backend has loaded; threshold, if_none, specks as above.
 
         It can be pickled if the backend can. Raises ArtifactError if the two do not belong
         together, OptionError.
         """
-        check_options(threshold, if_none)
+        check_options(threshold, if_none, specks)
         ranker = cls.__new__(cls)
-        ranker._set_up(artifact, backend, threshold, if_none)
-        ranker._made_by = (cls.of, (artifact, backend, threshold, if_none))
+        ranker._set_up(artifact, backend, threshold, if_none, specks)
+        ranker._made_by = (cls.of, (artifact, backend, threshold, if_none, specks))
         return ranker
 
     def _set_up(
-        self, artifact: Artifact, backend: Backend, threshold: float | None, if_none: str
+        self,
+        artifact: Artifact,
+        backend: Backend,
+        threshold: float | None,
+        if_none: str,
+        specks: str,
     ) -> None:
         check_interface(backend, artifact.description)
-        self.artifact, self.backend, self.if_none = artifact, backend, if_none
+        self.artifact, self.backend = artifact, backend
+        self.if_none, self.specks = if_none, specks
         self.threshold = artifact.description.threshold if threshold is None else threshold
 
     def __call__(self, image: ImageSource) -> Ranking:
@@ -187,6 +203,7 @@ class Ranker:
             "device": self.backend.device,
             "threshold": self.threshold,
             "if_none": self.if_none,
+            "specks": self.specks,
         }
 
     def __str__(self) -> str:
@@ -209,7 +226,9 @@ class Ranker:
         decoded = perf_counter()
         padded, geometry = letterbox(photo, self.artifact.description.input)
         ready = perf_counter()
-        return _Photo(padded, geometry, 1e3 * (decoded - start), 1e3 * (ready - decoded))
+        file = str(image) if isinstance(image, str | Path) else None
+        times = 1e3 * (decoded - start), 1e3 * (ready - decoded)
+        return _Photo(photo, file, padded, geometry, *times)
 
     def _rank(self, photos: list[_Photo]) -> list[Ranking]:
         """One inference over photos of equal padded size."""
@@ -229,6 +248,7 @@ class Ranker:
                 self.if_none,
                 outputs["attention"][index] if facts.attention else None,
                 facts.order,
+                self.specks,
             )
             times = {
                 "decode": photo.decode_ms,
@@ -236,23 +256,49 @@ class Ranker:
                 "inference": inference_ms,
                 "postprocess": 1e3 * (perf_counter() - start),
             }
-            rankings.append(replace(ranking, timings_ms=times))
+            told = replace(ranking, timings_ms=times, image=photo.image, file=photo.file)
+            rankings.append(told)
         return rankings
 
 
 @dataclass(frozen=True, eq=False)
 class _Photo:
-    """A photo ready for the network. padded: (H, W, 3) uint8. Times of the two stages so far."""
+    """A photo ready for the network. image: as read. file: its path, if any. padded: (H, W, 3)
+    uint8. Times of the two stages so far."""
 
+    image: np.ndarray
+    file: str | None
     padded: np.ndarray
     geometry: Geometry
     decode_ms: float
     preprocess_ms: float
 
 
-def check_options(threshold: float | None, if_none: str) -> None:
-    """Raise OptionError for a threshold or an `if_none` that Ranker does not take."""
+def model_path(model: str | Path | None) -> Path:
+    """The artifact that is meant: a file, or the bundled one by its name.
+
+    Raises ArtifactError for a checkpoint, which has to be exported first.
+    """
+    if model is None or (str(model) == "nano" and not Path(model).exists()):
+        return BUNDLED
+    path = Path(model)
+    if path.suffix == ".safetensors":
+        raise ArtifactError(
+            f"{path.name} is a checkpoint, for PyTorch: make an ONNX file of it with dsgnn-export "
+            "onnx"
+        )
+    if path.suffix in (".pth", ".pt"):
+        raise ArtifactError(
+            f"{path.name} is a checkpoint, for PyTorch: convert it with dsgnn-convert, and make an "
+            "ONNX file of that with dsgnn-export onnx"
+        )
+    return path
+
+
+def check_options(threshold: float | None, if_none: str, specks: str = "drop") -> None:
+    """Raise OptionError for a threshold, an `if_none` or `specks` that Ranker does not take."""
     check_if_none(if_none)
+    check_specks(specks)
     if threshold is not None and not 0 <= threshold < 1:
         raise OptionError(f"threshold must be at least 0 and below 1, got {threshold}")
 

@@ -15,6 +15,7 @@ from dsgnn.runtime.console import (
     ranker_options,
     say,
     skip_existing_option,
+    specks_option,
     usage,
 )
 from dsgnn.runtime.disk.files import printable
@@ -35,6 +36,7 @@ from dsgnn.runtime.errors import DsgnnError
 @click.option("--batch", type=int, default=1, show_default=True, help="Images per inference.")
 @ranker_options("cpu, or cuda: Ray says which GPU of a machine.", "2; 1 on a GPU")
 @if_none_option
+@specks_option
 @skip_existing_option
 @click.version_option(package_name="dsgnn")
 def main(
@@ -49,6 +51,7 @@ def main(
     device: str,
     threads: int | None,
     if_none: str,
+    specks: str,
     skip_existing: bool,
 ) -> None:
     """Rank images on many machines, by Ray, into Parquet.
@@ -77,7 +80,7 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     with usage():
         found = find_sources(sources, out)
-        make_ranker, gpu = ranker_for(model, backend, device, threads, threshold, if_none)
+        make_ranker, gpu = ranker_for(model, backend, device, threads, threshold, if_none, specks)
         make_folder(out)
     if found.passed_over:
         say(f"passed over as neither image nor video: {found.passed_over}", err=True)

@@ -47,7 +47,7 @@ from dsgnn.runtime.errors import (
     OptionError,
 )
 from dsgnn.runtime.images import read_image
-from dsgnn.runtime.ranker import BUNDLED, Ranker
+from dsgnn.runtime.ranker import BUNDLED, Ranker, model_path
 from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.run.loop import (
     FAILURES,
@@ -74,6 +74,7 @@ def ranker_for(
     threads: int | None,
     threshold: float | None,
     if_none: str,
+    specks: str = "drop",
 ) -> tuple[MakeRanker, bool]:
     """Turn the arguments of Ranker into a function that makes one in a worker; also say whether a
     worker needs a GPU.
@@ -82,12 +83,13 @@ def ranker_for(
     and cpu for an ONNX file. Raises FileNotFoundError or ArtifactError for a model that cannot be
     read here, OptionError for another device.
     """
-    path = open_artifact(model or BUNDLED).path
+    path = open_artifact(model_path(model)).path
     if device not in ("auto", "cpu", "cuda"):
         raise OptionError(f"a worker's device is cpu or cuda, as Ray picks the GPU: got {device}")
     gpu = device == "cuda" or (device == "auto" and path.suffix in ENGINES)
-    last = model and model.absolute()  # None: the package of each worker has the bundled one
-    make = partial(Ranker, last, backend, "cuda" if gpu else "cpu", threads, threshold, if_none)
+    last = None if path == BUNDLED else path.absolute()  # None: each worker's package has its own
+    runs_on = "cuda" if gpu else "cpu"
+    make = partial(Ranker, last, backend, runs_on, threads, threshold, if_none, specks)
     return make, gpu
 
 
@@ -196,7 +198,7 @@ def plan(sources: Iterable[Source]) -> Work:
                 pieces.append(Piece(str(source.path), source.shown))
         except FAILURES as error:
             name = os.fsencode(source.shown).decode("utf-8", "backslashreplace")
-            row = {"path": name, "table": None, "row": None}
+            row = {"file": name, "table": None, "row": None}
             refused.append(_failed(row, reason(error)))
     return Work(pieces, refused)
 
@@ -321,7 +323,7 @@ class _Member:
                 del left[parquet.key(row)]
         except Exception as error:
             for table, number in left:
-                yield {"path": None, "table": table, "row": number}, error
+                yield {"file": None, "table": table, "row": number}, error
 
     def _rows(self, images: Sequence[tuple[Row, bytes | Path | Exception]]) -> list[Row]:
         """The images' rows of results, each with the milliseconds of its stages."""

@@ -15,6 +15,7 @@ from dsgnn.runtime.console import (
     ranker_options,
     say,
     skip_existing_option,
+    specks_option,
     usage,
 )
 from dsgnn.runtime.disk.files import printable
@@ -55,6 +56,7 @@ traceback is a bug of ours: please report it.
 )
 @ranker_options(threads="2; 1 for videos where there are two cores")
 @if_none_option
+@specks_option
 @click.option("--every", type=int, default=1, show_default=True, help="Rank each N-th frame.")
 @click.option("--start", type=float, default=0.0, metavar="S", help="Second to start at.")
 @click.option("--end", type=float, metavar="S", help="Second to end before.")
@@ -87,6 +89,7 @@ def main(
     palette: str,
     threshold: float | None,
     if_none: str,
+    specks: str,
     backend: str,
     device: str,
     threads: int | None,
@@ -139,7 +142,7 @@ def main(
         video = VideoOptions(select, batch, steady, show)
         found = find_sources(sources, out, raw=bool(raw))
         threads = choose_threads(threads, found.sources)
-        ranker = Ranker(model, backend, device, threads, threshold, if_none)
+        ranker = Ranker(model, backend, device, threads, threshold, if_none, specks)
         make_folder(out)
     if found.passed_over:
         say(f"passed over as neither image nor video: {found.passed_over}", err=True)
