@@ -2,6 +2,7 @@
 # make run        rank the sample photos into out/ (no PyTorch needed)
 # make test       lint, format, types, tests
 # make test-slow  what is too heavy for every day
+# make docs       the pages of docs/ as HTML, in build/docs; needs no network once installed
 # make count      lines of code outside the tests, by folder (REVISION=… of a commit)
 # PYTHON=python3.12 make …  with another interpreter (3.11 or newer)
 
@@ -12,7 +13,7 @@ TEST := .venv-test
 BUILD := setup.cfg pyproject.toml
 PACKAGE := $(BUILD) $(shell find dsgnn runtime export benchmarks -type f -not -path '*/__pycache__/*')
 
-.PHONY: help run test test-slow lint count clean
+.PHONY: help run test test-slow lint docs count clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -30,6 +31,10 @@ test-slow: $(TEST)/.installed
 lint: $(TEST)/.installed
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
+
+# The variable silences an advertisement for another tool.
+docs: $(TEST)/.installed
+	NO_MKDOCS_2_WARNING=1 $(TEST)/bin/python -m mkdocs build --strict
 
 count:
 	@$(PYTHON) tests/count_code.py $(REVISION)

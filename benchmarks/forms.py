@@ -177,7 +177,9 @@ class ArtifactSubject:
     """An exported file as `dsgnn-run` runs it. On a GPU, compute includes both transfers."""
 
     def __init__(self, spec: Spec):
-        ranker = Ranker(spec.model, spec.backend, spec.device, spec.threads, if_none="all")
+        ranker = Ranker(
+            spec.model, spec.backend, spec.device, spec.threads, if_none="all", specks="keep"
+        )
         self.ranker, artifact = ranker, ranker.artifact
         if artifact.status != "verified" and not spec.allow_unverified:
             raise ArtifactError(

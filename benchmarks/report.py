@@ -52,9 +52,10 @@ FOOTNOTE = (
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1300px;margin:2em auto;padding:0 1em;
 color:#222;background:#fff}table{border-collapse:collapse;margin:1em 0;display:block;overflow:auto;
-font-size:13px}td,th{padding:.25em .5em;border-bottom:1px solid #ccc;text-align:right;
-white-space:nowrap}
-td:first-child,th:first-child,td:last-child{text-align:left}svg{width:100%;height:auto}
+font-size:13px}td,th{padding:.25em .5em;border-bottom:1px solid #ccc;text-align:right}
+th{vertical-align:bottom}td{white-space:nowrap}
+td:first-child,th:first-child,td:last-child,th:last-child{text-align:left}
+td:first-child,td:nth-last-child(-n+2){white-space:normal;min-width:7em}svg{width:100%;height:auto}
 .bad{color:#a00;font-weight:600}pre{overflow:auto;font-size:12px}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}.bad{color:#f88}
 td,th{border-color:#444}}
@@ -182,7 +183,7 @@ def notes(row: Mapping[str, Any]) -> list[str]:
 
 def caveats(table: Table) -> list[str]:
     """What a reader must know before quoting the rows of `run_table`: each caveat once, with the
-    rows that it is about."""
+    rows that it is about, the worst first."""
     names: dict[str, dict[str, None]] = {}
     for row in table[1:]:
         cells = dict(zip(table[0], row, strict=True))
@@ -191,7 +192,17 @@ def caveats(table: Table) -> list[str]:
             said.insert(0, "FAILED the comparison with its network")
         for caveat in said:
             names.setdefault(caveat, {})[cells["artifact"]] = None
-    return [f"{caveat}: {', '.join(rows)}" for caveat, rows in names.items()]
+    all_rows = {row[0] for row in table[1:]}
+    return [
+        f"{caveat}: {'every row' if set(rows) == all_rows else ', '.join(rows)}"
+        for caveat, rows in sorted(names.items(), key=lambda entry: _severity(entry[0]))
+    ]
+
+
+def _severity(caveat: str) -> int:
+    """Where a caveat stands among others: what makes a row worthless comes first."""
+    worst = ("FAILED", "UNVERIFIED", "random weights")
+    return next((place for place, word in enumerate(worst) if word in caveat), len(worst))
 
 
 def milliseconds(results: Results) -> str:
@@ -453,6 +464,11 @@ def _warnings(lines: Sequence[str]) -> str:
 
 def _html(table: Table) -> str:
     def cells(row: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
+        worthless = any(cell.startswith("FAILED") or "UNVERIFIED" in cell for cell in row)
+        return (
+            f"<tr{' class=bad' if worthless else ''}>"
+            + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
+            + "</tr>"
+        )
 
     return f"<table>{cells(table[0], 'th')}{''.join(cells(row, 'td') for row in table[1:])}</table>"

@@ -262,8 +262,9 @@ def train(
 @click.option(
     "--predictions",
     metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A results.json instead of a MODEL, from dsgnn-run or any method in its form.",
+    type=click.Path(exists=True, path_type=Path),
+    help="A results.json instead of a MODEL, from dsgnn-run or any method in its form; or the "
+    "Parquet of dsgnn-batch, a file or its folder.",
 )
 @click.option(
     "--data",

@@ -207,7 +207,7 @@ ZOO: tuple[Weights, ...] = (
 
 
 def zoo_table() -> str:
-    """`ZOO` as the Markdown table between <!-- zoo --> and <!-- /zoo --> in the README."""
+    """`ZOO` as the Markdown table between <!-- zoo --> and <!-- /zoo --> in docs/export.md."""
     lines = ["| configuration | trained on | SA-SOR, published | weights | convert | sha256 |",
              "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for w in ZOO:

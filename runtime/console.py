@@ -47,6 +47,14 @@ if_none_option = click.option(
     show_default=True,
     help="What an image gives where no object passes: none, or all as the published code does.",
 )
+specks_option = click.option(
+    "--specks",
+    type=click.Choice(["drop", "keep"]),
+    default="drop",
+    show_default=True,
+    help="Parts of a mask that are far smaller than the object: drop them, or keep them as the "
+    "published code does.",
+)
 max_pixels_option = click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
@@ -68,7 +76,8 @@ def ranker_options(
             "--model",
             metavar="FILE",
             type=click.Path(path_type=Path),
-            help="ONNX file or engine made by dsgnn-export.  [default: the bundled nano]",
+            help="ONNX file or engine made by dsgnn-export, or nano for the bundled one.  "
+            "[default: nano]",
         ),
         click.option(
             "--threshold",

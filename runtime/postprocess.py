@@ -16,6 +16,7 @@ from dsgnn.runtime.letterbox import Geometry
 from dsgnn.runtime.ranking import RankedObject, Ranking
 
 STRIDE = 4  # the mask logits' stride in the network's input
+SPECK = 0.02  # a part of a mask with less than this of the largest part's pixels is a speck
 
 
 def postprocess(
@@ -27,6 +28,7 @@ def postprocess(
     if_none: str = "none",
     attention: np.ndarray | None = None,
     order: str = "saliency",
+    specks: str = "keep",
 ) -> Ranking:
     """Keep, order and upsample the objects of one photo.
 
@@ -35,13 +37,15 @@ def postprocess(
     input; positive = object. geometry: what `letterbox` returned for this photo. attention:
     (gh, gw) float over the padded input, where people look; None = the network does not tell.
     order: "saliency", or "attention" = by each object's share of it, which then is its saliency.
+    specks: "keep" masks as they are, as published, or "drop" their `without_specks`.
 
     Equal objects keep the query order. An object whose mask comes out empty stays in the list (the
     published evaluation counts it), with box (0, 0, 0, 0) and area 0.
     Raises ArtifactError for shapes that do not fit together and values that are not finite, and
-    OptionError for another `if_none`.
+    OptionError for another `if_none` or `specks`.
     """
     check_if_none(if_none)
+    check_specks(specks)
     queries = len(saliency)
     expected = (queries, geometry.padded[0] // STRIDE, geometry.padded[1] // STRIDE)
     if saliency.shape != (queries,) or score.shape != (queries,) or masks.shape != expected:
@@ -54,7 +58,7 @@ def postprocess(
     if not len(kept) and if_none == "all":
         kept = np.arange(queries)
     _check_finite("masks", masks[kept])
-    found = [upsample_mask(masks[query], geometry) for query in kept]
+    found = [upsample_mask(masks[query], geometry, specks) for query in kept]
     ordering, shares, grid = saliency[kept], None, None
     if attention is not None:
         grid = crop_attention(attention, geometry)
@@ -88,21 +92,47 @@ def _check_finite(what: str, *values: np.ndarray) -> None:
         )
 
 
-def upsample_mask(logits: np.ndarray, geometry: Geometry) -> np.ndarray:
+def upsample_mask(logits: np.ndarray, geometry: Geometry, specks: str = "keep") -> np.ndarray:
     """One query's logits (H/4, W/4) float to its mask (h, w) bool.
 
-    Bilinear ×4 (half-pixel centres), crop the padding, bilinear to the photo's size, > 0. Masks are
-    made one at a time, because the floats of one mask of 48 megapixels take 192 MB.
+    Bilinear ×4 (half-pixel centres), crop the padding, drop specks if asked to, bilinear to the
+    photo's size, > 0. Masks are made one at a time, because the floats of one mask of 48 megapixels
+    take 192 MB.
     """
     height, width = geometry.padded
     up = cv2.resize(
         np.asarray(logits, np.float32), (width, height), interpolation=cv2.INTER_LINEAR
     )  # (H, W)
     up = up[: geometry.resized[0], : geometry.resized[1]]
+    if specks == "drop":
+        up = without_specks(up)
     if geometry.resized != geometry.original:
         h, w = geometry.original
         up = cv2.resize(up, (w, h), interpolation=cv2.INTER_LINEAR)
     return up > 0  # (h, w)
+
+
+def without_specks(logits: np.ndarray) -> np.ndarray:
+    """Logits of a mask, (H, W) float, without stray specks far smaller than the object.
+
+    A connected part of what is positive is a speck when it has less than `SPECK` of the pixels of
+    the largest part; pixels that touch at a corner are connected. Its logits become negative.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        (logits > 0).view(np.uint8), connectivity=8
+    )
+    if count <= 2:  # the background and one part
+        return logits
+    areas = stats[:, cv2.CC_STAT_AREA]
+    small = areas < SPECK * areas[1:].max()
+    small[0] = False
+    return np.where(small[labels], -np.abs(logits), logits) if small.any() else logits
+
+
+def check_specks(specks: str) -> None:
+    """Raise OptionError unless `specks` is "drop" or "keep"."""
+    if specks not in ("drop", "keep"):
+        raise OptionError(f'specks must be "drop" or "keep", got {specks!r}')
 
 
 def check_if_none(if_none: str) -> None:

@@ -17,7 +17,7 @@ from dsgnn.runtime.images import ImageSource, read_image
 from dsgnn.runtime.letterbox import Fixed, Geometry, letterbox
 from dsgnn.runtime.photo.decoder import Decoders
 from dsgnn.runtime.photo.headers import MAX_PIXELS
-from dsgnn.runtime.postprocess import STRIDE, check_if_none, postprocess
+from dsgnn.runtime.postprocess import STRIDE, check_if_none, check_specks, postprocess
 from dsgnn.runtime.ranking import Ranking
 
 BUNDLED = Path(__file__).parent / "models" / "nano.onnx"
@@ -32,13 +32,14 @@ class Ranker:
     artifact holds.
 
     Attributes: artifact (path, description, sha256, status), backend (its `picked` says what runs
-    it), threshold, if_none.
+    it), threshold, if_none, specks.
     """
 
     artifact: Artifact
     backend: Backend
     threshold: float
     if_none: str
+    specks: str
     _max_pixels: int = MAX_PIXELS
     _decoders: Decoders | None = None
     _made_by: tuple[Callable[..., Ranker], tuple[Any, ...]]  # what makes an equal one
@@ -51,44 +52,45 @@ class Ranker:
         threads: int | None = None,
         threshold: float | None = None,
         if_none: str = "none",
+        specks: str = "drop",
         max_pixels: int = MAX_PIXELS,
         untrusted: bool = False,
     ) -> None:
         """Load an artifact.
 
-        model: an ONNX file or engine made by `dsgnn-export`; None = the bundled nano. backend:
-        "auto" or one of BACKENDS, see `dsgnn.runtime.backends.open_backend`. device: "auto", "cpu",
+        model: an ONNX file or engine made by `dsgnn-export`; None or "nano" = the bundled one.
+        backend: "auto" or one of BACKENDS, see `dsgnn.runtime.backends.open_backend`. device: "auto", "cpu",
         "cuda" or "cuda:N"; the one that is named is used, or it is an error. threads: of one call
         on a CPU, 2 by default. threshold: an object is kept if its score is above it, at least 0
         and below 1; None = the artifact's own. if_none: what an image gives when no score passes:
-        "none" = no object, "all" = every query, as upstream does. max_pixels: width × height of the
-        largest photo that is decoded. untrusted: photos may be made to do harm, so each is decoded
-        in another process, with 5 s of processor time and 1 GB of memory (on Linux); what a photo
-        does to its decoder makes that call alone fail, with InputError.
+        "none" = no object, "all" = every query, as upstream does. specks: "drop" parts of a mask
+        that are far smaller than the object (`dsgnn.runtime.postprocess.without_specks`), or "keep"
+        them. max_pixels: width × height of the largest photo that is decoded. untrusted: photos may
+        be made to do harm, so each is decoded in another process, with 5 s of processor time and
+        1 GB of memory (on Linux); what a photo does to its decoder makes that call alone fail, with
+        InputError.
 
         Raises FileNotFoundError; ArtifactError for a file that is not ours, is damaged, or is not
         the one its sidecar describes; BackendError if something is not installed or does not fit;
         OptionError.
         """
-        check_options(threshold, if_none)
+        check_options(threshold, if_none, specks)
         if max_pixels < 1:
             raise OptionError(f"max_pixels must be at least 1, got {max_pixels}")
-        path = BUNDLED if model is None else Path(model)
+        path = model_path(model)
         artifact = open_artifact(path)
         decoders = Decoders(max_pixels) if untrusted else None  # starts while the artifact loads
         try:
             loaded = open_backend(artifact, backend, device, threads)
-            self._set_up(artifact, loaded, threshold, if_none)
+            self._set_up(artifact, loaded, threshold, if_none, specks)
         except BaseException:
             if decoders:
                 decoders.close()
             raise
         self._max_pixels, self._decoders = max_pixels, decoders
-        anywhere = None if model is None else path.absolute()  # another process may run elsewhere
-        self._made_by = (
-            type(self),
-            (anywhere, backend, device, threads, threshold, if_none, max_pixels, untrusted),
-        )
+        anywhere = None if path == BUNDLED else path.absolute()  # another process may run elsewhere
+        options = (threshold, if_none, specks, max_pixels, untrusted)
+        self._made_by = (type(self), (anywhere, backend, device, threads, *options))
 
     @classmethod
     def of(
@@ -97,23 +99,30 @@ class Ranker:
         backend: Backend,
         threshold: float | None = None,
         if_none: str = "none",
+        specks: str = "drop",
     ) -> Self:
-        """A Ranker of an artifact that a backend has loaded; threshold and if_none as above.
+        """A Ranker of an artifact that a backend has loaded; threshold, if_none, specks as above.
 
         It can be pickled if the backend can. Raises ArtifactError if the two do not belong
         together, OptionError.
         """
-        check_options(threshold, if_none)
+        check_options(threshold, if_none, specks)
         ranker = cls.__new__(cls)
-        ranker._set_up(artifact, backend, threshold, if_none)
-        ranker._made_by = (cls.of, (artifact, backend, threshold, if_none))
+        ranker._set_up(artifact, backend, threshold, if_none, specks)
+        ranker._made_by = (cls.of, (artifact, backend, threshold, if_none, specks))
         return ranker
 
     def _set_up(
-        self, artifact: Artifact, backend: Backend, threshold: float | None, if_none: str
+        self,
+        artifact: Artifact,
+        backend: Backend,
+        threshold: float | None,
+        if_none: str,
+        specks: str,
     ) -> None:
         check_interface(backend, artifact.description)
-        self.artifact, self.backend, self.if_none = artifact, backend, if_none
+        self.artifact, self.backend = artifact, backend
+        self.if_none, self.specks = if_none, specks
         self.threshold = artifact.description.threshold if threshold is None else threshold
 
     def __call__(self, image: ImageSource) -> Ranking:
@@ -217,6 +226,7 @@ class Ranker:
             "device": self.backend.device,
             "threshold": self.threshold,
             "if_none": self.if_none,
+            "specks": self.specks,
         }
 
     def __str__(self) -> str:
@@ -239,7 +249,9 @@ class Ranker:
         decoded = perf_counter()
         padded, geometry = letterbox(photo, self.artifact.description.input)
         ready = perf_counter()
-        return _Photo(padded, geometry, 1e3 * (decoded - start), 1e3 * (ready - decoded))
+        file = str(image) if isinstance(image, str | Path) else None
+        times = 1e3 * (decoded - start), 1e3 * (ready - decoded)
+        return _Photo(photo, file, padded, geometry, *times)
 
     def _rank(self, photos: list[_Photo]) -> list[Ranking]:
         """One inference over photos of equal padded size."""
@@ -259,6 +271,7 @@ class Ranker:
                 self.if_none,
                 outputs["attention"][index] if facts.attention else None,
                 facts.order,
+                self.specks,
             )
             times = {
                 "decode": photo.decode_ms,
@@ -266,23 +279,49 @@ class Ranker:
                 "inference": inference_ms,
                 "postprocess": 1e3 * (perf_counter() - start),
             }
-            rankings.append(replace(ranking, timings_ms=times))
+            told = replace(ranking, timings_ms=times, image=photo.image, file=photo.file)
+            rankings.append(told)
         return rankings
 
 
 @dataclass(frozen=True, eq=False)
 class _Photo:
-    """A photo ready for the network. padded: (H, W, 3) uint8. Times of the two stages so far."""
+    """A photo ready for the network. image: as read. file: its path, if any. padded: (H, W, 3)
+    uint8. Times of the two stages so far."""
 
+    image: np.ndarray
+    file: str | None
     padded: np.ndarray
     geometry: Geometry
     decode_ms: float
     preprocess_ms: float
 
 
-def check_options(threshold: float | None, if_none: str) -> None:
-    """Raise OptionError for a threshold or an `if_none` that Ranker does not take."""
+def model_path(model: str | Path | None) -> Path:
+    """The artifact that is meant: a file, or the bundled one by its name.
+
+    Raises ArtifactError for a checkpoint, which has to be exported first.
+    """
+    if model is None or (str(model) == "nano" and not Path(model).exists()):
+        return BUNDLED
+    path = Path(model)
+    if path.suffix == ".safetensors":
+        raise ArtifactError(
+            f"{path.name} is a checkpoint, for PyTorch: make an ONNX file of it with dsgnn-export "
+            "onnx"
+        )
+    if path.suffix in (".pth", ".pt"):
+        raise ArtifactError(
+            f"{path.name} is a checkpoint, for PyTorch: convert it with dsgnn-convert, and make an "
+            "ONNX file of that with dsgnn-export onnx"
+        )
+    return path
+
+
+def check_options(threshold: float | None, if_none: str, specks: str = "drop") -> None:
+    """Raise OptionError for a threshold, an `if_none` or `specks` that Ranker does not take."""
     check_if_none(if_none)
+    check_specks(specks)
     if threshold is not None and not 0 <= threshold < 1:
         raise OptionError(f"threshold must be at least 0 and below 1, got {threshold}")
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
+import cv2
 import numpy as np
 
 from dsgnn.runtime import rle
+from dsgnn.runtime.disk.files import write_whole
+from dsgnn.runtime.disk.pictures import encode_picture, to_bgr, write_picture
 from dsgnn.runtime.draw import draw_objects
-from dsgnn.runtime.errors import OptionError
-from dsgnn.runtime.letterbox import check_photo
+from dsgnn.runtime.errors import DataError, InputError, OptionError
+from dsgnn.runtime.images import ImageSource, read_image
 
 ASSR_GREYS = (255, 229, 204, 178, 153)  # rank 1, 2, … of the ASSR ground-truth maps
 PALETTES = ("assr", "irsr")
+SAVED = ("overlay", "map", "masks", "crops", "json")  # what `Ranking.save` can write
+SHOWN_SIDE_PX = 960  # longest side of the picture that a notebook shows
+SOFT = 0.002  # width of a crop's soft edge, as a share of the photo's size (h·w)^½
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +45,7 @@ class RankedObject:
     saliency: float
     score: float
     box: tuple[int, int, int, int]
-    mask: np.ndarray
+    mask: np.ndarray = field(repr=False)
     area: float
     query: int
     identity: int | None = None
@@ -58,6 +66,35 @@ class RankedObject:
         if self.attention is not None and not 0 <= self.attention <= 1:
             raise ValueError(f"attention must be within 0…1, got {self.attention}")
 
+    def crop(self, image: ImageSource, soft_px: float | None = None) -> np.ndarray:
+        """Cut the object out of its photo: (box height, box width, 4) uint8 RGBA.
+
+        image: the photo, as a path, encoded bytes or a (h, w, 3) uint8 RGB array. Alpha is 0
+        outside the mask, and inside it rises from 0 at the outline to 255 within about soft_px
+        pixels, so that nothing of the background is seen; where the photo's edge cuts the object it
+        stays 255. soft_px: 0 cuts hard; None = 0.2% of the photo's size, at least 1. Raises what
+        `read_image` raises, OptionError for a photo of another size or a soft_px below 0.
+        """
+        h, w = self.mask.shape
+        if soft_px is not None and not soft_px >= 0:
+            raise OptionError(f"soft_px must be at least 0, got {soft_px}")
+        photo = _of_size(image, h, w)
+        soft = max(1.0, SOFT * (h * w) ** 0.5) if soft_px is None else soft_px
+        x0, y0, x1, y1 = self.box
+        cut = np.empty((y1 - y0, x1 - x0, 4), np.uint8)
+        cut[..., :3] = photo[y0:y1, x0:x1]
+        cut[..., 3] = self.mask[y0:y1, x0:x1].view(np.uint8) * 255
+        if soft and cut.size:
+            margin = int(np.ceil(2 * soft))
+            top, left = max(0, y0 - margin), max(0, x0 - margin)
+            around = self.mask[top : y1 + margin, left : x1 + margin].astype(np.float32)
+            # Half of a blur lies outside of a straight outline: twice the rest rises from 0 there.
+            blurred = cv2.GaussianBlur(around, (0, 0), soft / 2, borderType=cv2.BORDER_REPLICATE)
+            inside = blurred[y0 - top : y1 - top, x0 - left : x1 - left]
+            alpha = np.clip(2 * inside - 1, 0, 1) * cut[..., 3]
+            cut[..., 3] = np.rint(alpha)
+        return cut
+
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
@@ -67,7 +104,11 @@ class Ranking:
     timings_ms: milliseconds per stage ("decode", "preprocess", "inference", "postprocess"), as far
     as they were measured. attention: where people look, (gh, gw) float32 of a coarse grid over the
     photo, sum 1; None where the artifact has no such output. The grid begins at the photo's top
-    left corner; its last row and column may reach beyond the photo.
+    left corner; its last row and column may reach beyond the photo. image: the photo, (h, w, 3)
+    uint8 RGB, which the methods draw on; None where it is not known. A Ranker gives the very array
+    that it was given. file: the photo's path, where the Ranker was given one.
+
+    It is a sequence of its objects: `for item in ranking`, `ranking[0]`, `len(ranking)`.
     Raises ValueError when the objects are not of one photo or are out of order: like those of
     RankedObject, a mistake of the program that makes it.
     """
@@ -75,8 +116,10 @@ class Ranking:
     height: int
     width: int
     objects: tuple[RankedObject, ...]
-    timings_ms: Mapping[str, float] = field(default_factory=dict)
-    attention: np.ndarray | None = None
+    timings_ms: Mapping[str, float] = field(default_factory=dict, repr=False)
+    attention: np.ndarray | None = field(default=None, repr=False)
+    image: np.ndarray | None = field(default=None, repr=False)
+    file: str | None = None
 
     def __post_init__(self) -> None:
         ranks = [item.rank for item in self.objects]
@@ -108,19 +151,89 @@ class Ranking:
             grey[item.mask] = level
         return grey
 
-    def draw(self, image: np.ndarray) -> np.ndarray:
-        """The photo with its objects tinted, outlined and numbered by rank.
+    def __len__(self) -> int:
+        return len(self.objects)
 
-        image: (h, w, 3) uint8 RGB of this ranking's size; left unchanged. Returns the same form.
-        Raises InputError for another form, OptionError for another size.
+    def __iter__(self) -> Iterator[RankedObject]:
+        return iter(self.objects)
+
+    @overload
+    def __getitem__(self, index: int) -> RankedObject: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[RankedObject, ...]: ...
+    def __getitem__(self, index: int | slice) -> RankedObject | tuple[RankedObject, ...]:
+        """The object at a place, from 0: `ranking[0]` has rank 1."""
+        return self.objects[index]
+
+    def draw(self, image: ImageSource | None = None) -> np.ndarray:
+        """The photo with its objects tinted, outlined and numbered: (h, w, 3) uint8 RGB.
+
+        image: a path, encoded bytes or a (h, w, 3) uint8 RGB array of this ranking's size, which is
+        left unchanged; None = the ranking's own photo. Raises what `read_image` raises, and
+        OptionError for another size and where the photo is not known.
         """
-        check_photo(image)
-        if image.shape[:2] != (self.height, self.width):
-            raise OptionError(
-                f"the ranking is of a photo of (height, width) = ({self.height}, {self.width}), "
-                f"got an image of {image.shape[:2]}"
-            )
-        return draw_objects(image, self.objects)
+        return draw_objects(self._photo(image), self.objects)
+
+    def save(
+        self,
+        folder: str | Path,
+        kinds: Collection[str] = ("overlay", "json"),
+        image: ImageSource | None = None,
+        name: str | None = None,
+    ) -> list[Path]:
+        """Write what `dsgnn-run --save` writes of one photo; returns the files.
+
+        folder: made if missing. kinds: some of "overlay" (NAME.overlay.jpg), "map" (NAME.map.png),
+        "masks" (NAME.mask1.png, …), "crops" (NAME.crop1.png, …) and "json" (NAME.json, one image of
+        results.json, which `from_dict` reads). image: as for `draw`. name: None = the photo's own
+        without its suffix, or "photo" where it has none. Files of these names are replaced; every
+        file appears whole or not at all. Raises what `draw` raises, OptionError for another kind,
+        and OSError.
+        """
+        if isinstance(kinds, str):
+            kinds = kinds.split(",")
+        if unknown := [kind for kind in kinds if kind not in SAVED]:
+            raise OptionError(f"kinds must be some of {', '.join(SAVED)}, got {', '.join(unknown)}")
+        own = image if isinstance(image, str | Path) else self.file
+        stem = Path(own).stem if name is None and own else name or "photo"
+        photo = self._photo(image) if {"overlay", "crops"} & set(kinds) else None
+        pictures: dict[str, np.ndarray] = {}  # grey, BGR or BGRA by the ending of the name
+        if "overlay" in kinds:
+            pictures["overlay.jpg"] = to_bgr(self.draw(photo))
+        if "map" in kinds:
+            pictures["map.png"] = self.rank_map()
+        for item in self.objects:
+            if "masks" in kinds:
+                pictures[f"mask{item.rank}.png"] = item.mask.view(np.uint8) * 255
+            if photo is not None and "crops" in kinds and item.area > 0:
+                cut = cv2.cvtColor(item.crop(photo), cv2.COLOR_RGBA2BGRA)
+                pictures[f"crop{item.rank}.png"] = cut
+        out = Path(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        written = {out / f"{stem}.{ending}": pixels for ending, pixels in pictures.items()}
+        for path, pixels in written.items():
+            write_picture(path, pixels)
+        if "json" not in kinds:
+            return list(written)
+        facts = {"file": self.file or stem, **self.to_dict()}
+        write_whole(out / f"{stem}.json", (json.dumps(facts, indent=2) + "\n").encode())
+        return [*written, out / f"{stem}.json"]
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the drawn photo, or the rank map where the photo is not known."""
+        picture = self.rank_map() if self.image is None else to_bgr(self.draw())
+        scale = SHOWN_SIDE_PX / max(self.height, self.width)
+        if scale < 1:
+            size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
+            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        return encode_picture(".png", picture)
+
+    def _photo(self, image: ImageSource | None) -> np.ndarray:
+        """The photo to draw on. Raises what `read_image` raises, and OptionError."""
+        source = self.image if image is None else image
+        if source is None:
+            raise OptionError("this ranking does not hold its photo: give the photo")
+        return _of_size(source, self.height, self.width)
 
     def to_dict(self) -> dict[str, Any]:
         """One image of `results.json` (schema dsgnn.results/1) without its file name.
@@ -148,6 +261,56 @@ class Ranking:
                 for item in self.objects
             ],
         }
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Ranking:
+        """A ranking from one image of `results.json`, what `to_dict` gave.
+
+        facts: also a server's image, a line of a video's frames and a row of Parquet. Boxes and
+        areas are those of the masks. Raises DataError for another form, and InputError for an image
+        that was not ranked.
+        """
+        if facts.get("error"):
+            raise InputError(f"the image was not ranked: {facts['error']}")
+        try:
+            height, width = int(facts["height"]), int(facts["width"])
+            entries = sorted(facts["objects"], key=lambda entry: entry["rank"])
+            objects = tuple(_object(entry, height, width) for entry in entries)
+            return cls(height, width, objects, file=facts.get("file"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"expected one image of a results.json, with width, height and objects: {error!r}"
+            ) from error
+
+
+def _object(entry: Mapping[str, Any], height: int, width: int) -> RankedObject:
+    size = list(entry["segmentation"]["size"])
+    if size != [height, width]:  # before anything of the other size is made
+        raise DataError(f"a mask has size {size}, its photo {[height, width]}")
+    mask = rle.decode(entry["segmentation"])
+    x, y, w, h = cv2.boundingRect(mask.view(np.uint8))
+    return RankedObject(
+        rank=entry["rank"],
+        saliency=float(entry["saliency"]),
+        score=float(entry.get("score", 1.0)),
+        box=(x, y, x + w, y + h),
+        mask=mask,
+        area=cv2.countNonZero(mask.view(np.uint8)) / (height * width),
+        query=entry.get("query", entry["rank"] - 1),
+        identity=entry.get("identity"),
+        attention=entry.get("attention"),
+    )
+
+
+def _of_size(image: ImageSource, height: int, width: int) -> np.ndarray:
+    """Read a photo. Raises what `read_image` raises, and OptionError for another size."""
+    photo = read_image(image)
+    if photo.shape[:2] != (height, width):
+        raise OptionError(
+            f"the ranking is of a photo of (height, width) = ({height}, {width}), got an image of "
+            f"{photo.shape[:2]}"
+        )
+    return photo
 
 
 def _xywh(box: tuple[int, int, int, int]) -> list[int]:

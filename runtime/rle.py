@@ -9,10 +9,13 @@ the run two before, in 5-bit groups from the low end, as printable characters fr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
 import numpy as np
+
+from dsgnn.runtime.errors import DataError
 
 
 def encode(mask: np.ndarray) -> dict[str, Any]:
@@ -51,3 +54,53 @@ def _characters(runs: np.ndarray) -> str:
         groups.append(low + 0x20 * more + 48)
     table = np.stack(groups, axis=1).astype(np.uint8)  # (n, groups)
     return table[np.stack(used, axis=1)].tobytes().decode("ascii")
+
+
+def decode(segmentation: Mapping[str, Any]) -> np.ndarray:
+    """Decode a COCO run-length code to its mask, (h, w) bool.
+
+    segmentation: {"size": [h, w], "counts": run lengths down the columns, the first outside the
+    object, as a list of integers or as COCO's compressed text}. Raises DataError when fields are
+    missing or the runs do not fill the image.
+    """
+    try:
+        height, width = (int(side) for side in segmentation["size"])
+        counts = segmentation["counts"]
+        if isinstance(counts, str | bytes):
+            counts = _decompress(counts.encode() if isinstance(counts, str) else counts)
+        runs = np.asarray(counts, np.int64)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise DataError(
+            "expected a run-length code {'size': [h, w], 'counts': …}, got "
+            f"{repr(segmentation)[:80]}"
+        ) from error
+    out_of_range = (runs < 0) | (runs > height * width)  # sums of larger ones may wrap around
+    if runs.ndim != 1 or out_of_range.any() or runs.sum() != height * width:
+        raise DataError(
+            f"the runs of a {height}x{width} run-length mask must add up to {height * width}, "
+            f"got {runs.sum()}"
+        )
+    return np.ascontiguousarray(fill(runs).reshape(width, height).T)
+
+
+def fill(runs: np.ndarray) -> np.ndarray:
+    """Column-major pixels (h·w,) bool from run lengths, alternately outside and inside."""
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+
+
+def _decompress(text: bytes) -> list[int]:
+    """COCO's text form of run lengths: 5 bits a character, differences from the fourth run on."""
+    counts: list[int] = []
+    position = 0
+    while position < len(text):
+        value, bits, more = 0, 0, True
+        while more:
+            character = text[position] - 48
+            value |= (character & 31) << bits
+            more = bool(character & 32)
+            position += 1
+            bits += 5
+            if not more and character & 16:
+                value -= 1 << bits  # the sign
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+    return counts

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dsgnn.runtime import rle
 from dsgnn.runtime.errors import DataError
 
 UPSAMPLING = 5  # COCO walks each outline on a grid this many times finer than the pixels
@@ -23,8 +24,8 @@ FARTHEST = 100_000  # pixels; an outline that goes farther is a mistake, and wou
 def segmentation_to_mask(segmentation: Sequence | Mapping, height: int, width: int) -> np.ndarray:
     """Draw a COCO `segmentation` field, whichever of its forms it has.
 
-    segmentation: a list of polygons, or {"size": [h, w], "counts": …} (see `rle_to_mask`), or a
-    list of those, which are united.
+    segmentation: a list of polygons, or {"size": [h, w], "counts": …} for
+    `dsgnn.runtime.rle.decode`, or a list of those, which are united.
     Returns (height, width) bool. Raises DataError for a broken segmentation or another size.
     """
     if not isinstance(segmentation, Mapping):
@@ -37,7 +38,7 @@ def segmentation_to_mask(segmentation: Sequence | Mapping, height: int, width: i
         raise DataError(  # before anything of the other size is made
             f"run-length mask of size {list(size)} (height, width) on an image of {[height, width]}"
         )
-    return rle_to_mask(segmentation)
+    return rle.decode(segmentation)
 
 
 def polygons_to_mask(polygons: Sequence, height: int, width: int) -> np.ndarray:
@@ -58,38 +59,8 @@ def polygons_to_mask(polygons: Sequence, height: int, width: int) -> np.ndarray:
     for number, polygon in enumerate(polygons):
         crossings = _column_crossings(_points(polygon, number), height, width)
         # Going down the columns, each crossing toggles between outside and inside.
-        mask |= _fill(np.diff(np.sort(crossings), prepend=0, append=height * width))
+        mask |= rle.fill(np.diff(np.sort(crossings), prepend=0, append=height * width))
     return np.ascontiguousarray(mask.reshape(width, height).T)
-
-
-def rle_to_mask(rle: Mapping) -> np.ndarray:
-    """Decode a COCO run-length code.
-
-    rle: {"size": [h, w], "counts": run lengths down the columns, the first outside the object, as a
-    list of integers or as COCO's compressed text}. Returns (h, w) bool.
-    Raises DataError when fields are missing or the runs do not fill the image.
-    """
-    try:
-        (height, width), counts = (int(side) for side in rle["size"]), rle["counts"]
-        if isinstance(counts, str | bytes):
-            counts = _decompress(counts.encode() if isinstance(counts, str) else counts)
-        runs = np.asarray(counts, np.int64)
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise DataError(
-            f"expected a run-length code {{'size': [h, w], 'counts': …}}, got {_brief(rle)}"
-        ) from error
-    out_of_range = (runs < 0) | (runs > height * width)  # sums of larger ones may wrap around
-    if runs.ndim != 1 or out_of_range.any() or runs.sum() != height * width:
-        raise DataError(
-            f"the runs of a {height}x{width} run-length mask must add up to {height * width}, "
-            f"got {runs.sum()}"
-        )
-    return np.ascontiguousarray(_fill(runs).reshape(width, height).T)
-
-
-def _fill(runs: np.ndarray) -> np.ndarray:
-    """Column-major pixels (h·w,) bool from run lengths, alternately outside and inside."""
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs)
 
 
 def _points(polygon: Sequence, number: int) -> np.ndarray:
@@ -144,24 +115,6 @@ def _column_crossings(points: np.ndarray, height: int, width: int) -> np.ndarray
     kept = (x == np.floor(x)) & (x >= 0) & (x <= width - 1)
     y = (np.minimum(v[moved], v[moved - 1])[kept] + 0.5) / UPSAMPLING - 0.5
     return x[kept].astype(np.int64) * height + np.ceil(np.clip(y, 0, height)).astype(np.int64)
-
-
-def _decompress(text: bytes) -> list[int]:
-    """COCO's text form of run lengths: 5 bits a character, differences from the fourth run on."""
-    counts: list[int] = []
-    position = 0
-    while position < len(text):
-        value, bits, more = 0, 0, True
-        while more:
-            character = text[position] - 48
-            value |= (character & 31) << bits
-            more = bool(character & 32)
-            position += 1
-            bits += 5
-            if not more and character & 16:
-                value -= 1 << bits  # the sign
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-    return counts
 
 
 def _brief(value: object) -> str:

@@ -70,7 +70,7 @@ def evaluate(
         rank, facts = predictions_ranker(predictions)
     else:
         assert model is not None
-        rank, facts = open_model(model, size, if_none, backend, device, threads)
+        rank, facts = open_model(model, size, if_none, "drop", backend, device, threads)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     names, counts, measured = [], [], []

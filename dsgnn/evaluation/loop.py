@@ -96,7 +96,7 @@ def _open(
 ) -> tuple[Rank, Facts]:
     """What ranks: the model or the predictions, whichever is given."""
     if model is not None and predictions is None:
-        return open_model(model, size, if_none, backend, device, threads)
+        return open_model(model, size, if_none, "keep", backend, device, threads)
     if model is not None or predictions is None:
         raise OptionError("give either a model or predictions, and not both", "predictions")
     if (size, if_none, backend, device, threads) != (None, "all", "auto", "auto", None):

@@ -30,7 +30,9 @@ Rank = Callable[[Sample], Ranking]
 Facts = Mapping[str, Any]  # the `model` entry of results.json
 
 
-def model_ranker(model: DSGNN, rule: Rule | None = None, if_none: str = "all") -> Rank:
+def model_ranker(
+    model: DSGNN, rule: Rule | None = None, if_none: str = "all", specks: str = "keep"
+) -> Rank:
     """Rank with a network in this process, in the mode and on the device it is.
 
     rule: of the letterbox, by default the longest side at the configuration's size.
@@ -57,6 +59,7 @@ def model_ranker(model: DSGNN, rule: Rule | None = None, if_none: str = "all") -
             if_none,
             attention[0] if attention else None,
             config.order,
+            specks,
         )
 
     return rank
@@ -66,6 +69,7 @@ def open_model(
     path: Path,
     size: tuple[int, int] | None = None,
     if_none: str = "all",
+    specks: str = "keep",
     backend: str = "auto",
     device: str = "auto",
     threads: int | None = None,
@@ -82,7 +86,7 @@ def open_model(
             raise OptionError(
                 f"{path.name} has its own input size: only checkpoints take one", "size"
             )
-        ranker = Ranker(path, backend, device, threads, if_none=if_none)
+        ranker = Ranker(path, backend, device, threads, if_none=if_none, specks=specks)
         return lambda sample: ranker(sample.image), ranker.describe()
 
     import torch
@@ -116,29 +120,30 @@ def open_model(
         "device": str(where),
         "threshold": model.config.threshold,
         "if_none": if_none,
+        "specks": specks,
         "input": str(rule),
     }
-    return model_ranker(model.to(where), rule, if_none), facts
+    return model_ranker(model.to(where), rule, if_none, specks), facts
 
 
 def predictions_ranker(path: Path) -> tuple[Rank, Facts]:
-    """Look predictions up in a results.json, by the photo's name without suffix, and without its
-    folder where that is enough to tell it.
+    """Look predictions up in a results.json or in a cluster's Parquet, by the photo's name without
+    suffix, and without its folder where that is enough to tell it.
 
-    Objects need `saliency` and `segmentation`. They count in the order of their `query`, or of the
-    file where they have none. Raises DataError for another form, and for photos that are not in
-    the file or have another size there.
+    path: the file, or a folder with part-*.parquet. Objects need `saliency` and `segmentation`.
+    They count in the order of their `query`, or of the file where they have none. Raises DataError
+    for another form, and for photos that are not in the file or have another size there.
     """
     by_name: dict[str, list[Any]] = {}
+    entries, model = _predictions(path)
     try:
-        content = json.loads(path.read_text("utf-8"))
-        if content["schema"] != RESULTS_SCHEMA:
-            raise DataError(f"expected schema {RESULTS_SCHEMA}, got {content['schema']!r}")
-        for entry in content["images"]:
+        for entry in entries:
+            if entry["file"] is None:  # of a table that holds bytes and no names
+                continue
             file = Path(entry["file"])
             for name in {entry["file"], file.with_suffix("").as_posix(), file.stem}:
                 by_name.setdefault(name, []).append(entry)
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a results.json of dsgnn ({error!r})") from None
 
     def rank(sample: Sample) -> Ranking:
@@ -149,7 +154,7 @@ def predictions_ranker(path: Path) -> tuple[Rank, Facts]:
                 "split, or measure the split that was ranked"
             )
         entry = found[0]
-        if "error" in entry:
+        if entry.get("error") is not None:
             raise DataError(f"{path} has no ranking of it, only: {entry['error']}")
         try:
             size, expected = (entry["height"], entry["width"]), sample.image.shape[:2]
@@ -159,7 +164,24 @@ def predictions_ranker(path: Path) -> tuple[Rank, Facts]:
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: {error!r}") from error
 
-    return rank, content.get("model", {})
+    return rank, model
+
+
+def _predictions(path: Path) -> tuple[list[Any], Facts]:
+    """The images of a results file, and what ranked them. Raises DataError for another form."""
+    if path.is_dir() or path.suffix == ".parquet":
+        from dsgnn.runtime.cluster.parquet import read_results
+
+        return read_results(path)
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if content["schema"] != RESULTS_SCHEMA:
+            raise DataError(f"expected schema {RESULTS_SCHEMA}, got {content['schema']!r}")
+        return list(content["images"]), content.get("model", {})
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not a results.json of dsgnn: it is not text") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a results.json of dsgnn ({error!r})") from None
 
 
 def _ranking(entry: Mapping[str, Any]) -> Ranking:

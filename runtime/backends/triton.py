@@ -28,11 +28,12 @@ def TritonRanker(
     timeout_s: float = 60.0,
     threshold: float | None = None,
     if_none: str = "none",
+    specks: str = "drop",
 ) -> Ranker:
     """A Ranker whose network runs on a Triton Inference Server; it is called like any other.
 
     model: its name on the server. url: host:port of the server's gRPC. timeout_s: of one request.
-    threshold, if_none: as of Ranker.
+    threshold, if_none, specks: as of Ranker.
 
     Raises BackendError if tritonclient is not installed, or the server does not answer or has no
     such model; ArtifactError for a model that `dsgnn-export triton` did not write; OptionError.
@@ -47,7 +48,7 @@ def TritonRanker(
     if sidecar.description is None:
         raise ArtifactError(f"{model} on {url} lacks its description: export it again")
     artifact = Artifact(Path(model), sidecar.description, sidecar.sha256, sidecar)
-    return Ranker.of(artifact, backend, threshold, if_none)
+    return Ranker.of(artifact, backend, threshold, if_none, specks)
 
 
 class Triton(Backend):

@@ -16,6 +16,7 @@ from dsgnn.runtime.console import (
     ranker_options,
     say,
     skip_existing_option,
+    specks_option,
     usage,
 )
 from dsgnn.runtime.disk.files import printable
@@ -36,6 +37,7 @@ from dsgnn.runtime.errors import DsgnnError
 @click.option("--batch", type=int, default=1, show_default=True, help="Images per inference.")
 @ranker_options("cpu, or cuda: Ray says which GPU of a machine.", "2; 1 on a GPU")
 @if_none_option
+@specks_option
 @max_pixels_option
 @skip_existing_option
 @click.version_option(package_name="dsgnn")
@@ -51,6 +53,7 @@ def main(
     device: str,
     threads: int | None,
     if_none: str,
+    specks: str,
     max_pixels: int,
     skip_existing: bool,
 ) -> None:
@@ -81,7 +84,7 @@ def main(
     with usage():
         found = find_sources(sources, out)
         make_ranker, gpu = ranker_for(
-            model, backend, device, threads, threshold, if_none, max_pixels
+            model, backend, device, threads, threshold, if_none, specks, max_pixels
         )
         make_folder(out)
     if found.passed_over:

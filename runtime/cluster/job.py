@@ -48,7 +48,7 @@ from dsgnn.runtime.errors import (
 )
 from dsgnn.runtime.images import memory_errors, silence_opencv
 from dsgnn.runtime.photo.headers import MAX_PIXELS
-from dsgnn.runtime.ranker import BUNDLED, Ranker
+from dsgnn.runtime.ranker import BUNDLED, Ranker, model_path
 from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.run.loop import (
     FAILURES,
@@ -73,6 +73,7 @@ def ranker_for(
     threads: int | None,
     threshold: float | None,
     if_none: str,
+    specks: str = "drop",
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[MakeRanker, bool]:
     """Turn the arguments of Ranker into a function that makes one in a worker, for photos of
@@ -82,12 +83,13 @@ def ranker_for(
     and cpu for an ONNX file. Raises FileNotFoundError or ArtifactError for a model that cannot be
     read here, OptionError for another device.
     """
-    path = open_artifact(model or BUNDLED).path
+    path = open_artifact(model_path(model)).path
     if device not in ("auto", "cpu", "cuda"):
         raise OptionError(f"a worker's device is cpu or cuda, as Ray picks the GPU: got {device}")
     gpu = device == "cuda" or (device == "auto" and path.suffix in ENGINES)
-    last = model and model.absolute()  # None: the package of each worker has the bundled one
-    arguments = (last, backend, "cuda" if gpu else "cpu", threads, threshold, if_none, max_pixels)
+    last = None if path == BUNDLED else path.absolute()  # None: each worker's package has its own
+    runs_on = "cuda" if gpu else "cpu"
+    arguments = (last, backend, runs_on, threads, threshold, if_none, specks, max_pixels)
     make = partial(Ranker, *arguments, untrusted=True)
     return make, gpu
 
@@ -197,7 +199,7 @@ def plan(sources: Iterable[Source]) -> Work:
                 pieces.append(Piece(str(source.path), source.shown))
         except FAILURES as error:
             name = os.fsencode(source.shown).decode("utf-8", "backslashreplace")
-            row = {"path": name, "table": None, "row": None}
+            row = {"file": name, "table": None, "row": None}
             refused.append(_failed(row, reason(error)))
     return Work(pieces, refused)
 
@@ -322,7 +324,7 @@ class _Member:
                 del left[parquet.key(row)]
         except Exception as error:
             for table, number in left:
-                yield {"path": None, "table": table, "row": number}, error
+                yield {"file": None, "table": table, "row": number}, error
 
     def _rows(self, images: Sequence[tuple[Row, bytes | Path | Exception]]) -> list[Row]:
         """The images' rows of results, each with the milliseconds of its stages."""

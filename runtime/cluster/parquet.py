@@ -3,10 +3,11 @@
 An image of a job is named by its `Key`: a file by its name, an image in a table by the table and
 its row. A results table has a row for each image:
 
-    path     of the image; null for bytes in a table that has no path
+    file     path of the image; null for bytes in a table that has no path
     table    the Parquet file it was a row of, else null
     row      its row there, from 0, else null
-    width, height, objects: as an image of results.json (dsgnn.results/1); null where it failed
+    width, height, objects: as an image of results.json (dsgnn.results/1); null where it failed, and
+             an object's attention is null where the model does not know it
     error    why it failed, else null
 """
 
@@ -32,6 +33,7 @@ SUFFIX = ".parquet"
 METADATA_KEY = b"dsgnn"
 PART_ROWS = 500  # results that a killed job loses at most, and does again when it is resumed
 READ_ROWS = 16  # images of a table held in a worker's memory
+MOVE = "move it, or choose another output folder"  # a part that a job must not touch
 NOTHING = InputError("its row has neither bytes nor a path")
 NO_NAME = InputError("its path holds the character of code 0, as no name does")
 COLUMNS = "bytes and/or path, or a column image of both"
@@ -39,7 +41,7 @@ COLUMNS = "bytes and/or path, or a column image of both"
 
 def key(row: Mapping[str, Any]) -> Key:
     """What tells an image of a job from all others."""
-    return (None, row["path"]) if row["table"] is None else (row["table"], row["row"])
+    return (None, row["file"]) if row["table"] is None else (row["table"], row["row"])
 
 
 def shown(name: Key) -> str:
@@ -72,7 +74,7 @@ class Piece:
         the reason why there is nothing to read. folder: where relative paths in a table start.
         Raises OSError or InputError where reading the table breaks off."""
         if self.group is None:
-            yield {"path": self.name, "table": None, "row": None}, Path(self.path)
+            yield {"file": self.name, "table": None, "row": None}, Path(self.path)
             return
         import pyarrow.parquet
 
@@ -87,7 +89,7 @@ class Piece:
                         source = data
                         if data is None and path:
                             source = NO_NAME if "\0" in path else folder / path
-                        yield {"path": path, "table": self.name, "row": number}, source or NOTHING
+                        yield {"file": path, "table": self.name, "row": number}, source or NOTHING
                     number += 1
 
 
@@ -167,6 +169,7 @@ def results_table(rows: Iterable[Row], model: Mapping[str, Any] | None = None) -
             "rank": integer,
             "saliency": real,
             "score": real,
+            "attention": real,
             "bbox": pyarrow.list_(integer),
             "area": real,
             "query": integer,
@@ -174,7 +177,7 @@ def results_table(rows: Iterable[Row], model: Mapping[str, Any] | None = None) -
         }
     )
     columns = {
-        **{"path": text, "table": text, "row": pyarrow.int64(), "width": integer},
+        **{"file": text, "table": text, "row": pyarrow.int64(), "width": integer},
         **{"height": integer, "objects": pyarrow.list_(item), "error": text},
     }
     if model is None:
@@ -202,7 +205,7 @@ class Parts:
         self.done: set[Key] = set()
         self._out, self._model, self._rows, self._next = out, dict(model), list[Row](), 0
         earlier = sorted(out.glob(f"part-*{SUFFIX}"))
-        models = [_model_of(path) for path in earlier]  # all, before one is touched
+        models = [_model_of(path, MOVE) for path in earlier]  # all, before one is touched
         for path, made_by in zip(earlier, models, strict=True):
             if not resume:
                 path.unlink()
@@ -235,7 +238,7 @@ class Parts:
         with arrow_errors():
             table = pyarrow.parquet.read_table(path)
         good = table.filter(table["error"].is_null())
-        self.done.update(key(row) for row in good.select(["path", "table", "row"]).to_pylist())
+        self.done.update(key(row) for row in good.select(["file", "table", "row"]).to_pylist())
         if not len(good):
             path.unlink()
         elif len(good) < len(table):
@@ -255,7 +258,25 @@ def _write(path: Path, table: pyarrow.Table) -> None:
         pyarrow.parquet.write_table(table, temporary, compression="zstd")
 
 
-def _model_of(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of a part, or of all parts of a folder, and what ranked them.
+
+    Raises FileNotFoundError for a folder without parts, and OptionError for a file that is not one
+    of ours.
+    """
+    import pyarrow.parquet
+
+    parts = sorted(path.glob(f"part-*{SUFFIX}")) if path.is_dir() else [path]
+    if not parts:
+        raise FileNotFoundError(f"{path} holds no part-*{SUFFIX}")
+    model = [_model_of(part, "give what dsgnn-batch wrote") for part in parts][0]
+    with arrow_errors():
+        return [
+            row for part in parts for row in pyarrow.parquet.read_table(part).to_pylist()
+        ], model
+
+
+def _model_of(path: Path, advice: str) -> dict[str, Any]:
     """What ranked the images of a part. Raises OptionError if it is not one of ours."""
     import pyarrow.parquet
 
@@ -265,6 +286,4 @@ def _model_of(path: Path) -> dict[str, Any]:
             return facts["model"]
     except (KeyError, ValueError, OSError):
         pass
-    raise OptionError(
-        f"{path} is not of {RESULTS_SCHEMA}: move it, or choose another output folder"
-    )
+    raise OptionError(f"{path} is not of {RESULTS_SCHEMA}: {advice}")

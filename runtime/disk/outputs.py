@@ -15,15 +15,14 @@ import cv2
 import numpy as np
 
 from dsgnn.runtime.disk.durable import record_file
-from dsgnn.runtime.disk.files import ffmpeg_name, whole_file, write_whole
+from dsgnn.runtime.disk.files import ffmpeg_name, whole_file
+from dsgnn.runtime.disk.pictures import to_bgr, write_picture
 from dsgnn.runtime.disk.sources import Source, numbered
 from dsgnn.runtime.errors import InputError, OptionError
 from dsgnn.runtime.ranking import RankedObject, Ranking
 from dsgnn.runtime.video import h264
 
 RESULTS_SCHEMA = "dsgnn.results/1"
-JPEG_QUALITY = 92
-JPEG_SIDE_PX = 65_500  # libjpeg's limit
 
 Record = Callable[[Mapping[str, Any]], None]
 Frame = Callable[[np.ndarray], None]
@@ -82,10 +81,7 @@ def mask(photo: np.ndarray, item: RankedObject) -> np.ndarray:
 
 def cut_out(photo: np.ndarray, item: RankedObject) -> np.ndarray:
     """The object's box, transparent where the mask is not: (box height, box width, 4) BGRA."""
-    x0, y0, x1, y1 = item.box
-    cut = cv2.cvtColor(photo[y0:y1, x0:x1], cv2.COLOR_RGB2BGRA)
-    cut[:, :, 3] = item.mask[y0:y1, x0:x1].view(np.uint8) * 255
-    return cut
+    return cv2.cvtColor(item.crop(photo), cv2.COLOR_RGBA2BGRA)
 
 
 TABLE = {
@@ -309,30 +305,3 @@ def _text_file(path: Path) -> Iterator[TextIO]:
 
 def forget(_: Any) -> None:
     """In place of a file that was not asked for."""
-
-
-def to_bgr(image: np.ndarray) -> np.ndarray:
-    """RGB to OpenCV's channel order."""
-    return cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-
-
-def write_picture(path: Path, pixels: np.ndarray) -> None:
-    """Write a grey, BGR or BGRA picture in the format of the suffix, whole or not at all. Raises
-    OSError, and InputError as `encode_picture`."""
-    write_whole(path, encode_picture(path.suffix, pixels))
-
-
-def encode_picture(suffix: str, pixels: np.ndarray) -> bytes:
-    """A grey, BGR or BGRA picture in the format of the suffix. Raises InputError for a size that
-    the format cannot hold."""
-    high, wide = pixels.shape[:2]
-    if suffix == ".jpg" and max(high, wide) > JPEG_SIDE_PX:
-        raise InputError(
-            f"a JPEG, as the overlay is, has at most {JPEG_SIDE_PX:,} pixels a side, not "
-            f"{wide}×{high}: ask for the map and json alone"
-        )
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == ".jpg" else []
-    done, data = cv2.imencode(suffix, pixels, options)
-    if not done:
-        raise InputError(f"OpenCV cannot encode a {suffix} of {wide}×{high} pixels")
-    return data.tobytes()

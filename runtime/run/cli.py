@@ -16,6 +16,7 @@ from dsgnn.runtime.console import (
     ranker_options,
     say,
     skip_existing_option,
+    specks_option,
     usage,
 )
 from dsgnn.runtime.disk.files import printable
@@ -56,6 +57,7 @@ traceback is a bug of ours: please report it.
 )
 @ranker_options(threads="2; 1 for videos where there are two cores")
 @if_none_option
+@specks_option
 @max_pixels_option
 @click.option("--every", type=int, default=1, show_default=True, help="Rank each N-th frame.")
 @click.option("--start", type=float, default=0.0, metavar="S", help="Second to start at.")
@@ -89,6 +91,7 @@ def main(
     palette: str,
     threshold: float | None,
     if_none: str,
+    specks: str,
     max_pixels: int,
     backend: str,
     device: str,
@@ -144,7 +147,7 @@ def main(
         found = find_sources(sources, out, raw=bool(raw))
         threads = choose_threads(threads, found.sources)
         ranker = Ranker(
-            model, backend, device, threads, threshold, if_none, max_pixels, untrusted=True
+            model, backend, device, threads, threshold, if_none, specks, max_pixels, untrusted=True
         )
         make_folder(out)
     if found.passed_over:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import click
 
 from dsgnn.runtime.backends import BACKENDS
+from dsgnn.runtime.console import specks_option
 from dsgnn.runtime.errors import DsgnnError
 
 
@@ -16,7 +17,8 @@ from dsgnn.runtime.errors import DsgnnError
     "models",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="ONNX file or engine made by dsgnn-export; may be repeated.  [default: the bundled nano]",
+    help="ONNX file or engine made by dsgnn-export, or nano for the bundled one; may be repeated.  "
+    "[default: nano]",
 )
 @click.option(
     "--host",
@@ -76,6 +78,7 @@ from dsgnn.runtime.errors import DsgnnError
     help="cpu or cuda; several replicas have a GPU each, in processes of Ray.",
 )
 @click.option("--threads", type=int, help="CPU threads of one inference.  [default: 2]")
+@specks_option
 @click.option(
     "--max-bytes", type=int, default=20_000_000, show_default=True, help="Bytes of one request."
 )
@@ -108,6 +111,7 @@ def main(
     backend: str,
     device: str,
     threads: int | None,
+    specks: str,
     max_bytes: int,
     max_pixels: int,
     max_requests: int,
@@ -146,6 +150,7 @@ def main(
     from dsgnn.runtime.serving.models import parse_models, running
 
     options = {"backend": backend, "device": device, "threads": threads, "threshold": threshold}
+    options["specks"] = specks
     with ExitStack() as stack:
         try:
             check_installed()

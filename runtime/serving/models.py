@@ -10,15 +10,16 @@ from typing import Any
 
 from dsgnn.runtime.artifact import ENGINES
 from dsgnn.runtime.errors import OptionError
-from dsgnn.runtime.ranker import BUNDLED
+from dsgnn.runtime.ranker import BUNDLED, model_path
 from dsgnn.runtime.serving.app import ServeLimits, Workers
 
 
 def parse_models(texts: Sequence[str]) -> dict[str, Path | None]:
     """The files of models by their names, from texts such as "small=nano.onnx" or "nano.onnx".
 
-    A model without a name has that of its file without the suffix. With no text it is the bundled
-    model, whose file is None. Raises OptionError for a name that is empty or given twice.
+    A model without a name has that of its file without the suffix. With no text, and for "nano", it
+    is the bundled model, whose file is None. Raises OptionError for a name that is empty or given
+    twice, and ArtifactError for a checkpoint.
     """
     models: dict[str, Path | None] = {}
     for text in texts:
@@ -29,7 +30,8 @@ def parse_models(texts: Sequence[str]) -> dict[str, Path | None]:
             raise OptionError(f"expected a model as NAME=FILE or FILE, got {text!r}")
         if name in models:
             raise OptionError(f"two models have the name {name}: give them as NAME=FILE")
-        models[name] = Path(file).absolute()
+        path = model_path(file)
+        models[name] = None if path == BUNDLED else path.absolute()
     return models or {BUNDLED.stem: None}
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA, encode_picture, to_bgr
+from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
+from dsgnn.runtime.disk.pictures import encode_picture, to_bgr
 from dsgnn.runtime.errors import InputError, OptionError
 from dsgnn.runtime.images import silence_opencv
 from dsgnn.runtime.photo.decoder import Decoder

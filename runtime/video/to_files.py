@@ -21,10 +21,9 @@ from dsgnn.runtime.disk.outputs import (
     OutputFiles,
     clear_masks,
     lines_file,
-    to_bgr,
     video_file,
-    write_picture,
 )
+from dsgnn.runtime.disk.pictures import to_bgr, write_picture
 from dsgnn.runtime.disk.sources import Source
 from dsgnn.runtime.errors import DsgnnError, InputError, OptionError
 from dsgnn.runtime.ranking import Ranking

@@ -14,6 +14,7 @@ from dsgnn.benchmarks.cli import main
 from dsgnn.benchmarks.environment import environment
 from dsgnn.benchmarks.forms import DEFAULT_FORMS, Spec, specs
 from dsgnn.benchmarks.report import (
+    caveats,
     compare,
     gpu_table,
     milliseconds,
@@ -282,6 +283,16 @@ def test_gpu_rows_that_were_never_measured_are_one_line() -> None:
     assert said.count("(fp32, fp16, bf16)") == 10 and "TensorRT-RTX, CUDA graph" in said
 
 
+def test_a_caveat_of_all_rows_is_said_once() -> None:
+    heading = ["artifact", "parity", "notes"]
+    rows = [["a", "–", "random weights"], ["b", "FAILED, mask IoU 0.9", "random weights, drifts"]]
+    assert caveats([heading, *rows]) == [
+        "FAILED the comparison with its network: b",
+        "random weights: every row",
+        "drifts: b",
+    ]
+
+
 def test_caveats_stand_before_the_table(files: list[Path], tmp_path: Path) -> None:
     loaded = results.load(files[0])
     loaded["rows"][1]["subject"]["status"] = "unverified"
@@ -292,9 +303,9 @@ def test_caveats_stand_before_the_table(files: list[Path], tmp_path: Path) -> No
     page = (tmp_path / "r.html").read_text()
     (seen,) = re.findall(r'<ul class="bad">(.*?)</ul><table>', page)
     assert re.findall("<li>(.*?)</li>", seen) == [
-        "random weights: up",
         "FAILED the comparison with its network: fast",
         "UNVERIFIED: fast",
+        "random weights: up",
     ]
     assert "- UNVERIFIED: fast\n" in (tmp_path / "r.md").read_text()
 

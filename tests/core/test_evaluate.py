@@ -21,6 +21,8 @@ from dsgnn.evaluation.rankers import model_ranker, predictions_ranker, truth
 from dsgnn.evaluation.table import table
 from dsgnn.model import build_model, normalise
 from dsgnn.runtime import rle
+from dsgnn.runtime.cluster.parquet import Parts
+from dsgnn.runtime.errors import DataError, DsgnnError
 from dsgnn.runtime.letterbox import Fixed, LongestSide, letterbox
 from dsgnn.runtime.postprocess import postprocess
 from dsgnn.runtime.ranking import RankedObject, Ranking
@@ -146,6 +148,42 @@ def test_the_truth_as_predictions_is_perfect(samples, assr, tmp_path):
     assert figures["model"] == {"name": "oracle"}
     (best,) = truth(samples[1]).objects[:1]
     assert best.rank == 1 and (best.mask == samples[1].masks[2]).all()
+
+
+def test_predictions_may_be_what_a_cluster_wrote(samples, assr, tmp_path):
+    """Parquet, of which a job writes several files; a row without a name is of no photo here."""
+    entries = results(samples)["images"]
+    for number, entry in enumerate(entries):
+        entry |= {"table": None, "row": None, "error": None}
+        for rank, item in enumerate(entry["objects"], start=1):
+            item |= {"rank": rank, "score": 1.0, "bbox": [], "area": 0.1, "query": rank - 1}
+        folder = tmp_path / ("all" if number % 2 else "half")
+        folder.mkdir(exist_ok=True)
+        with Parts(folder, {"name": "oracle"}, resume=True) as parts:
+            parts.add(entry)
+    nameless = dict.fromkeys((*entries[0],), None) | {"table": "t.parquet", "row": 0}
+    for number in (0, 2, 4):
+        with Parts(tmp_path / "all", {"name": "oracle"}, resume=True) as parts:
+            parts.add(entries[number])
+            parts.add(nameless | {"row": number})
+    figures = evaluate(None, str(assr), predictions=tmp_path / "all", split="train")
+    assert figures["sa_sor"] == pytest.approx(1) and figures["model"] == {"name": "oracle"}
+    part = tmp_path / "half" / "part-00000.parquet"
+    with pytest.raises(DataError, match="blocks1: 0 images of .*part-00000.parquet have this name"):
+        evaluate(None, str(assr), predictions=part, split="train")
+
+
+def test_a_file_of_no_predictions_shows_none_of_its_bytes(assr, tmp_path):
+    secret = b"\xff\xfe\x00secret" * 50
+    for name, content in (("a.json", secret), ("b.parquet", secret), ("c.parquet", b"PAR1")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DsgnnError) as caught:
+            evaluate(None, str(assr), predictions=tmp_path / name)
+        said = str(caught.value)
+        assert name in said and "secret" not in said and "\\x" not in said and len(said) < 300
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no part-"):
+        evaluate(None, str(assr), predictions=tmp_path / "empty")
 
 
 def test_predictions_that_do_not_fit_are_named(samples, assr, tmp_path):

@@ -15,9 +15,10 @@ from dsgnn.data import open_data
 from dsgnn.data.assr import AssrReader
 from dsgnn.data.check import check_data
 from dsgnn.data.irsr import IrsrReader, load_plain_pickle
-from dsgnn.data.polygons import polygons_to_mask, rle_to_mask, segmentation_to_mask
+from dsgnn.data.polygons import polygons_to_mask, segmentation_to_mask
 from dsgnn.data.records import Joined, for_validation
 from dsgnn.data.sifr import SifrReader
+from dsgnn.runtime import rle
 from dsgnn.runtime.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -153,8 +154,8 @@ def test_masks_are_those_of_cocos_tools():
         assert drawn.dtype == bool
         np.testing.assert_array_equal(drawn, expected)
         for counts in (case["counts"], case["counts"].encode()):
-            rle = {"size": [height, width], "counts": counts}
-            np.testing.assert_array_equal(rle_to_mask(rle), expected)
+            code = {"size": [height, width], "counts": counts}
+            np.testing.assert_array_equal(rle.decode(code), expected)
 
 
 def test_integer_boxes_cover_whole_pixels():

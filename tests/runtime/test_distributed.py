@@ -127,11 +127,13 @@ def test_a_worker_is_killed_half_way(
     # one before work is begun, one in each worker, one in the worker that came for the killed one
     assert len(list(loads.iterdir())) == 4
     rows = rows_of(out)
-    assert sorted(row["path"] for row in rows) == sorted(map(str, paths))
+    assert sorted(row["file"] for row in rows) == sorted(map(str, paths))
     expected = plain(ranker, folder, tmp_path / "plain")
     for row in rows:
         assert row.pop("table") is None and row.pop("row") is None
-        image = expected[row.pop("path")]
+        image = expected[row.pop("file")]
+        for item in row["objects"] or ():
+            assert item.pop("attention") is None  # this model does not know it
         if "error" in image:
             assert row == {"width": None, "height": None, "objects": None, "error": image["error"]}
         else:
@@ -187,12 +189,15 @@ def test_tables_bad_rows_and_a_resumed_job(
 
     def check(rows: list[dict]) -> None:
         for row in rows:
-            place = (row.pop("table"), row.pop("row"), row.pop("path"))
+            place = (row.pop("table"), row.pop("row"), row.pop("file"))
             if place in failures:
                 assert failures[place] in row.pop("error")
                 assert row == {"width": None, "height": None, "objects": None}
             else:
                 image = expected[str(paths[want[place]])]
+                assert [item.pop("attention") for item in row["objects"]].count(None) == len(
+                    row["objects"]
+                )
                 assert row == {**image, "error": None}
 
     add = Parts.add
@@ -216,7 +221,7 @@ def test_tables_bad_rows_and_a_resumed_job(
     assert (summary.skipped, summary.images) == (good, len(want) - good)
     assert len(summary.failures) == len(failures)
     rows = rows_of(out)
-    places = [(row["table"], row["row"], row["path"]) for row in rows]
+    places = [(row["table"], row["row"], row["file"]) for row in rows]
     assert Counter(places) == Counter([*want, *failures])
     check(rows)
     assert f"b.parquet#11: {nothing}" in capsys.readouterr().err
@@ -253,7 +258,7 @@ def test_a_bug_is_a_row_that_says_which(
     assert result.exit_code == 3, result.output
     assert "3 images ranked" in result.stdout and "3 inputs failed" in result.stdout
     assert "2 inputs met a bug of dsgnn: please report it" in result.stdout
-    errors = {Path(row["path"]).stem: row["error"] for row in rows_of(out) if row["error"]}
+    errors = {Path(row["file"]).stem: row["error"] for row in rows_of(out) if row["error"]}
     assert errors.keys() == {"002", "004", "005"}
     here = f"({Path(__file__).name}, line "
     assert errors["002"].startswith("bug of dsgnn: ValueError: operands could not be broadcast tog")
@@ -286,7 +291,7 @@ def test_an_image_that_kills_its_workers(two_cpus: None, model: Path, tmp_path: 
     found = find_sources([str(folder)], out)
     summary = run_on_ray(Allergic, found.sources, out, threads=1, batch=5)
     assert summary.images == 19
-    failed = {row["path"]: row["error"] for row in rows_of(out) if row["error"]}
+    failed = {row["file"]: row["error"] for row in rows_of(out) if row["error"]}
     assert failed == {str(paths[13]): "2 workers died while they ranked it (out of memory?)"}
 
 
@@ -351,7 +356,7 @@ def test_a_name_that_is_not_unicode_is_refused(
     why = "the name is not Unicode: rename the file, or its folder"
     rows = [("caf\\xe9.png", why), ("d\\xe9j\\xe0/b.png", why)]
     rows.append(("gon\\xe9.png", "there is no such file or folder"))
-    assert [(row["path"], row["error"]) for row in work.refused] == rows
+    assert [(row["file"], row["error"]) for row in work.refused] == rows
     assert parquet.results_table(work.refused).num_rows == 3
     monkeypatch.chdir(folder)
     work = job.plan(find_sources(["b.png"], tmp_path / "out").sources)
@@ -399,4 +404,4 @@ def test_the_command_starts_a_cluster_of_its_own(model: Path, tmp_path: Path) ->
     first, *others = [line for line in done.stderr.splitlines() if line[0] != "["]  # Ray's log
     assert first.startswith("colours.onnx: colours, trained weights") and " worker" in first
     assert others == [f"{paths[1]}: it is not an image ({READABLE} is expected)"]
-    assert sorted(row["path"] for row in rows_of(tmp_path / "out")) == sorted(map(str, paths))
+    assert sorted(row["file"] for row in rows_of(tmp_path / "out")) == sorted(map(str, paths))

@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
+from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.letterbox import Fixed, LongestSide
-from dsgnn.runtime.postprocess import postprocess
+from dsgnn.runtime.postprocess import postprocess, without_specks
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GEOMETRY = Fixed(32, 32).geometry(32, 32)
@@ -139,3 +140,55 @@ def test_upsampling_is_bilinear_at_half_pixel_centres() -> None:
     (item,) = rank([1.0], [0.9], np.tile(logits, (8, 1))[None]).objects
     np.testing.assert_array_equal(item.mask, np.tile(expected, (32, 1)))
     assert cv2.countNonZero(item.mask.view(np.uint8)) == item.area * 32 * 32
+
+
+def parts(*sides: int) -> np.ndarray:
+    """Logits of squares of these sides, apart from each other: (96, 96) float32."""
+    logits = np.full((96, 96), -2.0, np.float32)
+    for number, side in enumerate(sides):
+        row, column = divmod(number, 3)
+        logits[32 * row : 32 * row + side, 32 * column : 32 * column + side] = 3.0
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("sides", "kept"),
+    [
+        ((30, 4), {30}),  # 16 of 900 pixels is below 2%
+        ((30, 5), {30, 5}),  # 25 of 900 is above
+        ((30, 4, 29, 1), {30, 29}),
+        ((20,), {20}),
+        ((), set()),
+    ],
+)
+def test_specks_are_what_is_far_smaller_than_the_largest_part(
+    sides: tuple[int, ...], kept: set[int]
+) -> None:
+    logits = parts(*sides)
+    before = logits.copy()
+    expected = parts(*(side if side in kept else 0 for side in sides)) > 0
+    np.testing.assert_array_equal(without_specks(logits) > 0, expected)
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_parts_that_touch_at_a_corner_are_one() -> None:
+    logits = np.full((64, 64), -1.0, np.float32)
+    logits[:40, :40] = logits[40:42, 40:42] = 1.0
+    np.testing.assert_array_equal(without_specks(logits), logits)
+
+
+def test_a_speck_inflates_the_box_only_where_it_is_kept() -> None:
+    """The photo is twice as large as the network's input."""
+    masks = np.full((1, 24, 24), -4.0, np.float32)
+    masks[0, 2:18, 2:18] = 4.0
+    masks[0, 22, 22] = 4.0
+    geometry = Fixed(96, 96).geometry(192, 192)
+    arguments = np.float32([1]), np.float32([0.9]), masks, geometry, 0.5
+
+    def box(**how: str) -> tuple[int, ...]:
+        return postprocess(*arguments, **how).objects[0].box
+
+    assert box() == box(specks="keep") and box()[2] > 170
+    assert box(specks="drop")[2] < 150 and box(specks="drop")[:2] == box()[:2]
+    with pytest.raises(OptionError, match='specks must be "drop" or "keep", got \'some\''):
+        box(specks="some")

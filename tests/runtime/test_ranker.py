@@ -179,6 +179,7 @@ def test_describes_itself(model: Path, tmp_path: Path, write_model: Write) -> No
         "device": "cpu",
         "threshold": 0.25,
         "if_none": "none",
+        "specks": "drop",
     }
     synthetic = write_model(tmp_path / "s.onnx", weights="synthetic")
     write_sidecar(synthetic, Sidecar(synthetic.name, sha256_of(synthetic), verified=True))
