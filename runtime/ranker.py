@@ -59,16 +59,16 @@ class Ranker:
         """Load an artifact.
 
         model: an ONNX file or engine made by `dsgnn-export`; None or "nano" = the bundled one.
-        backend: "auto" or one of BACKENDS, see `dsgnn.runtime.backends.open_backend`. device: "auto", "cpu",
-        "cuda" or "cuda:N"; the one that is named is used, or it is an error. threads: of one call
-        on a CPU, 2 by default. threshold: an object is kept if its score is above it, at least 0
-        and below 1; None = the artifact's own. if_none: what an image gives when no score passes:
-        "none" = no object, "all" = every query, as upstream does. specks: "drop" parts of a mask
-        that are far smaller than the object (`dsgnn.runtime.postprocess.without_specks`), or "keep"
-        them. max_pixels: width × height of the largest photo that is decoded. untrusted: photos may
-        be made to do harm, so each is decoded in another process, with 5 s of processor time and
-        1 GB of memory (on Linux); what a photo does to its decoder makes that call alone fail, with
-        InputError.
+        backend: "auto" or one of BACKENDS, see `dsgnn.runtime.backends.open_backend`. device:
+        "auto", "cpu", "cuda" or "cuda:N"; the one that is named is used, or it is an error.
+        threads: of one call on a CPU, 2 by default. threshold: an object is kept if its score is
+        above it, at least 0 and below 1; None = the artifact's own. if_none: what an image gives
+        when no score passes: "none" = no object, "all" = every query, as upstream does. specks:
+        "drop" parts of a mask that are far smaller than the object
+        (`dsgnn.runtime.postprocess.without_specks`), or "keep" them. max_pixels: width × height of
+        the largest photo that is decoded. untrusted: photos may be made to do harm, so each is
+        decoded in another process, with 5 s of processor time and 1 GB of memory (on Linux); what a
+        photo does to its decoder makes that call alone fail, with InputError.
 
         Raises FileNotFoundError; ArtifactError for a file that is not ours, is damaged, or is not
         the one its sidecar describes; BackendError if something is not installed or does not fit;
