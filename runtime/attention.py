@@ -46,6 +46,20 @@ def crop_attention(attention: np.ndarray, geometry: Geometry) -> np.ndarray:
     return (grid / total).astype(np.float32)
 
 
+def cell_size(cells: tuple[int, int], geometry: Geometry) -> tuple[float, float]:
+    """Height and width of one cell of the attention, in pixels of the photo.
+
+    cells: (GH, GW), before `crop_attention`. geometry: of the photo.
+    """
+    high, wide = (
+        padded / count * original / resized
+        for count, padded, resized, original in zip(
+            cells, geometry.padded, geometry.resized, geometry.original, strict=True
+        )
+    )
+    return high, wide
+
+
 def attention_shares(
     grid: np.ndarray, cells: tuple[int, int], masks: Sequence[np.ndarray], geometry: Geometry
 ) -> np.ndarray:
@@ -70,7 +84,7 @@ def attention_shares(
         visible = masks[index][box] & ~taken[box]
         taken[box] |= visible
         if sizes[index]:
-            pixels = _pixels_per_cell(visible, rows - y, columns - x)
+            pixels = pixels_per_cell(visible, rows - y, columns - x)
             shares[index] = (density * pixels).sum()
     return np.clip(shares, 0, 1)
 
@@ -87,7 +101,7 @@ def _edges(cells: int, kept: int, padded: int, resized: int, original: int) -> n
     return np.minimum(np.arange(kept + 1) * (padded / cells), resized) * (original / resized)
 
 
-def _pixels_per_cell(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def pixels_per_cell(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """How much of a mask lies in each cell, in pixels and parts of them: (gh, gw) float64.
 
     mask: (height, width) bool. rows, columns: edges of the cells, also outside the mask. The sums

@@ -1,4 +1,5 @@
-"""Paint a ranking over its photo: tinted masks, outlines and numbers, warm = looked at first."""
+"""Paint a ranking over its photo: tinted masks, outlines and numbers, warm = looked at first.
+Or where people look, as a heat map."""
 
 from __future__ import annotations
 
@@ -24,6 +25,8 @@ DIM = 0.6  # brightness left to what is in no object
 TINT = 0.35  # share of the rank's colour inside a mask
 LABEL_CELLS = 192  # labels are placed on a map whose longest side has this many cells
 SHIFT = 4  # OpenCV draws circles in 1/16 pixel
+HEAT = 0.8  # how far the colour of the most looks covers the photo
+LEGEND = "fewer looks", "more looks"
 
 
 class Drawable(Protocol):
@@ -59,6 +62,60 @@ def draw_objects(image: np.ndarray, objects: Sequence[Drawable]) -> np.ndarray:
         for item, centre in zip(reversed(shown), reversed(centres), strict=True):
             _label(canvas, str(item.rank), _colour(item), _inside(centre, radius, h, w), radius)
     return canvas
+
+
+def draw_heat(
+    image: np.ndarray, grid: np.ndarray, rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
+    """A new (h, w, 3) uint8 RGB picture: the photo in grey under the colours of the looks.
+
+    image: (h, w, 3) uint8 RGB, left unchanged. grid: (gh, gw), the looks of each cell. rows,
+    columns: the edges of the cells in pixels, (gh + 1,) and (gw + 1,). The more looks a place gets,
+    the brighter and the less transparent is its colour. A photo too small for the legend has none.
+    """
+    h, w = image.shape[:2]
+    density = (grid / np.maximum(np.outer(np.diff(rows), np.diff(columns)), 1e-9)).astype(
+        np.float32
+    )
+    level = density / max(float(density.max()), 1e-30)
+    # Between the middles of the cells the level changes evenly.
+    shift = np.array([[columns[1], 0, columns[1] / 2 - 0.5], [0, rows[1], rows[1] / 2 - 0.5]])
+    spread = cv2.warpAffine(
+        (255 * level).astype(np.float32), shift, (w, h), borderMode=cv2.BORDER_REPLICATE
+    ).astype(np.uint8)
+    ramp = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO)
+    colours = cv2.LUT(cv2.merge([spread] * 3), ramp.reshape(1, 256, 3)[..., ::-1])
+    cover = cv2.LUT(spread, (HEAT * 255 * (np.arange(256) / 255) ** 0.6).astype(np.uint8)[None])
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    part = cv2.merge([cover] * 3)
+    heated = cv2.add(
+        cv2.multiply(colours, part, scale=1 / 255), cv2.multiply(grey, 255 - part, scale=1 / 255)
+    )
+    _legend(heated, ramp.reshape(256, 3)[:, ::-1])
+    return heated
+
+
+def _legend(canvas: np.ndarray, ramp: np.ndarray) -> None:
+    """A bar of the colours in the bottom left corner, between the two words of LEGEND."""
+    h, w = canvas.shape[:2]
+    scale = 0.0011 * (h * w) ** 0.5
+    font, thick = cv2.FONT_HERSHEY_DUPLEX, max(1, round(1.2 * scale))
+    sizes = [cv2.getTextSize(word, font, scale, thick)[0] for word in LEGEND]
+    high, gap = sizes[0][1], max(2, round(10 * scale))
+    long = round(120 * scale)
+    wide = sizes[0][0] + long + sizes[1][0] + 4 * gap
+    if scale < 0.25 or wide + 2 * gap > w or 5 * gap + high > h:
+        return
+    x, y = gap, h - high - 3 * gap
+    canvas[y : y + high + 2 * gap, x : x + wide] //= 4
+    bar = ramp[np.linspace(0, 255, long).astype(int)]
+    start = x + gap
+    for word, (length, _) in zip(LEGEND, sizes, strict=True):
+        cv2.putText(canvas, word, (start, y + gap + high), font, scale, WHITE, thick, cv2.LINE_AA)
+        start += length + gap
+        if word == LEGEND[0]:
+            canvas[y + gap : y + gap + high, start : start + long] = bar
+            start += long + gap
 
 
 def _colour(item: Drawable) -> tuple[int, int, int]:

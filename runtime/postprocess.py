@@ -10,7 +10,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from dsgnn.runtime.attention import attention_shares, crop_attention
+from dsgnn.runtime.attention import attention_shares, cell_size, crop_attention
 from dsgnn.runtime.errors import ArtifactError, OptionError
 from dsgnn.runtime.letterbox import Geometry
 from dsgnn.runtime.ranking import RankedObject, Ranking
@@ -59,9 +59,10 @@ def postprocess(
         kept = np.arange(queries)
     _check_finite("masks", masks[kept])
     found = [upsample_mask(masks[query], geometry, specks) for query in kept]
-    ordering, shares, grid = saliency[kept], None, None
+    ordering, shares, grid, cell_px = saliency[kept], None, None, None
     if attention is not None:
         grid = crop_attention(attention, geometry)
+        cell_px = cell_size(attention.shape, geometry)
         shares = attention_shares(grid, attention.shape, found, geometry)
         ordering = shares if order == "attention" else ordering
     h, w = geometry.original
@@ -81,7 +82,7 @@ def postprocess(
                 attention=None if shares is None else float(shares[index]),
             )
         )
-    return Ranking(h, w, tuple(objects), attention=grid)
+    return Ranking(h, w, tuple(objects), attention=grid, attention_cell_px=cell_px)
 
 
 def _check_finite(what: str, *values: np.ndarray) -> None:

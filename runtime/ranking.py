@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import cv2
 import numpy as np
@@ -14,9 +15,13 @@ import numpy as np
 from dsgnn.runtime import rle
 from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.disk.pictures import encode_picture, to_bgr, write_picture
-from dsgnn.runtime.draw import draw_objects
+from dsgnn.runtime.draw import draw_heat, draw_objects
 from dsgnn.runtime.errors import DataError, InputError, OptionError
+from dsgnn.runtime.framing import Aspect, Box, Looks, crop_box, looks_of
 from dsgnn.runtime.images import ImageSource, read_image
+
+if TYPE_CHECKING:
+    from supervision import Detections
 
 ASSR_GREYS = (255, 229, 204, 178, 153)  # rank 1, 2, … of the ASSR ground-truth maps
 PALETTES = ("assr", "irsr")
@@ -104,7 +109,8 @@ class Ranking:
     timings_ms: milliseconds per stage ("decode", "preprocess", "inference", "postprocess"), as far
     as they were measured. attention: where people look, (gh, gw) float32 of a coarse grid over the
     photo, sum 1; None where the artifact has no such output. The grid begins at the photo's top
-    left corner; its last row and column may reach beyond the photo. image: the photo, (h, w, 3)
+    left corner; its last row and column may reach beyond the photo. attention_cell_px: height and
+    width of one cell of it in pixels; None = the grid spans the photo. image: the photo, (h, w, 3)
     uint8 RGB, which the methods draw on; None where it is not known. A Ranker gives the very array
     that it was given. file: the photo's path, where the Ranker was given one.
 
@@ -118,6 +124,7 @@ class Ranking:
     objects: tuple[RankedObject, ...]
     timings_ms: Mapping[str, float] = field(default_factory=dict, repr=False)
     attention: np.ndarray | None = field(default=None, repr=False)
+    attention_cell_px: tuple[float, float] | None = field(default=None, repr=False)
     image: np.ndarray | None = field(default=None, repr=False)
     file: str | None = None
 
@@ -173,6 +180,85 @@ class Ranking:
         OptionError for another size and where the photo is not known.
         """
         return draw_objects(self._photo(image), self.objects)
+
+    @property
+    def focus(self) -> tuple[float, float]:
+        """The point (x, y) that a picture should be framed around, 0…1 of width and height.
+
+        It is what thumbor calls the focal point and imgix fp-x and fp-y; `Looks.focus` defines it.
+        For a known aspect `crop_box` is better: a window need not have its focus in the middle.
+        """
+        return self.looks.focus()
+
+    def crop_box(
+        self, aspect: Aspect | str | tuple[float, float], keep: int | Collection[int] | None = None
+    ) -> Box:
+        """Where to crop the photo to an aspect: (x0, y0, x1, y1) in pixels, x1 and y1 exclusive.
+
+        The box is the largest one of this aspect, to the pixel's rounding, and lies inside the
+        photo where it keeps most of what people look at; the search is exact. aspect: "9:16" or
+        (9, 16), width to height. keep: ranks of objects that must not be cut at any price, such as
+        1 or (1, 2), the first ones before others where not all of them fit; where one alone does
+        not fit, the part of it that is looked at most is kept. Without it this is done for the
+        first object unless it costs more than 2% of the looks; () keeps as many looks as can be.
+        Raises OptionError for another form of aspect.
+        """
+        return crop_box(self.looks, Aspect.of(aspect), self.objects, keep)
+
+    def attention_in(self, region: Sequence[float] | np.ndarray) -> float:
+        """The share of people's looks that a region gets, 0…1, such as a logo, or a crop.
+
+        region: (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; or a mask, (h, w) bool. Where the
+        artifact has no attention map, the ranked objects stand in for it (see `looks_of`), and the
+        share is a rough guess. Raises OptionError for another form.
+        """
+        return self.looks.share(region)
+
+    def heat_map(self, image: ImageSource | None = None) -> np.ndarray:
+        """The photo under a map of where people look, with a legend in words: (h, w, 3) uint8 RGB.
+
+        The colours are those of the map "inferno", whose brightness grows evenly with the looks
+        (Smith and van der Walt, 2015). image: as for `draw`. Raises what `draw` raises, and
+        OptionError where the artifact has no attention map.
+        """
+        if self.attention is None:
+            raise OptionError(
+                "a heat map needs an artifact with an attention map, and this one has none: use "
+                "the bundled model, or export a network that was trained with one"
+            )
+        looks = self.looks
+        return draw_heat(self._photo(image), looks.grid, looks.rows, looks.columns)
+
+    def to_supervision(self) -> Detections:
+        """The objects as a Detections of the library supervision, which must be installed.
+
+        Boxes, masks, scores as `confidence`, identities of a video as `tracker_id`, and in `data`
+        the ranks, saliencies and shares of looks, in the order of the ranks.
+        """
+        from supervision import Detections
+
+        if not self.objects:
+            return Detections.empty()
+        items = self.objects
+        known = items[0].identity is not None
+        return Detections(
+            xyxy=np.array([item.box for item in items], np.float32),
+            mask=np.stack([item.mask for item in items]),
+            confidence=np.array([item.score for item in items], np.float32),
+            class_id=np.zeros(len(items), int),
+            tracker_id=np.array([item.identity for item in items]) if known else None,
+            data={
+                "rank": np.array([item.rank for item in items]),
+                "saliency": np.array([item.saliency for item in items]),
+                "attention": np.array([item.attention for item in items], np.float64),
+            },
+        )
+
+    @cached_property
+    def looks(self) -> Looks:
+        """Where people look; see dsgnn.runtime.framing."""
+        attention, cell_px = self.attention, self.attention_cell_px
+        return looks_of(self.height, self.width, self.objects, attention, cell_px)
 
     def save(
         self,

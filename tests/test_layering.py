@@ -52,6 +52,7 @@ HOMES = {
     "prometheus_client": ("dsgnn.runtime.serving.app",),
     "uvicorn": ("dsgnn.runtime.serving.listen",),
     "h11": ("dsgnn.runtime.serving.listen",),
+    "supervision": ("dsgnn.runtime.ranking",),
 }
 # Modules of one folder, `__init__.py` and sub-folders aside.
 ROOMS = 14
