@@ -58,6 +58,7 @@ def main() -> None:
     \b
     dsgnn-bench latency --synthetic nano model.onnx --out bench
     dsgnn-bench accuracy model.onnx --data composite:500 --against model.safetensors --out bench
+    dsgnn-bench crops --data gaze --out bench
     dsgnn-bench report bench/latency.json bench/accuracy.json -o report.html
     dsgnn-bench compare first/latency.json second/latency.json
     """
@@ -281,6 +282,50 @@ def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Pat
         from dsgnn.benchmarks.scaling import scaling as run
 
         click.echo(markdown(table(run(model, images, threads, rounds, out))))
+    click.echo(f"{out / FILE} written")
+
+
+@main.command(context_settings=HELP)
+@click.argument("model", required=False, type=FILE)
+@click.option(
+    "--data",
+    required=True,
+    metavar="GAZE",
+    help="Folder with fixations.json and images, of photos that people looked at.",
+)
+@click.option("--split", default="test", show_default=True, help="train, val, test or all.")
+@click.option(
+    "--aspect", default="1:1,4:5,9:16", show_default=True, metavar="W:H,...", help="Of the crops."
+)
+@device_option("cpu")
+@threads_option(2, "CPU threads.")
+@out_option("The folder that gets crops.json.")
+def crops(
+    model: Path | None,
+    data: str,
+    split: str,
+    aspect: str,
+    device: str,
+    threads: int,
+    out: Path,
+) -> None:
+    """Share of people's fixations that stays in a crop: ours, other tools', and the best possible.
+
+    MODEL is an artifact or a checkpoint, the bundled artifact by default.
+
+    \b
+    dsgnn-bench crops --data gaze --out bench
+    """
+    with measuring("--data, --split, --aspect and --out"):
+        from dsgnn.benchmarks.crops import FILE, summary
+        from dsgnn.benchmarks.crops import crops as run
+        from dsgnn.runtime.framing import parse_aspects
+
+        ratios = parse_aspects(aspect)
+        results = run(
+            model, data, split, out, ratios, device=device, threads=threads, progress=True
+        )
+        click.echo(summary(results))
     click.echo(f"{out / FILE} written")
 
 

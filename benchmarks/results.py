@@ -68,6 +68,13 @@ SCALING_ROW = {
     **dict.fromkeys(("start_s", "ms_per_image", "single_ms", "overhead_ms", "speed_up"), NUMBER),
     "turns": [[NUMBER]],
 }
+CROPS_ROW = {
+    **dict.fromkeys(("source", "who", "aspect"), str),
+    "images": int,
+    "value": NUMBER,
+    "interval": [NUMBER],
+    "ms": MAYBE,
+}
 COMMON = {
     "schema": str,
     "kind": str,
@@ -103,6 +110,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "model": dict,
         "conditions": {"before": dict, "after": dict, "stolen": MAYBE},
         "rows": [SCALING_ROW],
+    },
+    "crops": {
+        **COMMON,
+        "model": dict,
+        "data": {"spec": str, "split": str, "fixations": int},
+        "rank_ms": NUMBER,
+        "missing": [{"name": str, "why": str}],
+        "rows": [CROPS_ROW],
     },
     # rows that could not be measured, with the reason; and what the floors rest on
     "gpu": {
