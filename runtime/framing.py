@@ -15,10 +15,10 @@ people's fixations that are not of the split "test"; `dsgnn-bench crops` measure
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -34,6 +34,10 @@ STAND_IN_CELLS = 64  # of the longest side, where objects stand in for attention
 STAND_IN_CENTRE = 0.7  # the share of looks around the middle then
 CENTRE_SPREAD = 0.25  # its standard deviation, in widths and heights of the photo
 NARROWEST = 100  # longer side ÷ shorter side of an aspect, at most
+
+FITS = ("crop", "pad", "blur")
+BLUR = 0.04  # of what stands around a padded photo, in its longest sides
+DIM = 0.55  # and how bright it is
 
 Box = tuple[int, int, int, int]
 
@@ -256,6 +260,77 @@ def crop_box(
     if axis == 0:
         return start, 0, start + size, looks.height
     return 0, start, looks.width, start + size
+
+
+@dataclass(frozen=True, eq=False)
+class Cropped:
+    """What of a photo is shown in a frame of an aspect.
+
+    box: (x0, y0, x1, y1) in pixels, the part of the photo. attention: its share of looks, or None
+    where the artifact does not tell. fit: "crop" where the box has the aspect; else "pad" or
+    "blur", what fills the rest of the frame. size: (height, width) of the frame.
+    """
+
+    box: Box
+    attention: float | None
+    fit: str
+    size: tuple[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry in results.json; only a padded frame says more than its box."""
+        attention = None if self.attention is None else round(self.attention, 4)
+        entry = {"box": list(self.box), "attention": attention}
+        return entry if self.fit == "crop" else {**entry, "fit": self.fit, "size": self.size[::-1]}
+
+    def picture(self, photo: np.ndarray) -> np.ndarray:
+        """The frame, (h, w, 3) uint8, of a photo of that form. A crop shares its memory."""
+        x0, y0, x1, y1 = self.box
+        part = photo[y0:y1, x0:x1]
+        if self.fit == "crop":
+            return part
+        high, wide = self.size
+        frame = np.zeros((high, wide, 3), np.uint8)
+        if self.fit == "blur":
+            small = Aspect(wide, high).window(*part.shape[:2])
+            y, x = (part.shape[0] - small[0]) // 2, (part.shape[1] - small[1]) // 2
+            inner = part[y : y + small[0], x : x + small[1]]
+            frame = cv2.resize(inner, (wide, high), interpolation=cv2.INTER_LINEAR)
+            frame = cv2.GaussianBlur(frame, (0, 0), max(1.0, BLUR * max(high, wide)))
+            frame = cv2.convertScaleAbs(frame, alpha=DIM)
+        y, x = (high - part.shape[0]) // 2, (wide - part.shape[1]) // 2
+        frame[y : y + part.shape[0], x : x + part.shape[1]] = part
+        return frame
+
+
+def crop_to(looks: Looks, aspect: Aspect, objects: Sequence[Placed], fit: str = "crop") -> Cropped:
+    """Fit a photo into a frame of an aspect.
+
+    fit: "crop" = `crop_box`; "pad" and "blur" keep the first object whole at any price: where it
+    does not fit, the photo is cropped as little as that needs, and the rest of the frame is black,
+    or the photo blurred. Raises OptionError for another fit.
+    """
+    if fit not in FITS:
+        raise OptionError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
+    box = crop_box(looks, aspect, objects, None if fit == "crop" else 1)
+    x0, y0, x1, y1 = box
+    used, size = "crop", (y1 - y0, x1 - x0)
+    first = objects[0].box if objects and objects[0].area > 0 else box
+    if fit != "crop" and (first[2] - first[0] > x1 - x0 or first[3] - first[1] > y1 - y0):
+        used = fit
+        if x1 - x0 < looks.width:
+            box = first[0], 0, first[2], looks.height
+            size = round((first[2] - first[0]) * aspect.height / aspect.width), first[2] - first[0]
+        else:
+            box = 0, first[1], looks.width, first[3]
+            size = first[3] - first[1], round((first[3] - first[1]) * aspect.width / aspect.height)
+        size = max(size[0], box[3] - box[1]), max(size[1], box[2] - box[0])
+    return Cropped(box, looks.share(box) if looks.known else None, used, size)
+
+
+def frames_entry(looks: Looks, crops: Mapping[Aspect, Cropped]) -> dict[str, Any]:
+    """What an image of results.json says about its focus and crops, by the aspect's text."""
+    entries = {str(aspect): crop.to_dict() for aspect, crop in crops.items()}
+    return {"focus": [round(place, 4) for place in looks.focus()], "crops": entries}
 
 
 def _most(kept: np.ndarray, first: int, last: int) -> int:
