@@ -15,10 +15,12 @@ import cv2
 import numpy as np
 
 from dsgnn.runtime.disk.durable import record_file
-from dsgnn.runtime.disk.files import ffmpeg_name, whole_file
-from dsgnn.runtime.disk.pictures import to_bgr, write_picture
+from dsgnn.runtime.disk.files import ffmpeg_name, whole_file, write_whole
+from dsgnn.runtime.disk.pictures import encode_picture, to_bgr, write_picture
+from dsgnn.runtime.disk.profile import colour_profile, with_profile
 from dsgnn.runtime.disk.sources import Source, numbered
 from dsgnn.runtime.errors import InputError, OptionError
+from dsgnn.runtime.framing import Aspect, crop_to, frames_entry
 from dsgnn.runtime.ranking import RankedObject, Ranking
 from dsgnn.runtime.video import h264
 
@@ -74,6 +76,11 @@ def rank_map(ranking: Ranking, photo: np.ndarray, palette: str) -> np.ndarray:
     return ranking.rank_map(palette)
 
 
+def heat(ranking: Ranking, photo: np.ndarray, palette: str) -> np.ndarray:
+    """Where people look, over the photo: (h, w, 3) BGR."""
+    return to_bgr(ranking.heat_map(photo))
+
+
 def mask(photo: np.ndarray, item: RankedObject) -> np.ndarray:
     """255 where the object is: (h, w) grey."""
     return item.mask.view(np.uint8) * 255
@@ -92,6 +99,7 @@ TABLE = {
         paint=overlay,
     ),
     "map": OutputKind("ranks as greys", photo="map.png", video=("map.mp4",), paint=rank_map),
+    "heat": OutputKind("where people look, as colours", photo="heat.jpg", paint=heat),
     "masks": OutputKind(
         "one picture per object, 1 = most salient",
         photo="mask{rank}.png",
@@ -150,7 +158,8 @@ class OutputFiles:
     """Where the outputs of one source go, and which kinds of output it has.
 
     out: the output folder. kinds: some of KINDS. palette: of the map. inputs: `real_place` of
-    every file that the run reads; none of them may be written over.
+    every file that the run reads; none of them may be written over. aspects: of the frames that it
+    is cropped to. fit: see `dsgnn.runtime.framing.crop_to`.
     """
 
     out: Path
@@ -158,6 +167,8 @@ class OutputFiles:
     kinds: Collection[str]
     palette: str
     inputs: frozenset[Path]
+    aspects: tuple[Aspect, ...] = ()
+    fit: str = "crop"
 
     def path(self, ending: str) -> Path:
         """OUT/NAME.ending, with its folder made. Raises InputError if it must not be written."""
@@ -197,10 +208,13 @@ class OutputFiles:
         size = sum(fact.st_size for fact in facts)
         latest = max((fact.st_mtime_ns for fact in facts), default=0)
         kinds = [kind for kind in KINDS if kind in self.kinds]
-        return {
-            "of": {"bytes": size, "modified_ns": latest} if facts else None,
-            "saved": [f"map of {self.palette}" if kind == "map" else kind for kind in kinds],
-        }
+        saved = [f"map of {self.palette}" if kind == "map" else kind for kind in kinds]
+        saved += [f"{aspect} by {self.fit}" for aspect in self.aspects]
+        return {"of": {"bytes": size, "modified_ns": latest} if facts else None, "saved": saved}
+
+    def crop_ending(self, aspect: Aspect) -> str:
+        """The ending of the file that is the source cropped to an aspect: "9x16.jpg"."""
+        return f"{aspect.name}.{'mp4' if self.source.is_video else 'jpg'}"
 
 
 def real_place(path: Path) -> Path:
@@ -225,6 +239,26 @@ def save_image(ranking: Ranking, photo: np.ndarray, out: OutputFiles) -> None:
             rank = len(objects) + 1
             while out.remove(kind.photo.format(rank=rank)):
                 rank += 1
+
+
+def save_crops(
+    ranking: Ranking, photo: np.ndarray, encoded: Path | bytes, out: OutputFiles
+) -> dict[str, Any]:
+    """Write the photo cropped to the aspects asked for, and return what its record says of it.
+
+    photo: (h, w, 3) uint8 RGB. encoded: its file or the bytes of it, whose colour profile the crops
+    have too. Raises OSError, and InputError as `encode_picture`.
+    """
+    if not out.aspects:
+        return {}
+    profile = colour_profile(encoded if isinstance(encoded, bytes) else encoded.read_bytes())
+    looks, objects = ranking.looks, ranking.objects
+    crops = {aspect: crop_to(looks, aspect, objects, out.fit) for aspect in out.aspects}
+    for aspect, crop in crops.items():
+        jpeg = encode_picture(".jpg", to_bgr(crop.picture(photo)))
+        made = with_profile(jpeg, profile) if profile else jpeg
+        write_whole(out.path(out.crop_ending(aspect)), made)
+    return frames_entry(looks, crops)
 
 
 def clear_masks(out: OutputFiles) -> None:

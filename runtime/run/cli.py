@@ -22,6 +22,7 @@ from dsgnn.runtime.console import (
 from dsgnn.runtime.disk.files import printable
 from dsgnn.runtime.disk.outputs import KINDS, table_for_people
 from dsgnn.runtime.errors import FolderBusyError
+from dsgnn.runtime.framing import FITS, parse_aspects
 
 NAMES = f"""\b
 What photo.jpg and clip.mp4 give in DIR:
@@ -54,6 +55,19 @@ traceback is a bug of ours: please report it.
     default="assr",
     show_default=True,
     help="Greys of the map: 255 229 204 178 153 by rank, or shares of 255.",
+)
+@click.option(
+    "--aspect",
+    metavar="W:H,...",
+    help="Also crop to these, keeping what people look at: photo.9x16.jpg, clip.9x16.mp4.",
+)
+@click.option(
+    "--fit",
+    type=click.Choice(FITS),
+    default="crop",
+    show_default=True,
+    help="Where the first object does not fit into a crop of a photo: cut it, or keep it whole and "
+    "fill the rest of the frame with black or with the photo blurred.",
 )
 @ranker_options(threads="2; 1 for videos where there are two cores")
 @if_none_option
@@ -89,6 +103,8 @@ def main(
     model: Path | None,
     save: str,
     palette: str,
+    aspect: str | None,
+    fit: str,
     threshold: float | None,
     if_none: str,
     specks: str,
@@ -117,6 +133,7 @@ def main(
     \b
     dsgnn-run photo.jpg --out ranked
     dsgnn-run holidays clip.mp4 --out ranked --save overlay,crops,json
+    dsgnn-run holidays --out ranked --aspect 1:1,16:9,9:16
     dsgnn-run - --out ranked < photo.jpg
     dsgnn-run rtsp://camera.local/live --out ranked --every 5 --max-frames 1000
 
@@ -127,7 +144,7 @@ def main(
     from dsgnn.runtime.disk.sources import find_sources
     from dsgnn.runtime.images import silence_opencv
     from dsgnn.runtime.ranker import Ranker
-    from dsgnn.runtime.run.loop import check_skip, run
+    from dsgnn.runtime.run.loop import check_heat, check_skip, run
     from dsgnn.runtime.video import h264
     from dsgnn.runtime.video.frames import Selection, parse_raw
     from dsgnn.runtime.video.to_files import VideoOptions, choose_threads, writes_video
@@ -137,6 +154,8 @@ def main(
     silence_opencv()
     with usage("--save"):
         kinds = parse_kinds(save)
+    with usage("--aspect"):
+        aspects = parse_aspects(aspect) if aspect else ()
     with usage("--skip-existing"):
         check_skip(skip_existing, kinds)
     with usage("--raw"):
@@ -150,13 +169,17 @@ def main(
             model, backend, device, threads, threshold, if_none, specks, max_pixels, untrusted=True
         )
         make_folder(out)
+    with usage("--save"):
+        check_heat(kinds, ranker)
     if found.passed_over:
         say(f"passed over as neither image nor video: {found.passed_over}", err=True)
     say(printable(str(ranker)), err=True)
     if writes_video(found.sources, kinds) and not h264.is_installed():
         say(h264.MISSING, err=True)
     try:
-        summary = run(ranker, found.sources, out, kinds, palette, video, skip_existing)
+        summary = run(
+            ranker, found.sources, out, kinds, palette, video, skip_existing, aspects, fit
+        )
     except FolderBusyError as error:
         raise click.UsageError(printable(str(error))) from error
     except OSError as error:

@@ -21,10 +21,12 @@ from dsgnn.runtime.disk.outputs import (
     forget,
     real_place,
     results_file,
+    save_crops,
     save_image,
 )
 from dsgnn.runtime.disk.sources import Source, standard_input
 from dsgnn.runtime.errors import DsgnnError, InputError, OptionError
+from dsgnn.runtime.framing import Aspect
 from dsgnn.runtime.images import memory_errors
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.run.resume import Earlier
@@ -105,6 +107,8 @@ def run(
     palette: str = "assr",
     video: VideoOptions = PLAIN,
     skip_existing: bool = False,
+    aspects: tuple[Aspect, ...] = (),
+    fit: str = "crop",
 ) -> Summary:
     """Rank all sources with a progress bar (many images, on a terminal); see `rank_sources`.
 
@@ -114,7 +118,9 @@ def run(
     counts = [_expected(source, video.select) for source in sources]
     expected = sum(counts) if all(counts) else None
     with claimed(out), stopped_once():
-        outcomes = rank_sources(ranker, sources, out, kinds, palette, video, skip_existing)
+        outcomes = rank_sources(
+            ranker, sources, out, kinds, palette, video, skip_existing, aspects, fit
+        )
         return follow(outcomes, expected)
 
 
@@ -172,6 +178,16 @@ def check_skip(skip_existing: bool, kinds: Collection[str]) -> None:
         raise OptionError("a sheet shows all images of a run: skip nothing, or save no sheet")
 
 
+def check_heat(kinds: Collection[str], ranker: Ranker) -> None:
+    """Raise OptionError if heat maps are wanted of an artifact that does not tell where people
+    look."""
+    if "heat" in kinds and not ranker.artifact.description.attention:
+        raise OptionError(
+            f"{ranker.artifact.path.name} has no attention map, so there is no heat: use the "
+            "bundled model, or export a network that was trained with one"
+        )
+
+
 def rank_sources(
     ranker: Ranker,
     sources: Sequence[Source],
@@ -180,6 +196,8 @@ def rank_sources(
     palette: str = "assr",
     video: VideoOptions = PLAIN,
     skip_existing: bool = False,
+    aspects: tuple[Aspect, ...] = (),
+    fit: str = "crop",
 ) -> Generator[Outcome, None, None]:
     """Rank the sources one by one; yields an Outcome per image, per frame and per failed source.
 
@@ -187,16 +205,21 @@ def rank_sources(
     all. kinds: some of `dsgnn.runtime.disk.outputs.TABLE`, which says what each writes. palette:
     of the map. video: how videos are ranked. skip_existing: leave what an earlier run with the
     same model has done of the same file, of the same kinds, and of a video with the same options.
+    aspects: each source is also cropped to them. fit: how photos are, see
+    `dsgnn.runtime.framing.crop_to`.
 
     A source that fails is listed in results.json with its error. When the run ends early, by
     Ctrl-C or by a bug, results.json, the sheet and the files of the running video hold what was
     done; with skip_existing results.json also keeps what an earlier run has done of the rest.
     Raises OSError if results.json or a sheet cannot be written, FolderBusyError if another process
-    is writing results.json, OptionError as `check_skip`.
+    is writing results.json, OptionError as `check_skip` and `check_heat`.
     """
     check_skip(skip_existing, kinds)
+    check_heat(kinds, ranker)
     inputs = frozenset(real_place(source.path) for source in sources if source.path)
-    left = iter([OutputFiles(out, source, kinds, palette, inputs) for source in sources])
+    left = iter(
+        [OutputFiles(out, source, kinds, palette, inputs, aspects, fit) for source in sources]
+    )
     with ExitStack() as stack:
         record: Record = forget
         if "json" in kinds:
@@ -266,15 +289,17 @@ def _rank_image(
 ) -> Outcome:
     start = perf_counter()
     path, made = target.source.path, target.made()
-    photo = ranker.read(standard_input().read() if path is None else path)
+    encoded = standard_input().read() if path is None else path
+    photo = ranker.read(encoded)
     decode_ms = 1e3 * (perf_counter() - start)
     ranking = ranker(photo)
     start = perf_counter()
     save_image(ranking, photo, target)
+    framed = save_crops(ranking, photo, encoded, target)
     if sheets:
         sheets.add(ranking.draw(photo), target.source.shown)
     if "json" in target.kinds:
-        record({"file": target.source.shown, "made": made, **ranking.to_dict()})
+        record({"file": target.source.shown, "made": made, **ranking.to_dict(), **framed})
     timings = {**ranking.timings_ms, "decode": decode_ms, "save": 1e3 * (perf_counter() - start)}
     return Outcome(target.source, len(ranking.objects), timings)
 

@@ -62,6 +62,7 @@ def _made(out: OutputFiles, record: Mapping[str, Any]) -> bool:
 
 def _pictures(out: OutputFiles, entry: Mapping[str, Any]) -> Iterator[str]:
     """Endings of the pictures that a photo with this entry has."""
+    yield from map(out.crop_ending, out.aspects)
     ranks = {item["rank"]: item["area"] > 0 for item in entry["objects"]}
     for kind in out.kinds:
         yield from (ending for ending, wanted in TABLE[kind].files_of(ranks) if wanted)
@@ -69,6 +70,7 @@ def _pictures(out: OutputFiles, entry: Mapping[str, Any]) -> Iterator[str]:
 
 def _video_files(out: OutputFiles) -> Iterator[str]:
     """Endings of the files that a ranked video has."""
+    yield from map(out.crop_ending, out.aspects)
     for ending in (ending for kind in out.kinds for ending in TABLE[kind].video):
         if "{" not in ending:
             yield ending

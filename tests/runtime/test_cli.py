@@ -83,7 +83,7 @@ def test_standard_input(place: Path, model: Path) -> None:
         (["photos", "--out", "photos/a.png/b"], "Not a directory"),
         (
             ["photos", "--out", "out", "--save", "boxes"],
-            "Invalid value for '--save': expected some of overlay,map,masks,crops,json,sheet",
+            "Invalid value for '--save': expected some of overlay,map,heat,masks,crops,json,sheet",
         ),
         (["photos", "--out", "out", "--threshold", "2"], "threshold must be"),
         (["photos", "--out", "out", "--model", "m.onnx"], "there is no model file at m.onnx"),
@@ -205,7 +205,7 @@ def test_a_folder_of_the_system(place: Path, model: Path) -> None:
 def test_help_names_every_kind_and_status() -> None:
     result = call("--help")
     assert result.exit_code == 0
-    kinds = "overlay,map,masks,crops,json,sheet"
+    kinds = "overlay,map,heat,masks,crops,json,sheet"
     for text in (kinds, "results.json", "Exit status: 0", "< photo.jpg"):
         assert text in result.output
 

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from dsgnn.runtime import RankedObject, Ranking
 from dsgnn.runtime.errors import InputError, OptionError
-from dsgnn.runtime.framing import PRICE, Aspect, parse_aspects
+from dsgnn.runtime.framing import PRICE, Aspect, crop_to, parse_aspects
 
 Box = tuple[int, int, int, int]
 
@@ -188,6 +188,22 @@ def test_objects_give_way_in_the_order_in_which_they_are_named() -> None:
     for keep, kept, cut in (((1, 2), 0, 1), ((2, 1), 1, 0)):
         window = scene.crop_box("1:1", keep)
         assert holds(window, scene.objects[kept].box) and not holds(window, scene.objects[cut].box)
+
+
+def test_a_small_object_is_kept_whole_without_filling() -> None:
+    """With pad, what fits is never cut, and the frame is a plain crop."""
+    grid = np.full((4, 10), 0.01)
+    grid[:, 0] = 5
+    scene = ranking(40, 100, [(70, 5, 90, 30)], grid)
+    crop = crop_to(scene.looks, Aspect(1, 1), scene.objects, "pad")
+    assert crop.fit == "crop" and crop.box[0] <= 70 and crop.box[2] >= 90
+    cut = crop_to(scene.looks, Aspect(1, 1), scene.objects, "crop")
+    assert cut.box == (0, 0, 40, 40)
+
+
+def test_a_fit_that_is_none_is_refused() -> None:
+    with pytest.raises(OptionError, match="crop, pad, blur"):
+        crop_to(ranking(4, 4, []).looks, Aspect(1, 1), (), "stretch")
 
 
 def test_an_empty_scene_is_cropped_to_its_middle() -> None:
