@@ -62,7 +62,9 @@ def crops(
     photos = [photo for photo in photos if len(_inside(photo))]
     if not photos:
         raise DataError(f"{data} has no photo with fixations in its split {split}")
-    rank, facts = open_model(model or BUNDLED, None, "none", "auto", device, threads)
+    rank, facts = open_model(
+        model or BUNDLED, if_none="none", specks="drop", device=device, threads=threads
+    )
     others, missing = _others()
     kept: dict[str, dict[Aspect, list[float]]] = {}
     ms: dict[str, list[float]] = {}

@@ -17,10 +17,10 @@ import numpy as np
 from dsgnn.runtime.disk.durable import record_file
 from dsgnn.runtime.disk.files import ffmpeg_name, whole_file, write_whole
 from dsgnn.runtime.disk.pictures import encode_picture, to_bgr, write_picture
-from dsgnn.runtime.disk.profile import colour_profile, with_profile
 from dsgnn.runtime.disk.sources import Source, numbered
 from dsgnn.runtime.errors import InputError, OptionError
 from dsgnn.runtime.framing import Aspect, crop_to, frames_entry
+from dsgnn.runtime.photo.profile import colour_profile, with_profile
 from dsgnn.runtime.ranking import RankedObject, Ranking
 from dsgnn.runtime.video import h264
 

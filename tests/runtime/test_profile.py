@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from dsgnn.runtime.disk.profile import colour_profile, with_profile
+from dsgnn.runtime.photo.profile import colour_profile, with_profile
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LONG = SRGB[:128] + bytes(range(256)) * 700  # of several segments; nobody reads its tags here
