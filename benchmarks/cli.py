@@ -19,7 +19,7 @@ unverified_option = click.option(
 
 
 def out_option(text: str) -> Callable[[Any], Any]:
-    return click.option("--out", "-o", required=True, type=FOLDER, help=text)
+    return click.option("-o", "--out", required=True, type=FOLDER, help=text)
 
 
 def device_option(default: str) -> Callable[[Any], Any]:
@@ -333,14 +333,14 @@ def crops(
 @click.argument("results", nargs=-1, required=True, type=FILE)
 @click.option(
     "-o",
-    "--output",
+    "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     help="The HTML page; the Markdown goes beside it.",
 )
 @click.option(
     "--readme", type=FILE, help="Replace what stands between <!-- bench --> and <!-- /bench -->."
 )
-def report(results: tuple[Path, ...], output: Path | None, readme: Path | None) -> None:
+def report(results: tuple[Path, ...], out: Path | None, readme: Path | None) -> None:
     """Latency, accuracy, scaling and GPU results as one self-contained page.
 
     \b
@@ -349,7 +349,7 @@ def report(results: tuple[Path, ...], output: Path | None, readme: Path | None) 
     with measuring():
         from dsgnn.benchmarks.report import report as write
 
-        text = write(results, output, readme)
+        text = write(results, out, readme)
     click.echo(text)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from dsgnn.config import CONFIGS
-from dsgnn.options import HELP, backend_option, needs, size_option
+from dsgnn.options import HELP, CheckpointFile, backend_option, needs, size_option
 from dsgnn.runtime.errors import (
     CheckpointError,
     DataError,
@@ -46,7 +46,7 @@ def reported() -> Iterator[None]:
 @click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "-o",
-    "--output",
+    "--out",
     required=True,
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -59,7 +59,7 @@ def reported() -> Iterator[None]:
     help="The published configuration, such as r50-assr.  [default: told by the shapes]",
 )
 @click.version_option(package_name="dsgnn")
-def convert(source: Path, output: Path, config: str | None) -> None:
+def convert(source: Path, out: Path, config: str | None) -> None:
     """Convert a published checkpoint, SOURCE, for use with dsgnn.
 
     Only the tensors are read; no code in the file is run. All of them must fit the configuration,
@@ -74,19 +74,19 @@ def convert(source: Path, output: Path, config: str | None) -> None:
     with needs("train"):
         from dsgnn.weights.checkpoint import convert as convert_file
 
-    if output.suffix != ".safetensors":
-        raise click.UsageError(f"the output must end in .safetensors, got {output.name}")
-    if not output.parent.is_dir():
-        raise click.UsageError(f"the folder {output.parent} does not exist")
+    if out.suffix != ".safetensors":
+        raise click.UsageError(f"the output must end in .safetensors, got {out.name}")
+    if not out.parent.is_dir():
+        raise click.UsageError(f"the folder {out.parent} does not exist")
     try:
-        converted = convert_file(source, output, config)
+        converted = convert_file(source, out, config)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
-        raise click.ClickException(f"{output} cannot be written: {error}") from None
+        raise click.ClickException(f"{out} cannot be written: {error}") from None
     chosen, weights = converted
     origin = "published" if weights == "published" else "converted, origin unknown"
-    click.echo(f"{output}: {chosen.name}, {origin}, {output.stat().st_size / 1e6:.0f} MB")
+    click.echo(f"{out}: {chosen.name}, {origin}, {out.stat().st_size / 1e6:.0f} MB")
 
 
 @click.command(context_settings=HELP)
@@ -123,6 +123,7 @@ def convert(source: Path, output: Path, config: str | None) -> None:
     "ONNX file with attention.",
 )
 @click.option(
+    "-o",
     "--out",
     required=True,
     metavar="RUN",
@@ -132,10 +133,10 @@ def convert(source: Path, output: Path, config: str | None) -> None:
 @click.option(
     "--init",
     metavar="FILE",
-    type=click.Path(exists=True, path_type=Path),
-    help="Weights to start from: a checkpoint of dsgnn; COCO Mask2Former as the "
-    "detection framework's .pth or transformers' file or folder; or a backbone as timm's "
-    "file.",
+    type=CheckpointFile(exists=True),
+    help="Weights to start from: a checkpoint of dsgnn, or nano for the bundled model's; COCO "
+    "Mask2Former as the detection framework's .pth or transformers' file or folder; or a backbone "
+    "as timm's file.",
 )
 @click.option(
     "--resume",
@@ -283,6 +284,7 @@ def train(
     "images/ and masks/.",
 )
 @click.option(
+    "-o",
     "--out",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),

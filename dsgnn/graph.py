@@ -1,7 +1,8 @@
 """The graph head: relations between objects decide who is looked at first (DSGNN, section 3.3-3.4).
 
-B batch, Q queries = nodes of the graph, C width, s / t shape / texture.
-In training B counts decoder outputs × images: nothing here mixes images.
+B is the batch, Q the number of queries, which are the nodes of the graph, and C the width. Names
+that end in s are of shape, those that end in t of texture. In training, B counts the outputs of all
+decoder layers for all images, because nothing here mixes images.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ HEADS = 8
 
 
 class FFM(nn.Module):
-    """LN(x + W2 ReLU W1 x)."""
+    """The feed-forward module of the paper: LayerNorm(x + W2 ReLU(W1 x)) on (…, C)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -29,7 +30,7 @@ class FFM(nn.Module):
 
 
 class LinearBlock(nn.Sequential):
-    """Dropout, Linear, LayerNorm, ReLU."""
+    """Dropout, a linear map, LayerNorm and ReLU, one after the other: (…, c_in) → (…, c_out)."""
 
     def __init__(self, c_in: int, c_out: int, dropout: float = 0.0):
         super().__init__(
@@ -38,7 +39,10 @@ class LinearBlock(nn.Sequential):
 
 
 class GlobalVector(nn.Module):
-    """All nodes of an image in one vector: (B, Q, C) → (B, C). Q is baked into a weight."""
+    """Sum up all nodes of an image in one vector: (B, Q, C) → (B, C).
+
+    The first linear map has Q·C inputs, so a network works for one number of queries only.
+    """
 
     def __init__(self, queries: int, width: int):
         super().__init__()
@@ -54,11 +58,11 @@ class GlobalVector(nn.Module):
 
 
 class EdgeExtractor(nn.Module):
-    """First edges from the global vector.
+    """The first edges of the graph, made of the global vector.
 
-    Both attentions see one key, so whatever the query they return W_o(W_v g + b_v) + b_o: all
-    edges of an image start equal. Kept as published, whose parameters these are; the deploy graph
-    folds them.
+    Both attentions have a single key. Whatever the query is, they therefore return
+    W_o(W_v g + b_v) + b_o, and all edges of an image start equal. They are kept as published,
+    because published checkpoints have their parameters. The deploy graph folds them into one map.
     """
 
     def __init__(self, width: int):
@@ -68,7 +72,7 @@ class EdgeExtractor(nn.Module):
         self.project = FFM(width)
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:
-        """x: (B, Q, C) nodes, g: (B, C) → edges e_ij (B, Q, Q, C)."""
+        """x: the nodes, (B, Q, C). g: the global vector, (B, C). Returns edges, (B, Q, Q, C)."""
         B, Q, C = x.shape
         key = g[:, None]  # (B, 1, C)
         f = self.node_attention(x, key, key, need_weights=False)[0]  # (B, Q, C)
@@ -79,7 +83,10 @@ class EdgeExtractor(nn.Module):
 
 
 class GraphLayer(nn.Module):
-    """Gated message passing; all five maps without bias."""
+    """One step in which nodes and edges pass messages to each other, through gates on the edges.
+
+    The five linear maps have no bias. Their names are those of the paper.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -90,7 +97,7 @@ class GraphLayer(nn.Module):
         self.norm_node = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-        """x: (B, Q, C), edges: (B, Q, Q, C) → both updated."""
+        """x: the nodes, (B, Q, C). edges: (B, Q, Q, C). Returns both, updated."""
         Q = x.shape[1]
         message = self.A(x)[:, :, None] + self.B(x)[:, None] + self.E(edges)
         edges = edges + self.norm_edge(message).relu()
@@ -100,7 +107,7 @@ class GraphLayer(nn.Module):
 
 
 class GraphEncoder(nn.Module):
-    """GEnc: (B, Q, C) → (B, Q, C)."""
+    """The graph encoder (GEnc in the paper): nodes (B, Q, C) that know of each other, (B, Q, C)."""
 
     def __init__(self, queries: int, width: int):
         super().__init__()
@@ -117,7 +124,10 @@ class GraphEncoder(nn.Module):
 
 
 class CIGDS(nn.Module):
-    """Cross-image graph domain separation: task-related part of the nodes, squeezed to 32."""
+    """Cross-image graph domain separation: the part of the nodes that ranking needs.
+
+    (B, Q, C) → (B, Q, 32).
+    """
 
     WIDTH = 32
 
@@ -132,7 +142,11 @@ class CIGDS(nn.Module):
 
 @dataclass(frozen=True)
 class GraphOutput:
-    """rank: (B, Q), larger = more salient. class_logits: (B, Q, 2). task: (B, Q, 32)."""
+    """What the graph head says of each query.
+
+    rank: (B, Q), larger = more salient. class_logits: (B, Q, 2), object first. task: (B, Q, 32),
+    the vector that both were read from.
+    """
 
     rank: Tensor
     class_logits: Tensor
@@ -141,10 +155,13 @@ class GraphOutput:
 
 @dataclass(frozen=True)
 class DomainOutput(GraphOutput):
-    """What the losses of domain separation need, all (B, Q, C) where not said otherwise.
+    """What the losses of domain separation need beside that.
 
-    fused_s, fused_t: f_s, f_t. private_s/t: p. encoded_s/t: v. restored_s/t: r.
-    rank_s, rank_t: (B, Q) and class_s, class_t: (B, Q, 2): auxiliary heads.
+    Each is (B, Q, C) where nothing else is said; letters are those of the paper. fused_s, fused_t:
+    f, the common part of each domain. private_s, private_t: p, the part that only this domain has.
+    encoded_s, encoded_t: v, the nodes after the first encoder. restored_s, restored_t: r, what the
+    decoder makes of the common and the private part. rank_s, rank_t, (B, Q), and class_s, class_t,
+    (B, Q, 2): what auxiliary heads say of each domain alone.
     """
 
     fused_s: Tensor
@@ -162,7 +179,7 @@ class DomainOutput(GraphOutput):
 
 
 class GraphHead(nn.Module):
-    """Ranks from the nodes of one decoder: GEnc, then CIGDS."""
+    """Rank the nodes of one decoder: the graph encoder, and then CIGDS."""
 
     def __init__(self, queries: int, width: int):
         super().__init__()
@@ -172,15 +189,18 @@ class GraphHead(nn.Module):
         self.classify = nn.Linear(CIGDS.WIDTH, 2)
 
     def read_out(self, fused: Tensor) -> GraphOutput:
+        """Ranks and classes from the fused nodes, (B, Q, C)."""
         task = self.separate(fused)
         return GraphOutput(self.rank(task).squeeze(-1), self.classify(task), task)
 
     def forward(self, s: Tensor) -> GraphOutput:
+        """s: the decoder's queries before their last LayerNorm, (B, Q, C)."""
         return self.read_out(self.encode_s(s))
 
 
 class DomainSeparationHead(GraphHead):
-    """Shape and texture nodes, separated into common and private parts, fused, ranked."""
+    """Rank by shape and texture: each is separated into a common and a private part, and the common
+    parts are fused."""
 
     def __init__(self, queries: int, width: int):
         super().__init__(queries, width)
@@ -201,7 +221,10 @@ class DomainSeparationHead(GraphHead):
     def forward(  # type: ignore[override]  # two domains where the simple head has one
         self, s: Tensor, t: Tensor, training_outputs: bool = False
     ) -> GraphOutput:
-        """s, t: (B, Q, C) queries before their last LayerNorm → GraphOutput, or DomainOutput."""
+        """s, t: the two decoders' queries before their last LayerNorm, (B, Q, C) each.
+
+        Returns a GraphOutput, or with training_outputs a DomainOutput.
+        """
         encoded_s, encoded_t = self.encode_s(s), self.encode_t(t)
         common_s, common_t = self.common(encoded_s), self.common(encoded_t)
         fused_s, fused_t = self.fuse_s(common_s), self.fuse_t(common_t)
@@ -219,7 +242,7 @@ class DomainSeparationHead(GraphHead):
             encoded_t=encoded_t,
             restored_s=self.decode(self.restore_s(torch.cat((private_s, common_s), -1))),
             restored_t=self.decode(self.restore_t(torch.cat((private_t, common_t), -1))),
-            # upstream applies the two rank layers crosswise; checkpoints depend on it
+            # The published code applies the two rank layers crosswise. Checkpoints depend on it.
             rank_s=self.rank_t(fused_s).squeeze(-1),
             rank_t=self.rank_s(fused_t).squeeze(-1),
             class_s=self.class_s(fused_s),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ from dsgnn.runtime.errors import DsgnnError
 from dsgnn.runtime.letterbox import parse_size
 
 HELP = {"help_option_names": ["-h", "--help"]}
+NANO = "nano"  # the bundled model
 
 
 class SizeType(click.ParamType):
@@ -32,6 +34,27 @@ class SizeType(click.ParamType):
             return parse_size(value)
         except ValueError as error:
             self.fail(f"{error}{'; or give dynamic' if self.dynamic else ''}", param, ctx)
+
+
+class CheckpointFile(click.Path):
+    """A file or folder of weights, or the name of the bundled model, whose checkpoint lies in the
+    repository and not in the package."""
+
+    def __init__(self, exists: bool = False) -> None:
+        super().__init__(exists=exists, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if str(value) == NANO and not Path(NANO).exists():
+            path = Path(__file__).resolve().parents[1] / "weights" / f"{NANO}.safetensors"
+            if not path.is_file():
+                self.fail(
+                    f"the checkpoint of {NANO} is not in the package: take weights/{path.name} "
+                    "from the repository, and give its path",
+                    param,
+                    ctx,
+                )
+            return path
+        return super().convert(value, param, ctx)
 
 
 def size_option(text: str, *, dynamic: bool = False) -> Callable[[Any], Any]:

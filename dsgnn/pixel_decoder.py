@@ -1,9 +1,10 @@
 """Pixel decoders: backbone maps → memory at strides 32, 16 and 8, and the pixel embedding.
 
-`DeformablePixelDecoder` is the published one (multi-scale deformable attention, MSDA);
-`FPNPixelDecoder` has convolutions only and is for small models.
-B batch, C width, L = 3 levels, M = 8 attention heads, P = 4 points, D = C / M, N cells of all
-levels.
+`DeformablePixelDecoder` is the published one, with multi-scale deformable attention (MSDA).
+`FPNPixelDecoder` has convolutions only, and is for small models.
+
+B is the batch, C the width, L = 3 the number of levels, M = 8 that of attention heads, P = 4 that
+of points, D = C / M the width of a head, and N the number of cells of all levels together.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ HEADS, POINTS, LEVELS = 8, 4, 3
 
 
 def resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Bilinear, half-pixel centres: the only resize of the network. x: (B, C, h, w)."""
+    """Resize (B, C, h, w) to another height and width, bilinearly and with half-pixel centres.
+
+    It is the only resizing in the network.
+    """
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 def sine_position(height: int, width: int, channels: int, like: Tensor) -> Tensor:
-    """Sine position (channels, height, width), y in the first half of the channels, then x."""
+    """The sine encoding of every cell's position: (channels, height, width).
+
+    The first half of the channels encodes y, the second half x.
+    """
     half = channels // 2
     steps = torch.arange(half, device=like.device, dtype=torch.float32)
     divisor = 10000 ** (2 * (steps // 2) / half)
@@ -39,7 +46,7 @@ def sine_position(height: int, width: int, channels: int, like: Tensor) -> Tenso
 
 
 def cell_centres(height: int, width: int, like: Tensor) -> Tensor:
-    """Centres of the cells in [0, 1], (height * width, 2) as x, y, row by row."""
+    """The centres of the cells, row by row: (height · width, 2), x and y in 0…1."""
     y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
     x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
     y, x = torch.meshgrid(y, x, indexing="ij")
@@ -71,7 +78,11 @@ class MSDA(nn.Module):
     def forward(
         self, query: Tensor, x: Tensor, centres: Tensor, shapes: list[tuple[int, int]]
     ) -> Tensor:
-        """query, x: (B, N, C); centres: (N, 2) in [0, 1]; shapes: (h, w) per level → (B, N, C)."""
+        """Let every cell gather from P points of each level: (B, N, C).
+
+        query, x: (B, N, C), the cells with and without their positions. centres: (N, 2), x and y in
+        0…1. shapes: (h, w) of each level.
+        """
         B, N, C = x.shape
         offsets = self.sampling_offsets(query).view(B, N, HEADS, LEVELS, POINTS, 2)
         weights = self.attention_weights(query).view(B, N, HEADS, LEVELS * POINTS).softmax(-1)
@@ -91,7 +102,7 @@ class MSDA(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """MSDA and feed-forward, each with a residual and a LayerNorm after it."""
+    """MSDA and a feed-forward network, each with a residual connection and a LayerNorm after it."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -105,12 +116,14 @@ class EncoderLayer(nn.Module):
     def forward(
         self, x: Tensor, position: Tensor, centres: Tensor, shapes: list[tuple[int, int]]
     ) -> Tensor:
+        """x: (B, N, C). position: (N, C), added to what asks. The others are as for `MSDA`."""
         x = self.norm1(x + self.attention(x + position, x, centres, shapes))
         return self.norm2(x + self.ffn(x))
 
 
 class DeformablePixelDecoder(nn.Module):
-    """The published pixel decoder."""
+    """The published pixel decoder: an encoder with MSDA over strides 32, 16 and 8, and a map of
+    stride 4 above it."""
 
     def __init__(self, channels: list[int], width: int, layers: int):
         super().__init__()
@@ -129,8 +142,11 @@ class DeformablePixelDecoder(nn.Module):
         self.embed = nn.Conv2d(width, width, 1)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """maps: strides 4, 8, 16, 32 → pixel embedding E (B, C, H/4, W/4), memory (B, C, h, w)
-        at strides 32, 16, 8."""
+        """maps: the backbone's, of strides 4, 8, 16 and 32.
+
+        Returns the pixel embedding E, (B, C, H/4, W/4), and the memory, a (B, C, h, w) for each of
+        the strides 32, 16 and 8.
+        """
         inputs = [conv(x) for conv, x in zip(self.inputs, reversed(maps[1:]), strict=True)]
         shapes = [(x.shape[-2], x.shape[-1]) for x in inputs]
         x = torch.cat([x.flatten(2).transpose(1, 2) for x in inputs], 1)  # (B, N, C)
@@ -153,6 +169,7 @@ class DeformablePixelDecoder(nn.Module):
 
 
 def conv_norm(c_in: int, c_out: int, kernel: int) -> nn.Sequential:
+    """A convolution that keeps height and width, BatchNorm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(c_out),
@@ -161,9 +178,11 @@ def conv_norm(c_in: int, c_out: int, kernel: int) -> nn.Sequential:
 
 
 class FPNPixelDecoder(nn.Module):
-    """Top-down pyramid with BatchNorm, so that every normalisation folds into a convolution.
+    """A feature pyramid, from coarse to fine, in which every normalisation folds into a
+    convolution.
 
-    Stride 4 works at half the width: it is where a small model's time would go.
+    The map of stride 4 has half the width, because a small model would spend most of its time
+    there.
     """
 
     def __init__(self, channels: list[int], width: int):
@@ -176,7 +195,7 @@ class FPNPixelDecoder(nn.Module):
         self.embed = nn.Conv2d(width // 2, width, 1)
 
     def features(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """What `embed` is applied to, (B, C/2, H/4, W/4), and the memory."""
+        """The map that `embed` is applied to, (B, C/2, H/4, W/4), and the memory."""
         memory: list[Tensor] = []
         for conv, output, x in zip(self.inputs, self.outputs, reversed(maps[1:]), strict=True):
             x = conv(x)
@@ -187,6 +206,6 @@ class FPNPixelDecoder(nn.Module):
         return self.fuse(fine + resize(self.narrow(memory[-1]), fine.shape[-2:])), memory
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """As `DeformablePixelDecoder.forward`."""
+        """The same as `DeformablePixelDecoder.forward`."""
         fine, memory = self.features(maps)
         return self.embed(fine), memory

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dsgnn.options import HELP, backend_option, needs, refusals, size_option
+from dsgnn.options import HELP, CheckpointFile, backend_option, needs, refusals, size_option
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 images_option = click.option("--images", type=FOLDER, help="More photos for the parity check.")
@@ -37,7 +37,7 @@ def _output(path: Path, *suffixes: str) -> None:
 
 
 def output_option(text: str) -> Callable[[Any], Any]:
-    return click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=text)
+    return click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help=text)
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def _gate(advice: str) -> Iterator[None]:
 
 
 @main.command()
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("checkpoint", required=False, type=CheckpointFile())
 @output_option("The ONNX file to write.")
 @size_option(
     "Height and width in pixels, multiples of 32, or dynamic.  [default: 4:3 at the "
@@ -101,7 +101,7 @@ def _gate(advice: str) -> Iterator[None]:
 @images_option
 def onnx(
     checkpoint: Path | None,
-    output: Path,
+    out: Path,
     size: tuple[int, int] | str | None,
     precision: str,
     calibrate: Path | None,
@@ -116,7 +116,7 @@ def onnx(
     Example:
       dsgnn-export onnx model.safetensors -o model.int8.onnx --precision int8 --calibrate photos
     """
-    _output(output, ".onnx")
+    _output(out, ".onnx")
     if (checkpoint is None) == (synthetic is None):
         raise click.UsageError("give either a checkpoint or --synthetic CONFIG")
     if precision == "int8" and calibrate is None:
@@ -130,7 +130,7 @@ def onnx(
         chosen = default_size(source.model.config) if size is None else size
         sidecar, results = export_onnx(
             source,
-            output,
+            out,
             parity_photos(images),
             chosen if isinstance(chosen, tuple) else None,
             precision,
@@ -140,10 +140,8 @@ def onnx(
         )
     click.echo(table(results) if results else sidecar.build["not_run"])
     status = "verified" if sidecar.verified else "unverified"
-    size_mb, nodes = output.stat().st_size / 1e6, sidecar.build["nodes"]
-    click.echo(
-        f"{output}: {status}, {size_mb:.1f} MB, {nodes} nodes, sha256 {sidecar.sha256[:12]}…"
-    )
+    size_mb, nodes = out.stat().st_size / 1e6, sidecar.build["nodes"]
+    click.echo(f"{out}: {status}, {size_mb:.1f} MB, {nodes} nodes, sha256 {sidecar.sha256[:12]}…")
 
 
 def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
@@ -186,7 +184,7 @@ def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, .
 @images_option
 def tensorrt(
     source: Path,
-    output: Path,
+    out: Path,
     flavour: str,
     batch: tuple[int, ...],
     sm: tuple[int, ...],
@@ -207,7 +205,7 @@ def tensorrt(
     from dsgnn.export.engine_options import check_options
     from dsgnn.runtime.artifact import open_artifact
 
-    _output(output, ".engine", ".plan")
+    _output(out, ".engine", ".plan")
     with refusals(
         "\nFor one size: dsgnn-export onnx CHECKPOINT -o M.onnx --size HxW. For the rest see "
         "--flavour, --batch and --sm."
@@ -219,13 +217,13 @@ def tensorrt(
 
     with _gate("Options of `dsgnn-export onnx`: --deform gather, or another --precision."):
         sidecar, results = build_engine(
-            source, output, parity_photos(images), flavour, batch, sm, workspace, timing_cache
+            source, out, parity_photos(images), flavour, batch, sm, workspace, timing_cache
         )
     click.echo(table(results) if results else f"not compared: {sidecar.build['not_run']}")
     status, build = "verified" if sidecar.verified else "unverified", sidecar.build
     click.echo(
-        f"{output}: {status}, {build['bytes'] / 1e6:.1f} MB, {build['layers']} layers, "
-        f"{build['seconds']} s; log in {output.name}.log"
+        f"{out}: {status}, {build['bytes'] / 1e6:.1f} MB, {build['layers']} layers, "
+        f"{build['seconds']} s; log in {out.name}.log"
     )
 
 
@@ -234,7 +232,7 @@ def tensorrt(
 @click.option(
     "--against",
     required=True,
-    type=click.Path(path_type=Path),
+    type=CheckpointFile(),
     help="The checkpoint it came from, or an ONNX file of the same network.",
 )
 @images_option
@@ -286,7 +284,7 @@ def inspect(artifact: Path) -> None:
 )
 @click.option(
     "-o",
-    "--output",
+    "--out",
     required=True,
     metavar="REPO",
     type=click.Path(file_okay=False, path_type=Path),
@@ -311,7 +309,7 @@ def inspect(artifact: Path) -> None:
 )
 def triton(
     sources: tuple[Path, ...],
-    output: Path,
+    out: Path,
     name: str | None,
     max_batch: int | None,
     instances: int,
@@ -334,20 +332,20 @@ def triton(
         from dsgnn.export.triton import write_repository
 
     with needs("triton"), refusals():
-        folder = write_repository(sources, output, name, max_batch, instances, gpu, delay)
-    click.echo(f"{folder}: start Triton with --model-repository {output}")
+        folder = write_repository(sources, out, name, max_batch, instances, gpu, delay)
+    click.echo(f"{folder}: start Triton with --model-repository {out}")
 
 
 @main.command(name="round")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=CheckpointFile())
 @output_option("The .safetensors file to write.")
-def round_(checkpoint: Path, output: Path) -> None:
+def round_(checkpoint: Path, out: Path) -> None:
     """Round the weights of CHECKPOINT to float16 values, for a w16 export that loses nothing."""
     with needs("export"):
         from dsgnn.export.round_weights import round_weights
-        from dsgnn.weights.checkpoint import load_checkpoint, save_checkpoint
+        from dsgnn.weights.checkpoint import load_checkpoint, origin_of, save_checkpoint
 
-    _output(output, ".safetensors")
+    _output(out, ".safetensors")
     with refusals():
         model, weights = load_checkpoint(checkpoint)
-        save_checkpoint(output, round_weights(model), weights)
+        save_checkpoint(out, round_weights(model), weights, origin_of(checkpoint))

@@ -1,25 +1,32 @@
 """The deploy graph: the trained network rewritten for inference, exactly.
 
-uint8 (B, H, W, 3) letterboxed RGB → saliency (B, Q), score (B, Q), masks (B, Q, H/4, W/4) logits,
-and attention (B, H/8, W/8) where the network has it.
-Only the last output is computed, and every rewrite is exact algebra, held by a test against the
-part of `dsgnn.model` it replaces:
+It takes letterboxed RGB as uint8, (B, H, W, 3). It gives saliency (B, Q), score (B, Q), masks as
+logits, (B, Q, H/4, W/4), and attention (B, H/8, W/8) where the network has it. Only the output of
+the last decoder layer is computed. Every rewrite is exact algebra, and a test compares it with the
+part of `dsgnn.model` that it replaces:
 
-- attention over a single key does not depend on the query: both such attentions of the graph
-  encoder fold into one C×C map of the global vector, and the first edges are one row per image;
-- A, B, U and V of a graph layer are one product; the common encoder runs once on both branches;
-- cross-attention has few queries and many keys: W_k is absorbed into the queries and W_v applied
-  after pooling, so no key or value tensor exists. The key bias and the level vector cancel in the
-  softmax; on the value side they are a constant. Both branches share the two large products;
-- resizing and the sum over channels commute: attention masks come from the pixel features resized
-  once per level; the last 1×1 convolution of the pixel embedding moves into the mask embedding;
-- in deformable attention, position, cell centre and scale fold into the sampling projection;
-- the pyramid's BatchNorms fold into its convolutions;
-- Swin's windows are masked so far that what is masked gets 0, not e^-100: that is subnormal in
+- Attention over a single key does not depend on the query. Both such attentions of the graph
+  encoder fold into one C×C map of the global vector, and the first edges are one row for each
+  image.
+- The maps A, B, U and V of a graph layer are one product. The common encoder runs once for both
+  branches.
+- Cross-attention has few queries and many keys. W_k is absorbed into the queries, and W_v is
+  applied after pooling, so that there is no tensor of keys or values. The bias of the keys and the
+  vector of the level cancel in the softmax; on the side of the values they are a constant. Both
+  branches share the two large products.
+- Resizing and the sum over channels may change places. Attention masks are therefore made of pixel
+  features that are resized once for each level, and the last 1×1 convolution of the pixel embedding
+  moves into the mask embedding.
+- In deformable attention, the position, the cell's centre and the scale fold into the projection
+  that says where to sample.
+- The BatchNorms of the pyramid fold into its convolutions.
+- What Swin masks in its windows gets the weight 0 instead of e^-100. That number is subnormal in
   float32, and took 40% of the time of Swin-L in ONNX Runtime on a CPU.
-  Everything is laid out with the cells last, so that nothing is transposed between products.
 
-B batch, Q queries, C width, M heads, D = C / M, K cells of one level, N cells of all levels.
+Cells are the last axis everywhere, so that nothing is transposed between products.
+
+B is the batch, Q the number of queries, C the width, M the number of heads, D = C / M, K the number
+of cells of one level, and N that of all levels.
 """
 
 from __future__ import annotations
@@ -64,12 +71,15 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def grid_sample(maps: Tensor, grid: Tensor) -> Tensor:
-    """Bilinear, zeros outside. maps: (N, D, h, w); grid: (N, P, K, 2) in [-1, 1] → (N, D, P, K)."""
+    """Sample maps bilinearly, with zeros outside: (N, D, P, K).
+
+    maps: (N, D, h, w). grid: (N, P, K, 2), x and y in -1…1.
+    """
     return F.grid_sample(maps, grid, align_corners=False)
 
 
 def gather_sample(maps: Tensor, grid: Tensor) -> Tensor:
-    """`grid_sample` from Gather alone, for engines whose GridSample cannot be trusted."""
+    """The same as `grid_sample`, made of Gather, for engines whose GridSample cannot be trusted."""
     N, D, h, w = maps.shape
     P, K = grid.shape[1:3]
     x = (grid[..., 0] + 1) * (w / 2) - 0.5  # (N, P, K)
@@ -95,18 +105,19 @@ SAMPLERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _constant(value: Tensor) -> nn.Parameter:
+    """A copy in float32 that is not trained."""
     return nn.Parameter(value.detach().float().clone(), requires_grad=False)
 
 
 def _all(modules: nn.ModuleList, kind: type[M]) -> list[M]:
-    """The modules of a list, which are all of one kind: the list itself does not know it."""
+    """The modules of a list, which are all of one kind; ModuleList does not know which."""
     found = [module for module in modules if isinstance(module, kind)]
     assert len(found) == len(modules)
     return found
 
 
 class DeploySwinBlock(PadThenShiftBlock):
-    """Its windows masked by `BLOCKED`."""
+    """A Swin block that adds `BLOCKED` to what its windows mask."""
 
     def get_attn_mask(self, *args: Any, **kwargs: Any) -> Tensor | None:
         mask = super().get_attn_mask(*args, **kwargs)
@@ -114,7 +125,7 @@ class DeploySwinBlock(PadThenShiftBlock):
 
 
 def _deploy_backbone(backbone: Backbone) -> Backbone:
-    """A copy with the same weights, not copied."""
+    """A copy of the backbone that shares its weights."""
     backbone = copy.deepcopy(backbone, {id(p): p for p in backbone.parameters()})
     for module in backbone.modules():
         if isinstance(module, PadThenShiftBlock):
@@ -123,10 +134,10 @@ def _deploy_backbone(backbone: Backbone) -> Backbone:
 
 
 class DeployMSDA(nn.Module):
-    """Deformable attention with the cells last; see `dsgnn.pixel_decoder.MSDA`.
+    """`dsgnn.pixel_decoder.MSDA` with the cells as the last axis.
 
-    shapes: (h, w) of the three levels, where they are known at export; then position and centres
-    are constants folded in float64.
+    shapes, position: (h, w) of the three levels and the cells' positions, (N, C), where they are
+    known at export. Then positions and centres are constants, which are folded in float64.
     """
 
     def __init__(
@@ -138,7 +149,7 @@ class DeployMSDA(nn.Module):
     ):
         super().__init__()
         self.sampler = sampler
-        # rows in the order level, head, point, (x, y); logits in the order head, level, point
+        # The rows are in the order level, head, point, (x, y); the logits: head, level, point.
         offsets = attention.sampling_offsets
         weight = offsets.weight.detach().double().view(HEADS, LEVELS, POINTS, 2, -1)
         self.offset_weight = _constant(weight.transpose(0, 1).flatten(0, 3))
@@ -165,7 +176,10 @@ class DeployMSDA(nn.Module):
             )
 
     def forward(self, x: Tensor, position: Tensor, centres: Tensor, shapes: list[Size]) -> Tensor:
-        """x: (B, N, C) → (B, N, C). position (N, C) and centres (N, 2) are used if not folded."""
+        """x: (B, N, C). Returns the same shape.
+
+        position, (N, C), and centres, (N, 2), are used only where they are not folded.
+        """
         B, N, C = x.shape
         seen = x.transpose(1, 2)  # (B, C, N); fused into the products
         query = seen if self.folded else (x + position).transpose(1, 2)
@@ -192,7 +206,11 @@ class DeployMSDA(nn.Module):
 
 
 class DeployDeformable(nn.Module):
-    """Pixel decoder → features before the last 1×1 convolution, tokens (B, K, C) per level."""
+    """The published pixel decoder without its last 1×1 convolution.
+
+    It gives the features before that convolution, and the memory as tokens, (B, K, C) for each
+    level.
+    """
 
     def __init__(self, decoder: DeformablePixelDecoder, sampler: Callable, size: Size | None):
         super().__init__()
@@ -239,7 +257,8 @@ class DeployDeformable(nn.Module):
 
 
 def _fold_norms(module: M) -> M:
-    """A copy whose BatchNorms are folded, in float64, into the convolutions before them."""
+    """A copy of a module whose BatchNorms are folded into the convolutions before them, in
+    float64."""
     module = copy.deepcopy(module)
     for block in module.modules():
         if not isinstance(block, nn.Sequential):
@@ -252,11 +271,13 @@ def _fold_norms(module: M) -> M:
 
 
 class DeployFPN(nn.Module):
-    """`FPNPixelDecoder` without its last 1×1 convolution and its BatchNorms; memory as tokens."""
+    """`FPNPixelDecoder` without its last 1×1 convolution and without BatchNorms; it gives what
+    `DeployDeformable` gives."""
 
     def __init__(self, decoder: FPNPixelDecoder):
         super().__init__()
-        # exporters leave a norm whose convolution something else reads, such as its shape
+        # Exporters do not fold a norm where something else reads its convolution's output, such as
+        # its shape.
         self.decoder = _fold_norms(decoder)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Size]]:
@@ -266,7 +287,7 @@ class DeployFPN(nn.Module):
 
 
 class DeployCrossAttention(nn.Module):
-    """The products of one layer's cross-attention that do not touch the memory."""
+    """Those products of a layer's cross-attention that do not touch the memory."""
 
     def __init__(self, attention: nn.MultiheadAttention, level: Tensor):
         super().__init__()
@@ -284,21 +305,24 @@ class DeployCrossAttention(nn.Module):
         self.out_bias = _constant(constant)
 
     def absorb(self, query: Tensor) -> Tensor:
-        """(B, Q, C) → (B, M, Q, C): what is multiplied with memory + sine position."""
+        """Queries (B, Q, C) to what multiplies the memory and its positions: (B, M, Q, C)."""
         B, Q, C = query.shape
         heads = (query @ self.query_weight + self.query_bias).view(B, Q, HEADS, C // HEADS)
         return heads.transpose(1, 2) @ self.key
 
     def read_out(self, pooled: Tensor) -> Tensor:
-        """Memory pooled by each head, (B, M, Q, C) → (B, Q, C)."""
+        """The memory as each head pooled it, (B, M, Q, C), to the attention's output, (B, Q, C)."""
         B, _, Q, C = pooled.shape
         heads = (pooled @ self.value).transpose(1, 2).reshape(B, Q, C)
         return heads @ self.out_weight + self.out_bias
 
 
 class DeploySelfAttention(nn.Module):
-    """Self-attention of a few queries. `q + position` stays explicit: folding it into a bias per
-    query makes TensorRT-RTX 1.7 fail to build."""
+    """Self-attention of a few queries.
+
+    `x + position` is computed each time. To fold it into a bias for each query would be faster, but
+    TensorRT-RTX 1.7 then fails to build.
+    """
 
     def __init__(self, attention: nn.MultiheadAttention):
         super().__init__()
@@ -322,7 +346,7 @@ class DeploySelfAttention(nn.Module):
 
 
 class DeployDecoderLayer(nn.Module):
-    """One decoder layer without the products over the memory."""
+    """A decoder layer without the products that touch the memory."""
 
     def __init__(self, layer: DecoderLayer, level: Tensor):
         super().__init__()
@@ -332,14 +356,18 @@ class DeployDecoderLayer(nn.Module):
         self.ffn = layer.ffn
 
     def finish(self, x: Tensor, position: Tensor, pooled: Tensor) -> Tensor:
-        """x, position: (B, Q, C); pooled: (B, M, Q, C) → the layer's output."""
+        """The layer's output, (B, Q, C). x, position: (B, Q, C). pooled: (B, M, Q, C)."""
         x = self.norm1(x + self.cross.read_out(pooled))
         x = self.norm2(x + self.own(x, position))
         return self.norm3(x + self.ffn(x))
 
 
 class DeployBranch(nn.Module):
-    """A stack of decoder layers; with `embed`, also its mask embedding on the pixel features."""
+    """The layers of one query decoder.
+
+    embed: the last convolution of the pixel embedding. With it the branch also has a mask
+    embedding, into which that convolution is folded.
+    """
 
     def __init__(self, branch: Branch, levels: Tensor, embed: nn.Conv2d | None = None):
         super().__init__()
@@ -360,25 +388,25 @@ class DeployBranch(nn.Module):
             self.mask_bias = _constant(last.bias.double() @ fold)
 
     def layer(self, index: int) -> DeployDecoderLayer:
-        """One of the layers, which is of this kind as all of them are."""
+        """The layer of this number."""
         layer = self.layers[index]
         assert isinstance(layer, DeployDecoderLayer)
         return layer
 
     def mask_embedding(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, Q, C) → weights on the pixel features (B, Q, C') and offset (B, Q, 1)."""
+        """Queries (B, Q, C) to weights on pixel features, (B, Q, C'), and an offset, (B, Q, 1)."""
         e = self.mlp(self.norm(x)) @ self.mask_weight + self.mask_bias
         return e[..., :-1], e[..., -1:]
 
 
 def _group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """GroupNorm of vectors (B, C) as a LayerNorm over each group."""
+    """GroupNorm of vectors, (B, C), computed as a LayerNorm over each group."""
     grouped = x.unflatten(1, (norm.num_groups, -1))
     return F.layer_norm(grouped, grouped.shape[-1:]).flatten(1) * norm.weight + norm.bias
 
 
 class DeployGraphLayer(nn.Module):
-    """One product for A, B, U and V; edges that are still one row stay one row in E."""
+    """`GraphLayer` with one product for A, B, U and V. Edges that are all equal stay one row."""
 
     def __init__(self, layer: GraphLayer):
         super().__init__()
@@ -388,7 +416,7 @@ class DeployGraphLayer(nn.Module):
         self.E, self.norm_edge, self.norm_node = layer.E, layer.norm_edge, layer.norm_node
 
     def forward(self, x: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-        """x: (B, Q, C); edges: (B, Q, Q, C) or (B, 1, 1, C)."""
+        """x: (B, Q, C). edges: (B, Q, Q, C), or (B, 1, 1, C) where all of them are equal."""
         a, b, u, v = (x @ self.weight).chunk(4, -1)
         message = a[:, :, None] + b[:, None] + self.E(edges)
         edges = edges + self.norm_edge(message).relu()
@@ -398,7 +426,7 @@ class DeployGraphLayer(nn.Module):
 
 
 class DeployGraphEncoder(nn.Module):
-    """`GraphEncoder` with its constant-key attentions folded."""
+    """`GraphEncoder` with its two attentions over a single key folded into one map."""
 
     def __init__(self, encoder: GraphEncoder):
         super().__init__()
@@ -430,7 +458,7 @@ class DeployGraphEncoder(nn.Module):
 
 
 class DeployGraphHead(nn.Module):
-    """Queries of the branches → saliency (B, Q) and score (B, Q)."""
+    """The graph head: queries of each branch, (B, Q, C), to saliency (B, Q) and score (B, Q)."""
 
     def __init__(self, head: GraphHead):
         super().__init__()
@@ -438,7 +466,8 @@ class DeployGraphHead(nn.Module):
         self.encode_s = DeployGraphEncoder(head.encode_s)
         self.squeeze = _without_dropout(separate.squeeze)
         self.separate = DeployGraphEncoder(separate.encode)
-        # class and rank in one product; two classes: the softmax is a sigmoid of the difference
+        # Rank and class are one product. The softmax of two classes is the sigmoid of their
+        # difference.
         contrast = head.classify.weight[:1] - head.classify.weight[1:]
         self.read = nn.Linear(CIGDS.WIDTH, 2)
         self.read.weight = _constant(torch.cat((head.rank.weight, contrast)))
@@ -467,19 +496,21 @@ class DeployGraphHead(nn.Module):
 
 
 def _sine(shape: Size, like: Tensor) -> Tensor:
-    """Sine position of a level, (K, C); C and dtype as `like` (…, C)."""
+    """The sine encoding of the positions in a level: (K, C), with C and type of `like`, (…, C)."""
     return sine_position(*shape, like.shape[-1], like).flatten(1).T
 
 
 def _without_dropout(block: LinearBlock) -> nn.Sequential:
+    """The block as it computes in evaluation."""
     return nn.Sequential(*[m for m in block if not isinstance(m, nn.Dropout)])
 
 
 class DeployGraph(nn.Module):
     """The whole network for inference.
 
-    size: (H, W) of a static input, multiples of 32; None for any size. deform: "gridsample" or
-    "gather", how deformable attention samples (ignored without it).
+    size: (H, W) of a static input, multiples of 32; None = any size. deform: how deformable
+    attention samples, "gridsample" or "gather"; a network without it ignores this. Raises
+    OptionError for others.
     """
 
     def __init__(self, model: DSGNN, size: Size | None = None, deform: str = "gridsample"):
@@ -505,7 +536,7 @@ class DeployGraph(nn.Module):
         if model.config.texture:
             self.texture = DeployBranch(model.texture, levels)
             branches.append(self.texture)
-        self.branches = branches  # a plain list: both are registered above
+        self.branches = branches  # a plain list, as both are registered above
         if model.config.seeds == "peaks":
             self.seeds = model.seeds
         if model.config.attention:
@@ -518,10 +549,14 @@ class DeployGraph(nn.Module):
             )
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """image: (B, H, W, 3) uint8 → saliency (B, Q), score (B, Q), masks (B, Q, H/4, W/4), and
-        attention (B, H/8, W/8) where the network has it."""
+        """image: (B, H, W, 3) uint8, letterboxed RGB.
+
+        Returns saliency (B, Q), score (B, Q), masks (B, Q, H/4, W/4), and attention (B, H/8, W/8)
+        where the network has it.
+        """
         B = image.shape[0]
-        # planes first: a broadcast over the last, three wide axis costs ten times as much
+        # Channels come first, because a broadcast over a last axis of three costs ten times as
+        # much.
         images = image.float().permute(0, 3, 1, 2) * self.scale + self.shift
         features, tokens, shapes = self.pixels(self.backbone(images))
         if self.config.seeds == "peaks":

@@ -34,7 +34,7 @@ from dsgnn.runtime.artifact import METADATA_KEY, Description, Sidecar, sha256_of
 from dsgnn.runtime.backends import Backend, open_backend
 from dsgnn.runtime.errors import BackendError, OptionError
 from dsgnn.runtime.letterbox import Fixed, LongestSide
-from dsgnn.weights.checkpoint import load_checkpoint
+from dsgnn.weights.checkpoint import load_checkpoint, origin_of
 
 OPSET = 18  # from 20 on TensorRT's parser reads GridSample as nearest
 INPUT = "image"
@@ -47,11 +47,13 @@ INT8_ADVICE = (
 
 @dataclass(frozen=True)
 class ExportSource:
-    """A network to export: the model, where its weights are from, and their file's sha256."""
+    """A network to export: the model, where its weights are from, their file's sha256, and what
+    they were trained on in words, as far as the file says."""
 
     model: DSGNN
     weights: str
     sha256: str
+    origin: str = ""
 
 
 def read_source(
@@ -60,7 +62,7 @@ def read_source(
     """A checkpoint, or a configuration with random weights (benchmarks and tests)."""
     if checkpoint is not None and synthetic is None:
         model, weights = load_checkpoint(checkpoint)
-        return ExportSource(model, weights, sha256_of(Path(checkpoint)))
+        return ExportSource(model, weights, sha256_of(Path(checkpoint)), origin_of(checkpoint))
     if checkpoint is None and synthetic is not None:
         torch.manual_seed(seed)
         model = build_model(synthetic)
@@ -87,6 +89,7 @@ def describe(source: ExportSource, size: Size | None, precision: str = "fp32") -
         toolkit=dsgnn.__version__,
         attention=config.attention,
         order=config.order,
+        origin=source.origin,
     )
 
 

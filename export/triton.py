@@ -1,12 +1,12 @@
-"""Artifacts → a model repository for Triton Inference Server.
+"""Write artifacts as a model repository for Triton Inference Server.
 
     REPO/NAME/config.pbtxt     batching, instances, warm-up, shapes, and the artifact's description
     REPO/NAME/1/model.onnx     the ONNX file, or
-    REPO/NAME/1/sm89.plan      an engine for each generation of GPUs, which Triton picks from
-    REPO/NAME/1/….json         their sidecars
+    REPO/NAME/1/sm89.plan      an engine for each generation of GPUs, of which Triton picks one
+    REPO/NAME/1/….json         the sidecar of each of these files
 
-The configuration is made and read back with Triton's own schema, and its shapes and types are held
-against the description. It has not met a real server: none was at hand.
+The configuration is written and read back with Triton's own schema, and its shapes and types are
+compared with the artifact's description. It has not met a real server, because none was at hand.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def write_repository(
     """Write one model into a repository; returns its folder.
 
     sources: one ONNX file, or TensorRT engines of one network, each for another generation of GPUs.
-    name: of the model, by default the first file's. max_batch: of an ONNX file, BATCH by default;
-    an engine has it in its profile. instances: copies on each device. gpu: an ONNX file runs on
-    GPUs instead of CPUs. delay_ms: a request waits at most so long for others to share its
-    inference with.
+    name: the model's name on the server, by default that of the first file. max_batch: the largest
+    batch of an ONNX file, BATCH by default; an engine has it in its profile. instances: copies of
+    the model on each device. gpu: whether an ONNX file runs on GPUs instead of CPUs. delay_ms: the
+    milliseconds that a request waits at most for others, to be computed together with them.
 
-    Raises FileExistsError if the repository has the model, ArtifactError, BackendError, OptionError
-    for what Triton cannot run or does not go together.
+    Raises FileExistsError if the repository has a model of this name; and ArtifactError,
+    BackendError or OptionError for files that Triton cannot run or that do not belong together.
     """
     size = BATCH if max_batch is None else max_batch
     if not sources or size < 1 or instances < 1 or delay_ms < 0:
@@ -97,7 +97,7 @@ def write_repository(
 
 
 def read_config(path: Path) -> Any:
-    """A config.pbtxt by Triton's own schema. Raises ArtifactError if it does not parse."""
+    """Read a config.pbtxt by Triton's own schema. Raises ArtifactError if it does not parse."""
     from google.protobuf import text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -108,8 +108,8 @@ def read_config(path: Path) -> Any:
 
 
 def check_config(config: Any, description: Description) -> None:
-    """Raise ArtifactError unless a ModelConfig has exactly the inputs and outputs of a description,
-    and carries that description."""
+    """Raise ArtifactError unless a ModelConfig has exactly the inputs and outputs that a
+    description tells of, and carries that description."""
     inputs, outputs = specs(config)
     expected = interface(description)
     got = {spec.name: spec for spec in (*inputs, *outputs)}
@@ -128,14 +128,17 @@ def check_config(config: Any, description: Description) -> None:
 
 
 def _check_onnx(artifacts: Sequence[Artifact]) -> None:
+    """Raise OptionError for several files, and ArtifactError for a graph that is not as
+    described."""
     if len(artifacts) > 1:
         names = ", ".join(artifact.path.name for artifact in artifacts)
         raise OptionError(f"expected one ONNX file, or engines alone, got {names}")
-    Ranker(artifacts[0].path, "onnxruntime", "cpu")  # refuses a graph that is not as described
+    Ranker(artifacts[0].path, "onnxruntime", "cpu")
 
 
 def _plans(artifacts: Sequence[Artifact]) -> dict[str, Artifact]:
-    """Engines by the name of their file in the repository. Raises OptionError."""
+    """The engines by the names that their files get in the repository. Raises OptionError for what
+    is no engine of TensorRT, and for engines that do not belong together."""
     plans: dict[str, Artifact] = {}
     first = artifacts[0].description
     for artifact in artifacts:
@@ -171,7 +174,7 @@ def _config(
     gpu: bool,
     delay_us: int,
 ) -> str:
-    """The text of config.pbtxt. files: as they are named in the repository."""
+    """The text of config.pbtxt. files: the artifacts by their names in the repository."""
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as schema
     from tritonclient.utils import np_to_triton_dtype
@@ -209,7 +212,7 @@ def _config(
 
 
 def _facts(name: str, files: dict[str, Artifact]) -> Sidecar:
-    """What a client is told: the sidecar of the model as a whole."""
+    """What a client is told about all files together, in the form of a sidecar."""
     digests = {file: artifact.sha256 for file, artifact in files.items()}
     (first, *others) = files.values()
     together = sha256("".join(digests.values()).encode()).hexdigest()

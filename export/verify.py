@@ -98,7 +98,7 @@ def summary(path: Path) -> str:
         else f"longest side {rule.size}, multiples of {rule.multiple}"
     )
     lines = [
-        f"{path.name}: {facts.config}, {facts.precision}, {facts.weights} weights",
+        f"{path.name}: {facts.config}, {facts.precision}, {facts.about_weights}",
         f"status      {_status(artifact)}",
         f"size        {path.stat().st_size / 1e6:.1f} MB, sha256 {artifact.sha256}",
         f"input       uint8 RGB, {size} px (letterboxed)",
@@ -121,7 +121,8 @@ def _status(artifact: Artifact) -> str:
     if artifact.sidecar is None:
         return "unverified: no sidecar beside it"
     if artifact.sidecar.verified:
-        return f"verified on {artifact.sidecar.machine.get('processor', 'an unnamed machine')}"
+        place = artifact.sidecar.machine.get("processor", "an unnamed machine")
+        return f"{artifact.about_status}, on {place}"
     if artifact.sidecar.parity:
         return "unverified: the checks below failed"
     return "unverified: never run; use `dsgnn-export verify` on a machine that can"

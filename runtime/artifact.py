@@ -46,7 +46,8 @@ class Description:
     rankings mean nothing). source_sha256: of the checkpoint. toolkit: version of dsgnn. attention:
     whether the graph has the output `attention`, (B, gh, gw) float32, where people look: a softmax
     over a grid that covers the padded photo. order: what ranks the objects, the network's
-    "saliency" or the share of its "attention" that each object gets.
+    "saliency" or the share of its "attention" that each object gets. origin: what trained weights
+    were trained on and for how long, in words; "" = not recorded.
     Raises ArtifactError for values outside these.
     """
 
@@ -60,6 +61,7 @@ class Description:
     toolkit: str
     attention: bool = False
     order: str = "saliency"
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -80,12 +82,22 @@ class Description:
         if self.order == "attention" and not self.attention:
             raise ArtifactError("the order is that of attention, but there is no attention output")
 
+    @property
+    def about_weights(self) -> str:
+        """Where the weights are from, for a person."""
+        if self.origin:
+            return f"{self.weights} on {self.origin}"
+        notes = {"converted": ", origin unknown", "synthetic": ", so the ranks mean nothing"}
+        return f"{self.weights} weights{notes.get(self.weights, '')}"
+
     def to_dict(self) -> dict[str, Any]:
         facts = asdict(self)
         rule = "fixed" if isinstance(self.input, Fixed) else "longest"
         facts["input"] = {"rule": rule, **asdict(self.input), "pad": PAD, "colour": "rgb"}
         if not self.attention:  # said only of artifacts that have it, so others stay as they were
             del facts["attention"], facts["order"]
+        if not self.origin:
+            del facts["origin"]
         return {"schema": DESCRIPTION_SCHEMA, **facts}
 
     def to_json(self) -> str:
@@ -97,7 +109,7 @@ class Description:
         """Raises ArtifactError for another schema or a fact that is missing or of another kind."""
         _check_schema(facts, DESCRIPTION_SCHEMA)
         what = "the artifact's description"
-        facts = {"attention": False, "order": "saliency", **facts}
+        facts = {"attention": False, "order": "saliency", "origin": "", **facts}
         return cls(
             config=_fact(what, facts, "config", str),
             input=_rule(what, _fact(what, facts, "input", dict)),
@@ -109,6 +121,7 @@ class Description:
             toolkit=_fact(what, facts, "toolkit", str),
             attention=_fact(what, facts, "attention", bool),
             order=_fact(what, facts, "order", str),
+            origin=_fact(what, facts, "origin", str),
         )
 
     @classmethod
@@ -187,6 +200,18 @@ class Artifact:
     def status(self) -> str:
         """ "verified" or "unverified" (no sidecar, or its checks did not run or pass)."""
         return "verified" if self.sidecar and self.sidecar.verified else "unverified"
+
+    @property
+    def about_status(self) -> str:
+        """What the status means, for a person."""
+        if self.sidecar is None:
+            return "unverified (no sidecar beside it)"
+        counts = [check["photos"] for check in self.sidecar.parity if "photos" in check]
+        if not self.sidecar.verified or not counts:
+            return self.status
+        against = str(self.sidecar.parity[0].get("against", ""))  # of older files not known
+        source = f"the answers of {against}" if against.endswith(".onnx") else "PyTorch's answers"
+        return f"verified (gives {source} on {min(counts)} photos)"
 
 
 def open_artifact(path: Path) -> Artifact:

@@ -220,6 +220,7 @@ class Ranker:
             "status": self.artifact.status,
             "config": facts.config,
             "weights": facts.weights,
+            **({"origin": facts.origin} if facts.origin else {}),
             "precision": facts.precision,
             "toolkit": facts.toolkit,
             "backend": self.backend.name,
@@ -231,13 +232,10 @@ class Ranker:
 
     def __str__(self) -> str:
         """One line for a person: which model, whether proven, and what runs it."""
-        facts, status = self.artifact.description, self.artifact.status
-        if self.artifact.sidecar is None:
-            status += " (no sidecar beside it)"
-        meaning = ", so the ranks mean nothing" if facts.weights == "synthetic" else ""
+        facts = self.artifact.description
         return (
-            f"{self.artifact.path.name}: {facts.config}, {facts.weights} weights{meaning}, "
-            f"{status}; {self.backend.picked}"
+            f"{self.artifact.path.name}: {facts.config}, {facts.about_weights}, "
+            f"{self.artifact.about_status}; {self.backend.picked}"
         )
 
     def __reduce__(self) -> tuple[Callable[..., Ranker], tuple[Any, ...]]:

@@ -1,6 +1,8 @@
 """The command that lists the others, and the options that they share."""
 
 import configparser
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -8,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from dsgnn.commands import main
-from dsgnn.options import needs, refusals, size_option
+from dsgnn.options import CheckpointFile, needs, refusals, size_option
 from dsgnn.runtime.errors import InputError
 
 SETUP = configparser.ConfigParser()
@@ -66,3 +68,73 @@ def test_what_a_user_can_mend_is_a_message_and_a_bug_is_not() -> None:
     assert result.exit_code == 2
     assert "absent is not installed: pip install 'dsgnn[bench]'" in result.output
     assert isinstance(CliRunner().invoke(fail, ["bug"]).exception, ValueError)
+
+
+def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    """A command and those below it, by their names."""
+    yield name, command
+    for word, below in getattr(command, "commands", {}).items():
+        yield from commands(below, f"{name} {word}")
+
+
+def every_command() -> dict[str, click.Command]:
+    found = {"python -m dsgnn.teacher": import_module("dsgnn.teacher.cli").main}
+    for line in SETUP["options.entry_points"]["console_scripts"].strip().splitlines():
+        name, _, place = line.partition(" = ")
+        module, _, function = place.partition(":")
+        if name != "dsgnn":
+            found |= commands(getattr(import_module(module), function), name)
+    return found
+
+
+def spellings(found: dict[str, click.Command]) -> dict[str, set[tuple[str, ...]]]:
+    """The ways in which each option is written, by its long name."""
+    ways: dict[str, set[tuple[str, ...]]] = {}
+    for command in found.values():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                ways.setdefault(max(option.opts, key=len), set()).add(tuple(sorted(option.opts)))
+    return ways
+
+
+def test_an_option_has_one_name_everywhere() -> None:
+    ways = spellings(every_command())
+    assert ways["--out"] == {("--out", "-o")} and "--output" not in ways
+    assert {name: way for name, way in ways.items() if len(way) > 1} == {}
+
+
+def test_an_option_of_two_names_is_found() -> None:
+    one, other = (
+        click.Command(name, params=[click.Option([*names])])
+        for name, names in (("a", ("-o", "--out")), ("b", ("--out",)))
+    )
+    assert len(spellings({"a": one, "b": other})["--out"]) == 2
+
+
+def test_every_command_says_what_it_does_in_whole_sentences() -> None:
+    for name, command in every_command().items():
+        first = (command.help or "").strip().split("\n\n")[0].strip()
+        assert first.endswith("."), f"{name}: {first}"
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help and option.help.partition("  [default")[0].rstrip().endswith(
+                    (".", ")")
+                ), f"{name} {option.opts}: {option.help}"
+
+
+def test_the_bundled_checkpoint_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    @click.option("--init", type=CheckpointFile(exists=True))
+    def show(init: Path | None) -> None:
+        click.echo(str(init))
+
+    def said(name: str) -> str:
+        return CliRunner().invoke(show, ["--init", name]).output
+
+    monkeypatch.chdir(tmp_path)
+    assert said("nano").strip().endswith("weights/nano.safetensors")
+    assert "Path 'absent' does not exist" in said("absent")
+    monkeypatch.setattr("dsgnn.options.__file__", str(tmp_path / "site-packages" / "options.py"))
+    assert "take weights/nano.safetensors from the repository" in said("nano").replace("\n", " ")
+    Path("nano").write_text("a file of that name")
+    assert said("nano") == "nano\n"

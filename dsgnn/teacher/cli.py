@@ -14,7 +14,7 @@ import click
 @click.option("--member", "members", required=True, multiple=True, metavar="BACKBONE=FILE",
               help="A timm EfficientNet and its ImageNet weights. Give it again to train another "
               "network and average the two.")  # fmt: skip
-@click.option("--out", required=True, metavar="FILE",
+@click.option("-o", "--out", required=True, metavar="FILE",
               type=click.Path(dir_okay=False, path_type=Path),
               help="The .safetensors file to write.")  # fmt: skip
 @click.option("--size", type=click.IntRange(64), default=448, show_default=True,

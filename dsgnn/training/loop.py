@@ -152,6 +152,11 @@ class Trainer:
         """How many images all processes see in a step."""
         return self.plan.recipe.batch * self.plan.recipe.accumulate * process()[1]
 
+    def origin(self) -> str:
+        """The data and how long it was trained on, for whoever finds the checkpoint."""
+        done = f"{self.state.iteration:,} iterations of {self.images_per_iteration} images"
+        return f"{self.plan.origin or 'data that is not described'}, {done}"
+
     def _warn(self) -> None:
         if process()[0] == 0 and self.plan.config.texture and self.plan.recipe.batch == 1:
             log.warning(
@@ -214,11 +219,11 @@ class Trainer:
         images = done * self.images_per_iteration
         self.journal.evaluation({"iteration": done, "images": images, "evaluation": figures}, best)
         if best:
-            save_checkpoint(self.out / BEST, self.state.kept)
+            save_checkpoint(self.out / BEST, self.state.kept, origin=self.origin())
 
     def _save(self) -> None:
         if self.journal:
-            self.state.save(self.out)
+            self.state.save(self.out, self.origin())
 
 
 def evaluate_together(model: DSGNN, validation: Samples) -> dict[str, float | None]:

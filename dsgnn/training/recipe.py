@@ -123,7 +123,8 @@ class TrainingPlan:
 
     config, recipe: the network and its schedule. seed: decides all that is random. amp: mixed
     precision, "off", "bf16" or "fp16". data: facts about the images (JSON values), so that a run
-    is not resumed on other ones. Raises OptionError for another `amp`.
+    is not resumed on other ones. origin: the data in words, for the checkpoint. Raises OptionError
+    for another `amp`.
     """
 
     config: Config
@@ -131,6 +132,7 @@ class TrainingPlan:
     seed: int = 0
     amp: str = "off"
     data: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if self.amp not in AMP:

@@ -84,7 +84,8 @@ def train_on(
     }
     if splits.shares:
         facts["shares"] = list(splits.shares)
-    plan = TrainingPlan(config, recipe, seed, amp, facts)
+    names = " and ".join(Path(spec).name for spec in splits.data)
+    plan = TrainingPlan(config, recipe, seed, amp, facts, f"{names} ({splits.split})")
     source = source_of(samples, config, seed, splits.shares)
     options = replace(options, device=join(str(options.device)))
     try:

@@ -48,10 +48,10 @@ class TrainingState:
         """The weights that are evaluated and saved."""
         return self.average or self.model
 
-    def save(self, out: Path) -> None:
+    def save(self, out: Path, origin: str = "") -> None:
         """Write state.pt and last.safetensors, each whole or not at all.
 
-        The state.pt that was there stays as state.before.pt.
+        The state.pt that was there stays as state.before.pt. origin: see `save_checkpoint`.
         """
         content = {name: part.state_dict() for name, part in self._parts().items()}
         content |= {"run": self.facts, "iteration": self.iteration, "best": self.best_sa_sor}
@@ -59,7 +59,7 @@ class TrainingState:
             torch.save(content, file)
             if (out / STATE_FILE).exists():
                 os.replace(out / STATE_FILE, out / STATE_BEFORE)
-        save_checkpoint(out / LAST, self.kept)
+        save_checkpoint(out / LAST, self.kept, origin=origin)
 
     def load(self, out: Path) -> None:
         """Take over the state of the run in `out`, which may be extended to more iterations.

@@ -235,15 +235,18 @@ def convert(
     return chosen, weights
 
 
-def save_checkpoint(path: str | Path, model: DSGNN, weights: str = "trained") -> None:
+def save_checkpoint(
+    path: str | Path, model: DSGNN, weights: str = "trained", origin: str = ""
+) -> None:
     """Write a checkpoint, whole or not at all.
 
     weights: "trained" by us, "published" by the paper's authors, "converted" from a file of unknown
-    origin, or "synthetic" (random).
+    origin, or "synthetic" (random). origin: what they were trained on and for how long, in words.
     """
     if weights not in WEIGHTS:
         raise OptionError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     header = {"schema": SCHEMA, "weights": weights, "config": json.dumps(model.config.to_dict())}
+    header |= {"origin": origin} if origin else {}
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     write_whole(Path(path), _in_order(save(tensors, metadata=header)))
 
@@ -260,6 +263,13 @@ def _in_order(data: bytes) -> bytes:
     header = json.dumps(content, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the numbers stay aligned
     return len(header).to_bytes(8, "little") + header + data[end:]
+
+
+def origin_of(path: str | Path) -> str:
+    """What a checkpoint records of the data and the iterations that it was trained on, "" if
+    nothing. For files that `load_checkpoint` reads."""
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get("origin", "")
 
 
 def load_checkpoint(path: str | Path) -> tuple[DSGNN, str]:

@@ -1,8 +1,10 @@
-"""A client of Triton Inference Server: pre- and post-processing here, the network there.
+"""A client of Triton Inference Server: photos are prepared and masks are made here, and the network
+runs there.
 
-For models that `dsgnn-export triton` wrote: their configuration carries what is known about the
-artifact, so the server's address is enough. The client speaks gRPC. It was tested against a
-stand-in that serves the protocol with ONNX Runtime, and it has not met a real server.
+It takes models that `dsgnn-export triton` wrote. Their configuration carries what is known about
+the artifact, so the server's address and the model's name are enough. The client speaks gRPC. It
+was tested against a stand-in that serves the protocol with ONNX Runtime, and it has not met a real
+server.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ def TritonRanker(
     if_none: str = "none",
     specks: str = "drop",
 ) -> Ranker:
-    """A Ranker whose network runs on a Triton Inference Server; it is called like any other.
+    """A Ranker whose network runs on a Triton Inference Server. It is called like any other.
 
-    model: its name on the server. url: host:port of the server's gRPC. timeout_s: of one request.
-    threshold, if_none, specks: as of Ranker.
+    model: its name on the server. url: host:port of the server's gRPC. timeout_s: seconds that one
+    request may take. threshold, if_none, specks: as of Ranker.
 
     Raises BackendError if tritonclient is not installed, or the server does not answer or has no
     such model; ArtifactError for a model that `dsgnn-export triton` did not write; OptionError.
@@ -52,9 +54,9 @@ def TritonRanker(
 
 
 class Triton(Backend):
-    """One model on a server; a copy in another process connects again.
+    """One model on a server. It can be sent to another process, which then connects by itself.
 
-    config: the model's configuration there, a protobuf ModelConfig.
+    config: the model's configuration on the server, a protobuf ModelConfig.
     """
 
     name = "triton"
@@ -80,7 +82,7 @@ class Triton(Backend):
         self.max_batch = self.config.max_batch_size
 
     def _client(self) -> Any:
-        """The client of this thread: one must not serve several."""
+        """This thread's client, because one client must not serve several threads."""
         if not hasattr(self._local, "client"):
             self._local.client = self._library.InferenceServerClient(self._url)
         return self._local.client
@@ -100,14 +102,14 @@ class Triton(Backend):
         return {name: result.as_numpy(name) for name in names}
 
     def _release(self) -> None:
-        del self._local  # every thread's client with it
+        del self._local  # and with it the clients of all threads
 
     def __reduce__(self) -> tuple[type[Triton], tuple[str, str, float]]:
         return type(self), (self._model, self._url, self._timeout_s)
 
 
 def specs(config: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The inputs and outputs of a ModelConfig, with the batch in front."""
+    """The inputs and the outputs that a ModelConfig states, with the batch as their first axis."""
     from tritonclient.grpc.model_config_pb2 import DataType
     from tritonclient.utils import triton_to_np_dtype
 

@@ -43,7 +43,7 @@ from dsgnn.training.recipe import (
 from dsgnn.training.run import DataSplits, train_on
 from dsgnn.training.state import start
 from dsgnn.training.step import Step
-from dsgnn.weights.checkpoint import load_checkpoint
+from dsgnn.weights.checkpoint import load_checkpoint, origin_of
 
 SHORT = Recipe(iterations=4, batch=2, points=64, learning_rate=1e-3, clip=1.0)
 
@@ -542,6 +542,7 @@ def test_the_command_trains_resumes_and_reports_wrong_use(assr, tmp_path, monkey
     assert "training images 4, validation images 2" in done.output
     best = out / "best.safetensors"
     assert f"trained: {best}; measure it with: dsgnn-eval {best} --data {assr}" in done.output
+    assert origin_of(out / "last.safetensors") == "assr (train), 2 iterations of 2 images"
     again = CliRunner().invoke(cli.train, base)
     assert again.exit_code == 2 and "--resume" in again.output
     assert CliRunner().invoke(cli.train, [*base, "--resume"]).exit_code == 0

@@ -42,7 +42,7 @@ def photos() -> list[np.ndarray]:
 def test_command_writes_a_verified_file(tmp_path: Path) -> None:
     torch.manual_seed(2)
     checkpoint = tmp_path / "nano.safetensors"
-    save_checkpoint(checkpoint, build_model("nano"))
+    save_checkpoint(checkpoint, build_model("nano"), origin="mine (train), 6 iterations")
     target = tmp_path / "nano.onnx"
     result = CliRunner().invoke(
         main, ["onnx", str(checkpoint), "-o", str(target), "--size", "64x96"]
@@ -56,7 +56,7 @@ def test_command_writes_a_verified_file(tmp_path: Path) -> None:
     assert model.opset_import[0].version == 18
     description = read_description(target)
     assert (description.config, description.input) == ("nano", Fixed(64, 96))
-    assert description.weights == "trained"
+    assert description.about_weights == "trained on mine (train), 6 iterations"
     sidecar = json.loads((tmp_path / "nano.onnx.json").read_text())
     assert sidecar["schema"] == "dsgnn.sidecar/1" and sidecar["verified"] is True
     assert [check["batch"] for check in sidecar["parity"]] == [1, 3]

@@ -63,7 +63,10 @@ def test_a_file_without_sidecar_becomes_verified(nano, tmp_path: Path) -> None:
     assert sidecar.parity[0]["backend"].startswith("onnxruntime on cpu")
     said = dsgnn_export("inspect", path).output
     assert "m.onnx: nano, fp32, trained weights" in said
-    assert "status      verified on " in said and "opset 18" in said
+    assert (
+        "status      verified (gives PyTorch's answers on 3 photos), on " in said
+        and "opset 18" in said
+    )
     assert "input     image: uint8 (batch, 64, 96, 3)" in said
     assert f"output    masks: float (batch, {QUERIES}, 16, 24)" in said
     conv = sum(node.op_type == "Conv" for node in proto.graph.node)

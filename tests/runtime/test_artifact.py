@@ -257,3 +257,41 @@ def test_metadata_is_what_onnx_reads(model: Path) -> None:
     properties = onnx.load(model).metadata_props
     assert onnx_metadata(model) == {item.key: item.value for item in properties}
     assert set(onnx_metadata(model)) == {"dsgnn"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "trained weights"),
+        (
+            {"origin": "mine (train), 6 iterations of 2 images"},
+            "trained on mine (train), 6 iterations of 2 images",
+        ),
+        ({"weights": "published"}, "published weights"),
+        ({"weights": "converted"}, "converted weights, origin unknown"),
+        ({"weights": "synthetic"}, "synthetic weights, so the ranks mean nothing"),
+    ],
+)
+def test_weights_in_words(facts: dict, words: str) -> None:
+    described = replace(DESCRIPTION, **facts)
+    assert described.about_weights == words
+    assert Description.from_json(described.to_json()) == described
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"parity": ({"photos": 51}, {"photos": 49})}, "gives PyTorch's answers on 49 photos"),
+        (
+            {"parity": ({"photos": 3, "against": "m.onnx"},)},
+            "verified (gives the answers of m.onnx on 3 photos)",
+        ),
+        ({"parity": ()}, "verified"),
+        ({"verified": False, "parity": ({"photos": 3},)}, "unverified"),
+    ],
+)
+def test_what_verified_means_is_said(model: Path, changes: dict, words: str) -> None:
+    write_sidecar(model, sidecar(model, **changes))
+    assert words in open_artifact(model).about_status
+    if "answers" not in words:
+        assert open_artifact(model).about_status == words

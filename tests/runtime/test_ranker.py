@@ -15,7 +15,7 @@ from dsgnn.runtime.artifact import Sidecar, open_artifact, sha256_of, write_side
 from dsgnn.runtime.backends import open_backend
 from dsgnn.runtime.errors import ArtifactError, BackendError, OptionError
 from dsgnn.runtime.letterbox import Fixed, LongestSide
-from dsgnn.runtime.ranker import LARGEST_BATCH
+from dsgnn.runtime.ranker import BUNDLED, LARGEST_BATCH
 
 Write = Callable[..., Path]
 STAGES = ["decode", "preprocess", "inference", "postprocess"]
@@ -186,6 +186,39 @@ def test_describes_itself(model: Path, tmp_path: Path, write_model: Write) -> No
     assert str(Ranker(synthetic)).startswith(
         "s.onnx: colours, synthetic weights, so the ranks mean nothing, verified; "
     )
+
+
+def test_the_bundled_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Ranker("nano").artifact.path == Ranker().artifact.path == BUNDLED
+    assert "verified (gives PyTorch's answers on " in str(Ranker("nano"))
+    (tmp_path / "nano").write_text("a file of that name")
+    with pytest.raises(ArtifactError, match=r"ending in .onnx or .engine, got nano"):
+        Ranker("nano")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("m.safetensors", "make an ONNX file of it with dsgnn-export onnx"),
+        ("m.pth", "convert it with dsgnn-convert, and make an ONNX file"),
+        ("m.pt", "convert it with dsgnn-convert"),
+    ],
+)
+def test_a_checkpoint_is_answered_with_what_to_do(name: str, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        Ranker(name)
+
+
+def test_a_ranking_knows_its_photo(model: Path, scene, tmp_path: Path) -> None:
+    ranker, photo = Ranker(model), scene(48, 64, red=(8, 8, 40, 40))
+    path = tmp_path / "photo.png"
+    cv2.imwrite(str(path), photo[..., ::-1])
+    by_array, by_path, by_bytes = ranker.batch([photo, path, path.read_bytes()])
+    assert by_array.image is photo and by_array.file is None and by_bytes.file is None
+    assert by_path.file == str(path)
+    for ranking in (by_array, by_path, by_bytes):
+        np.testing.assert_array_equal(ranking.draw(), by_array.draw(photo))
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
