@@ -38,7 +38,7 @@ TORCH_FREE = (
 )
 # The only modules of the runtime that may import a library beyond the base, inside a function.
 HOMES = {
-    "av": ("dsgnn.runtime.video.h264",),
+    "av": tuple(f"dsgnn.runtime.video.{name}" for name in ("container", "film", "h264", "picture")),
     "tqdm": ("dsgnn.runtime.run.loop",),
     "onnxruntime": ("dsgnn.runtime.backends.onnx",),
     "openvino": ("dsgnn.runtime.backends.openvino",),

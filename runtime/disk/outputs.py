@@ -27,7 +27,6 @@ from dsgnn.runtime.video import h264
 RESULTS_SCHEMA = "dsgnn.results/1"
 
 Record = Callable[[Mapping[str, Any]], None]
-Frame = Callable[[np.ndarray], None]
 # A picture of a photo's ranking, or of one object of it: grey, BGR or BGRA.
 Paint = Callable[[Ranking, np.ndarray, str], np.ndarray]
 Cut = Callable[[np.ndarray, RankedObject], np.ndarray]
@@ -219,7 +218,7 @@ class OutputFiles:
 
 def real_place(path: Path) -> Path:
     """Where a file of this path lies, with the links in its folder followed."""
-    return path.parent.resolve() / path.name
+    return Path(os.path.realpath(path.parent), path.name)
 
 
 def save_image(ranking: Ranking, photo: np.ndarray, out: OutputFiles) -> None:
@@ -290,29 +289,32 @@ def lines_file(path: Path) -> Iterator[Record]:
 
 
 @contextmanager
-def video_file(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Frame]:
-    """An MP4 to write (h, w, 3) uint8 RGB frames of `size` (width, height) to.
+def video_file(
+    path: Path, rate: float, size: tuple[int, int], sound: h264.Sound | None = None
+) -> Iterator[h264.WriteFrame]:
+    """An MP4 to write frames of `size` (width, height) to, each with its time, see `h264_writer`.
 
-    It is H.264 where PyAV is installed, else MPEG-4 Part 2 by OpenCV. Raises OSError if not all of
-    it can be written.
+    It is H.264 where PyAV is installed, else MPEG-4 Part 2 by OpenCV, whose frames come at `rate`
+    per second whatever their times, without sound. Raises OSError if not all of it can be written.
     """
-    writer = h264.h264_writer if h264.is_installed() else _mpeg4_writer
-    with (
-        whole_file(path, keep_interrupted=True) as temporary,
-        writer(temporary, rate, size) as write,
-    ):
-        yield write
+    with whole_file(path, keep_interrupted=True) as temporary:
+        if h264.is_installed():
+            writing = h264.h264_writer(temporary, rate, size, sound)
+        else:
+            writing = _mpeg4_writer(temporary, rate, size)
+        with writing as write:
+            yield write
 
 
 @contextmanager
-def _mpeg4_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Frame]:
+def _mpeg4_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[h264.WriteFrame]:
     """As `h264_writer`, but an odd side loses a pixel. What OpenCV could not write it would only
     log; here that is an OSError."""
     name = ffmpeg_name(path)
     writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
     frames = 0
 
-    def write(picture: np.ndarray) -> None:
+    def write(picture: np.ndarray, time_s: float, duration_s: float) -> None:
         nonlocal frames
         writer.write(to_bgr(picture))
         frames += 1

@@ -9,6 +9,7 @@ names apart, as on many disks they do not. Which input comes first makes no diff
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
 import os
@@ -16,25 +17,31 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path, PurePath
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
+from dsgnn.runtime.disk import signatures
 from dsgnn.runtime.errors import InputError, OptionError
 
 STDIN = "-"
 LIST_SUFFIX = ".txt"
 SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
 NUMBERED = re.compile(r"%(0\d+)?d")
+# What is taken from folders. What a file is, its content says, or else its suffix.
 VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"),
-    *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv"),
+    *(".mp4", ".m4v", ".mov", ".qt", ".avi", ".divx", ".mkv", ".webm", ".ivf", ".y4m"),
+    *(".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".mxf", ".dv"),
+    *(".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogm", ".rm", ".rmvb"),
+    *(".h264", ".264", ".h265", ".265", ".hevc"),
 )
-# What is taken from folders; HEIC too, to be named as unreadable and not passed over.
+# HEIC too, to be named as unreadable and not passed over.
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".tif", ".tiff", ".gif"),
     *(".bmp", ".dib", ".jp2", ".pbm", ".pgm", ".ppm", ".pnm", ".heic", ".heif"),
 )
 
@@ -59,10 +66,18 @@ class Source:
     feed: str = ""
     address: str = ""
 
-    @property
+    @cached_property
     def is_video(self) -> bool:
-        file = self.path is not None and self.path.suffix.lower() in VIDEO_SUFFIXES
-        return bool(self.feed) or file
+        """Whether it is ranked as a video, which an animation is too.
+
+        The content of a file or of standard input decides, or the suffix where the content is of
+        no known kind or cannot be read.
+        """
+        if self.feed:
+            return True
+        kind = _kind(self.path)
+        suffix = self.path.suffix.lower() if self.path else ""
+        return kind in ("animation", "video", "sound") or (not kind and suffix in VIDEO_SUFFIXES)
 
     @property
     def is_live(self) -> bool:
@@ -88,8 +103,9 @@ def find_sources(arguments: Iterable[str], out: Path, raw: bool = False) -> Foun
 
     An argument is a file, a folder, a glob pattern, numbered images as one video ("shot%04d.png"),
     "-" for standard input, a camera's number, a URL, or a .txt file with one of all these on each
-    line ("#" begins a comment). If there is a file of just that name, it is what is meant. Folders
-    are searched with their sub-folders; hidden files and linked folders are left out. What lies in
+    line ("#" begins a comment; names of files are relative to the list's folder). If there is a
+    file of just that name, it is what is meant. Folders are searched with their sub-folders; hidden
+    files and linked folders are left out, and so they are where a pattern has "**". What lies in
     `out` is never taken from a folder or a pattern. raw: standard input holds frames, not an image.
     An argument that leads to nothing becomes a source with a problem.
 
@@ -133,6 +149,23 @@ def standard_input() -> BinaryIO:
     return sys.stdin.buffer
 
 
+def _kind(path: Path | None) -> str:
+    """What a file, or standard input for None, holds; "" if that cannot be told without reading on
+    in a pipe."""
+    try:
+        if path is not None:
+            if not path.is_file():
+                return ""
+            with path.open("rb") as file:
+                return signatures.kind(file)
+        stream = standard_input()
+        if stream.seekable():
+            return signatures.kind(stream)
+        return signatures.kind(BytesIO(stream.peek(1))) if hasattr(stream, "peek") else ""
+    except (AttributeError, OSError, InputError):
+        return ""
+
+
 def numbered(pattern: str) -> list[Path]:
     """The files of a pattern such as shot%04d.png, by number. Raises InputError if there are none,
     or two of one number (shot1.png and shot0001.png)."""
@@ -152,28 +185,55 @@ def numbered(pattern: str) -> list[Path]:
     return [numbers[number] for number in sorted(numbers)]
 
 
-def video_source(argument: str | Path | int) -> Source:
+def video_source(argument: str | os.PathLike[str] | int) -> Source:
     """One video by its path, camera number, URL or pattern. Raises FileNotFoundError."""
-    feed = _feed(str(argument))
-    if feed is None and not os.path.isfile(argument):
-        raise FileNotFoundError(f"there is no video file {argument}")
-    return feed or Source(_absolute(str(argument)), str(argument))
+    name = str(argument) if isinstance(argument, int) else os.fspath(argument)
+    feed = _feed(name)
+    if feed is None and not os.path.isfile(name):
+        raise FileNotFoundError(f"there is no video file {name}")
+    return feed or Source(_absolute(name), name)
 
 
 def _listed(arguments: Iterable[str]) -> list[str]:
     """The arguments, with the lines of a list in place of its name. Raises OSError for a list that
-    cannot be read, and InputError for one that names nothing."""
+    cannot be read, and InputError for one that names nothing or is no text."""
     all_of_them: list[str] = []
     for argument in arguments:
         if not argument.lower().endswith(LIST_SUFFIX) or not os.path.isfile(argument):
             all_of_them.append(argument)
             continue
-        lines = Path(argument).read_text("utf-8-sig", "surrogateescape").splitlines()
+        lines = _text(argument).splitlines()
         names = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
         if not names:
             raise InputError(f"the list {argument} names no source")
-        all_of_them += names
+        all_of_them += (_beside(argument, name) for name in names)
     return all_of_them
+
+
+def _text(path: str) -> str:
+    """The text of a list, in UTF-8, or in UTF-16 or UTF-32 where its first bytes say so (as
+    PowerShell writes them). Raises OSError, and InputError for what is no such text."""
+    data = Path(path).read_bytes()
+    marks = {
+        codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is its beginning
+        codecs.BOM_UTF32_BE: "utf-32",
+        codecs.BOM_UTF16_LE: "utf-16",
+        codecs.BOM_UTF16_BE: "utf-16",
+    }
+    coding = next((marks[mark] for mark in marks if data.startswith(mark)), None)
+    try:
+        return data.decode(coding) if coding else data.decode("utf-8-sig", "surrogateescape")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"the list {path} is no whole {error.encoding.upper()} text: save it as UTF-8"
+        ) from None
+
+
+def _beside(listed: str, name: str) -> str:
+    """What a line of a list means: names of files and patterns are relative to the list."""
+    path = os.path.join(os.path.dirname(listed), name)
+    elsewhere = name == STDIN or "://" in name or name.isdecimal()
+    return name if elsewhere and not ("\0" not in path and os.path.lexists(path)) else path
 
 
 def _feed(argument: str) -> Source | None:
@@ -185,9 +245,8 @@ def _feed(argument: str) -> Source | None:
         return Source(None, f"camera {argument}", feed="camera", address=argument)
     scheme, separator, rest = argument.partition("://")
     if separator and scheme.lower() in SCHEMES:
-        shown = (
-            f"{scheme}://{rest.rpartition('@')[2] if '@' in urlsplit(argument).netloc else rest}"
-        )
+        host, slash, place = rest.partition("/")
+        shown = f"{scheme}://{host.rpartition('@')[2]}{slash}{place}"
         return Source(None, shown, feed="url", address=argument)
     if NUMBERED.search(os.path.basename(argument)):
         return Source(None, argument, feed="sequence", address=argument)
@@ -199,11 +258,46 @@ def _matches(argument: str, out: Path) -> list[str]:
     pattern stands for itself."""
     if os.path.lexists(argument) or not glob.has_magic(argument):
         return [argument]
-    return [
-        match
-        for match in sorted(glob.glob(argument, recursive=True))
-        if not Path(match).resolve().is_relative_to(out.resolve())
-    ]
+    path = PurePath(argument)
+    found = dict.fromkeys(_walk(path.anchor, path.parts[bool(path.anchor) :]))
+    return [match for match in found if not _real(match).is_relative_to(_real(out))]
+
+
+def _walk(folder: str, parts: tuple[str, ...]) -> Iterator[str]:
+    """The paths below a folder that match the parts of a pattern, sorted by name.
+
+    A part that is a name there stands for itself, brackets or not. "**" stands for a folder and all
+    folders below it but for hidden and linked ones, so that a link to a parent adds nothing.
+    """
+    if not parts:
+        yield folder
+        return
+    part, rest = parts[0], parts[1:]
+    path = os.path.join(folder, part)
+    if part != "**" and (os.path.lexists(path) or not glob.has_magic(part)):
+        if os.path.lexists(path):
+            yield from _walk(path, rest)
+        return
+    try:
+        entries = sorted(os.scandir(folder or "."), key=lambda entry: entry.name)
+    except OSError:
+        return
+    if part == "**":
+        yield from _walk(folder if rest else folder or ".", rest)
+        entries = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for entry in entries:
+        path = os.path.join(folder, entry.name)
+        if entry.name.startswith(".") and not part.startswith("."):
+            continue
+        if part == "**":
+            yield from _walk(path, parts)
+        elif fnmatch(entry.name, part):
+            yield from _walk(path, rest)
+
+
+def _real(path: str | Path) -> Path:
+    """A path with its links followed. One that leads to itself stays as it is."""
+    return Path(os.path.realpath(path))
 
 
 def _expand(argument: str, out: Path) -> tuple[list[Source], int]:
@@ -211,7 +305,7 @@ def _expand(argument: str, out: Path) -> tuple[list[Source], int]:
     if not os.path.isdir(argument):
         problem = "" if os.path.exists(argument) else "there is no such file or folder"
         return [Source(_absolute(argument), argument, problem=problem)], 0
-    if Path(argument).resolve() == out.resolve():
+    if _real(argument) == _real(out):
         raise OptionError(
             f"the output folder {out} is also a source, so the next run would rank this run's "
             "pictures: give the outputs a folder of their own"
@@ -227,7 +321,7 @@ def _expand(argument: str, out: Path) -> tuple[list[Source], int]:
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and Path(folder, name).resolve() != out.resolve()
+            if not name.startswith(".") and _real(Path(folder, name)) != _real(out)
         )
         for name in sorted(names):
             if name.startswith("."):

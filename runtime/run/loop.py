@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 
 from dsgnn.runtime.console import say
+from dsgnn.runtime.disk.download import photo_at
 from dsgnn.runtime.disk.files import claimed, printable
 from dsgnn.runtime.disk.outputs import (
     TABLE,
@@ -47,7 +48,8 @@ class Outcome:
     """One image or video frame that was ranked, or one source that failed (`error` says why).
 
     timings_ms: milliseconds of each of STAGES. skipped: an earlier run did it. bug: the failure is
-    not the source's fault but ours.
+    not the source's fault but ours. note: this is neither an image nor a failure, but something
+    that a person should know of the source.
     """
 
     source: Source
@@ -56,6 +58,7 @@ class Outcome:
     error: str = ""
     skipped: bool = False
     bug: bool = False
+    note: str = ""
 
 
 @dataclass
@@ -78,7 +81,7 @@ class Summary:
             self.failures.append(outcome)
         elif outcome.skipped:
             self.skipped += 1
-        else:
+        elif not outcome.note:
             self.images += 1
             self.objects += outcome.objects
             self.total_ms.update(outcome.timings_ms)
@@ -112,8 +115,8 @@ def run(
 ) -> Summary:
     """Rank all sources with a progress bar (many images, on a terminal); see `rank_sources`.
 
-    Failures are named on standard error as they come. Raises FolderBusyError if another run is
-    writing into `out`.
+    Failures are named on standard error as they come, and so are notes. Raises FolderBusyError if
+    another run is writing into `out`.
     """
     counts = [_expected(source, video.select) for source in sources]
     expected = sum(counts) if all(counts) else None
@@ -136,9 +139,9 @@ def follow(outcomes: Generator[Outcome, None, None], expected: int | None) -> Su
     with closing(outcomes):
         for outcome in tqdm(outcomes, total=expected, unit="image", disable=hidden):
             summary.add(outcome)
-            if outcome.error:
+            if said := outcome.error or outcome.note:
                 with tqdm.external_write_mode(file=sys.stderr):
-                    say(printable(f"{outcome.source.shown}: {outcome.error}"), err=True)
+                    say(printable(f"{outcome.source.shown}: {said}"), err=True)
     return summary
 
 
@@ -254,20 +257,23 @@ def _rank_source(
     record: Record,
     sheets: Sheets | None,
 ) -> Generator[Outcome, None, None]:
-    """Rank one image or video; its failure is recorded and becomes an Outcome."""
-    source = target.source
+    """Rank one image or video; its failure is recorded and becomes an Outcome. So is each note on
+    it, after its images."""
+    source, notes = target.source, list[str]()
     try:
         if source.problem:
             raise InputError(source.problem)
         with memory_errors():
-            if source.is_video:
-                with closing(rank_video(ranker, target, video)) as ranked:
+            photo = photo_at(source.address) if source.feed == "url" else None
+            if source.is_video and photo is None:
+                with closing(rank_video(ranker, target, video, notes)) as ranked:
                     for objects, timings_ms in ranked:
                         yield Outcome(source, objects, timings_ms)
             else:
-                yield _rank_image(ranker, target, record, sheets)
+                yield _rank_image(ranker, target, record, sheets, photo)
+        yield from (Outcome(source, note=note) for note in notes)
     except FAILURES as error:
-        why = reason(error)
+        why = "; ".join([reason(error), *notes])
         record({"file": source.shown, "width": None, "height": None, "objects": [], "error": why})
         stop = _stop_before(error)
         if not isinstance(stop, GeneratorExit):
@@ -285,12 +291,16 @@ def _stop_before(error: BaseException | None) -> BaseException | None:
 
 
 def _rank_image(
-    ranker: Ranker, target: OutputFiles, record: Record, sheets: Sheets | None
+    ranker: Ranker,
+    target: OutputFiles,
+    record: Record,
+    sheets: Sheets | None,
+    data: bytes | None,
 ) -> Outcome:
+    """Rank a photo. data: its bytes, if it is no file and not on standard input."""
     start = perf_counter()
     path, made = target.source.path, target.made()
-    encoded = standard_input().read() if path is None else path
-    photo = ranker.read(encoded)
+    photo = ranker.read(data or path or standard_input().read())
     decode_ms = 1e3 * (perf_counter() - start)
     ranking = ranker(photo)
     start = perf_counter()

@@ -1,32 +1,32 @@
-"""The frames of a video that comes from a file, a URL, a camera, numbered images or raw bytes.
+"""The frames of a video that comes from a file, a stream, a camera, numbered images or raw bytes.
 
-The time of a frame is its number divided by the frame rate.
+Which of them are taken, and in what way each kind of source but a film (dsgnn.runtime.video.film)
+is read.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from time import perf_counter
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 
-from dsgnn.runtime.disk.files import check_unicode
 from dsgnn.runtime.disk.sources import Source, numbered, standard_input
 from dsgnn.runtime.errors import InputError, OptionError
 from dsgnn.runtime.images import read_image
+from dsgnn.runtime.video.feed import DEFAULT_RATE, KEPT, Ended, Feed, Shot, steady_shots
+from dsgnn.runtime.video.film import Film
+from dsgnn.runtime.video.picture import on_white
 
-DEFAULT_RATE = 25.0  # frames per second of a source that does not state its rate
-TIMEOUT_MS = 10_000  # for opening a stream, and for each frame of it
-KEPT = "the frames before that were ranked"  # the end of a message about what broke off
-
-
-class Ended(InputError):
-    """A source broke off before its end. The frames that came before are good."""
+WEBP_PICTURES = 16  # of an animated WebP in memory at a time
 
 
 @dataclass(frozen=True)
@@ -64,38 +64,26 @@ class Selection:
 class Frame:
     """One frame of a source.
 
-    image: (h, w, 3) uint8 RGB. number: its number in the source, from 0. time_s: its time in the
-    source, seconds. decode_ms: how long reading and decoding it took.
+    image: (h, w, 3) uint8 RGB. number: its number in the source, from 0. time_s: its presentation
+    time, in seconds from the beginning of the source. duration_s: how long it is shown, or, where
+    frames are left out, how long it stands for them; only that of the last frame counts, as each is
+    shown until the next. decode_ms: how long reading and decoding it took.
     """
 
     image: np.ndarray
     number: int
     time_s: float
+    duration_s: float
     decode_ms: float
-
-
-class _Feed(Protocol):
-    """Where frames come from.
-
-    rate: frames per second. declared: the number of frames that the source says it has, 0 if it
-    does not say. grab: go to the next frame, and return False at the end. picture: the frame that
-    was gone to, (h, w, 3) uint8 RGB. check_end: raise Ended if there should have been more than
-    `count` frames. release: close the source.
-    """
-
-    rate: float
-    declared: int
-
-    def grab(self) -> bool: ...
-    def picture(self) -> np.ndarray: ...
-    def check_end(self, count: int) -> None: ...
-    def release(self) -> None: ...
 
 
 class Frames:
     """The selected frames of one source; they can be iterated once.
 
-    rate: selected frames per second. expected: how many will be selected, 0 if that is not known.
+    rate: selected frames per second, on average and as the source states it. expected: how many
+    will be selected, 0 if that is not known. notes: what a person should know of what was taken.
+    has_sound: whether the source holds sound too.
+    whole: whether the source was read to its end, or to the end of what was selected.
     """
 
     def __init__(self, source: Source, select: Selection) -> None:
@@ -103,6 +91,8 @@ class Frames:
         without their size."""
         self._feed = _open(source, select)
         self._select = select
+        self.notes, self.has_sound = self._feed.notes, self._feed.has_sound
+        self.whole = False
         self.rate = self._feed.rate / select.every
         end = self._feed.declared
         if select.end_s is not None and end:
@@ -114,32 +104,34 @@ class Frames:
         """Raises Ended after the last good frame if the source broke off or its size changed."""
         select, feed = self._select, self._feed
         end_s = float("inf") if select.end_s is None else select.end_s
-        number = taken = skipped = 0
+        taken = passed = 0
         size: tuple[int, ...] = ()
         try:
             start = perf_counter()
-            while feed.grab():
-                time_s = number / feed.rate
-                if time_s >= end_s - 1e-9:
+            for shot in feed.shots(select.start_s):
+                if shot.time_s >= end_s - 1e-9:
+                    self.whole = True
                     return
-                skipped += time_s < select.start_s - 1e-9
-                if time_s >= select.start_s - 1e-9 and (number - skipped) % select.every == 0:
-                    image = feed.picture()
+                if shot.time_s < select.start_s - 1e-9:
+                    continue
+                if passed % select.every == 0:
+                    image = shot.picture()
                     size = size or image.shape[:2]
                     if image.shape[:2] != size:
                         raise Ended(
-                            f"frame {number} is {image.shape[1]}×{image.shape[0]}, the video began "
-                            f"with {size[1]}×{size[0]}: cut it where the size changes; the frames "
-                            "before that were ranked"
+                            f"frame {shot.number} is {image.shape[1]}×{image.shape[0]}, the video "
+                            f"began with {size[1]}×{size[0]}: cut it where the size changes; the "
+                            "frames before that were ranked"
                         )
-                    yield Frame(image, number, time_s, 1e3 * (perf_counter() - start))
+                    shown_s = shot.duration_s * select.every
+                    decode_ms = 1e3 * (perf_counter() - start)
+                    yield Frame(image, shot.number, shot.time_s, shown_s, decode_ms)
                     taken += 1
                     if taken == select.max_frames:
                         return
                     start = perf_counter()
-                number += 1
-            if number:
-                feed.check_end(number)
+                passed += 1
+            self.whole = True
         finally:
             feed.release()
 
@@ -148,95 +140,80 @@ class Frames:
         self._feed.release()
 
 
-def _open(source: Source, select: Selection) -> _Feed:
+def _open(source: Source, select: Selection) -> Feed:
     if source.feed == "raw":
         if select.raw is None:
             raise OptionError("frames on standard input need their size: give it as raw")
         return _Raw(standard_input(), select.raw, select.rate or DEFAULT_RATE)
     if source.feed == "sequence":
         return _Numbered(source.address, select.rate or DEFAULT_RATE)
-    return _Capture(source, select.rate)
+    if source.feed == "camera":
+        return _Camera(int(source.address), select.rate)
+    if source.path is not None and source.path.is_file():
+        with source.path.open("rb") as file:
+            if file.read(12)[8:] == b"WEBP":
+                return _WebP(source.path)
+    return Film(source, select.rate)
 
 
-class _Capture:
-    """A file, a URL or a camera, opened by OpenCV."""
+class _Camera:
+    """A camera of this machine, opened by OpenCV. The time of a frame is when it came."""
 
-    def __init__(self, source: Source, rate: float | None) -> None:
-        self._capture = _capture(source)
+    declared, has_sound = 0, False
+
+    def __init__(self, number: int, rate: float | None) -> None:
+        self._capture = _capture(number)
         if not self._capture.isOpened():
-            if source.path is not None and not source.path.open("rb").read(1):
-                raise InputError("the file is empty (0 bytes)")
-            what = {"camera": "no such camera, or another program uses it", "url": "no answer"}
-            damaged = "no frame can be read: it is damaged, or no video that OpenCV decodes"
-            raise InputError(what.get(source.feed, damaged))
+            raise InputError("no such camera, or another program uses it")
         told = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = told if 0 < told < 1000 else rate or DEFAULT_RATE
-        self.declared = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        # A camera may serve HTTP too. A file that is served states its number of frames.
-        self._live = source.is_live or (source.feed == "url" and not self.declared)
+        self.notes: list[str] = []
 
-    def grab(self) -> bool:
+    def shots(self, start_s: float) -> Iterator[Shot]:
+        number, start, last_s = 0, 0.0, -1.0
         try:
-            return self._capture.grab()
+            while self._capture.grab():
+                start = start or perf_counter()
+                last_s = max(perf_counter() - start, last_s + 1e-3)
+                yield Shot(number, last_s if number else 0.0, 1 / self.rate, self._picture)
+                number += 1
         except cv2.error as error:
             raise Ended(f"OpenCV cannot read on ({error.err}); {KEPT}") from error
+        raise Ended(f"the stream stopped after {number} frames; they were ranked")
 
-    def picture(self) -> np.ndarray:
-        try:
-            done, frame = self._capture.retrieve()
-        except cv2.error as error:
-            raise Ended(f"OpenCV cannot decode a frame ({error.err}); {KEPT}") from error
+    def _picture(self) -> np.ndarray:
+        done, frame = self._capture.retrieve()
         if not done:
             raise Ended(f"a frame cannot be decoded; {KEPT}")
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-
-    def check_end(self, count: int) -> None:
-        if self._live:
-            raise Ended(f"the stream stopped after {count} frames; they were ranked")
-        # Some containers only estimate their number of frames.
-        if count < self.declared - max(2, 0.02 * self.declared):
-            raise Ended(
-                f"it ends after {count} of the {self.declared} frames it declares, so it is cut "
-                "short or damaged; the frames that could be read were ranked"
-            )
 
     def release(self) -> None:
         self._capture.release()
 
 
-def _capture(source: Source) -> cv2.VideoCapture:
-    if source.feed == "camera":
-        return cv2.VideoCapture(int(source.address))
-    name = str(source.path or source.address)
-    check_unicode(name)
-    if source.feed == "url":
-        limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
-        options = [value for limit in limits for value in (limit, TIMEOUT_MS)]
-        return cv2.VideoCapture(name, cv2.CAP_FFMPEG, options)
-    return cv2.VideoCapture(name)
+def _capture(number: int) -> cv2.VideoCapture:
+    return cv2.VideoCapture(number)
 
 
 class _Numbered:
     """Numbered images such as shot%04d.png: all that exist, by their number; gaps are closed."""
 
+    has_sound = False
+
     def __init__(self, pattern: str, rate: float) -> None:
         self._paths = numbered(pattern)
         self.rate, self.declared = rate, len(self._paths)
-        self._next = 0
+        self.notes: list[str] = []
 
-    def grab(self) -> bool:
-        self._next += 1
-        return self._next <= len(self._paths)
+    def shots(self, start_s: float) -> Iterator[Shot]:
+        return steady_shots(self.rate, (partial(self._picture, path) for path in self._paths))
 
-    def picture(self) -> np.ndarray:
-        path = self._paths[self._next - 1]
+    @staticmethod
+    def _picture(path: Path) -> np.ndarray:
         try:
             return read_image(path)
         except (OSError, InputError) as error:
             raise Ended(f"{path.name}: {error}; {KEPT}") from error
-
-    def check_end(self, count: int) -> None:
-        """Nothing says that there should be more."""
 
     def release(self) -> None:
         """No file is kept open."""
@@ -245,37 +222,79 @@ class _Numbered:
 class _Raw:
     """Frames of width × height × 3 bytes, RGB, one after the other on standard input."""
 
-    declared = 0
+    declared, has_sound = 0, False
 
     def __init__(self, stream: BinaryIO, size: tuple[int, int], rate: float) -> None:
         # It is read without its buffer: a thread that waits inside the buffer when Python exits
         # would crash it.
         self._stream = getattr(stream, "raw", stream)
         self._size, self.rate = size, rate
-        self._data = bytearray()
+        self.notes: list[str] = []
 
-    def grab(self) -> bool:
+    def shots(self, start_s: float) -> Iterator[Shot]:
+        return steady_shots(self.rate, self._pictures())
+
+    def _pictures(self) -> Iterator[Callable[[], np.ndarray]]:
+        """Raises Ended if the input ends inside a frame. It may end after any."""
         width, height = self._size
         wanted = width * height * 3
-        self._data = bytearray()
-        while len(self._data) < wanted and (part := self._stream.read(wanted - len(self._data))):
-            self._data += part
-        if 0 < len(self._data) < wanted:
-            raise Ended(
-                f"the input ends inside a frame: {len(self._data)} of {wanted} bytes; are its "
-                f"frames {width}x{height}? The frames before that were ranked"
-            )
-        return bool(self._data)
-
-    def picture(self) -> np.ndarray:
-        width, height = self._size
-        return np.frombuffer(self._data, np.uint8).reshape(height, width, 3)
-
-    def check_end(self, count: int) -> None:
-        """A pipe may end after any frame."""
+        while True:
+            data = bytearray()
+            while len(data) < wanted and (part := self._stream.read(wanted - len(data))):
+                data += part
+            if 0 < len(data) < wanted:
+                raise Ended(
+                    f"the input ends inside a frame: {len(data)} of {wanted} bytes; are its "
+                    f"frames {width}x{height}? The frames before that were ranked"
+                )
+            if not data:
+                return
+            yield np.frombuffer(data, np.uint8).reshape(height, width, 3).view
 
     def release(self) -> None:
         """Standard input stays open."""
+
+
+class _WebP:
+    """An animated WebP, which FFmpeg does not read; by OpenCV, a few pictures at a time."""
+
+    has_sound = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<I", file.read(8)[4:])
+        self.declared = cv2.imcount(str(path)) if size + 8 <= path.stat().st_size else 0
+        self.notes: list[str] = []
+        first = [ms for _, ms in self._pictures(0)] if self.declared else []
+        if not first:
+            raise InputError("the WebP data is damaged or cut short")
+        self.rate = 1e3 * len(first) / sum(first)
+
+    def shots(self, start_s: float) -> Iterator[Shot]:
+        number = time_ms = 0
+        while number < self.declared:
+            for pixels, ms in self._pictures(number):
+                yield Shot(number, time_ms / 1e3, ms / 1e3, partial(_rgb, pixels))
+                number, time_ms = number + 1, time_ms + ms
+
+    def _pictures(self, start: int) -> list[tuple[np.ndarray, int]]:
+        """Some BGR or BGRA pictures, and for how many milliseconds each is shown; browsers take 100
+        for 10 or less. Raises Ended."""
+        done, part = cv2.imreadanimation(str(self._path), start, WEBP_PICTURES)
+        if not done or not part.frames:
+            raise Ended(f"frame {start} or one behind it cannot be decoded; {KEPT}")
+        shown = [ms if ms > 10 else 100 for ms in part.durations]
+        return list(zip(part.frames, shown, strict=True))
+
+    def release(self) -> None:
+        """No file is kept open."""
+
+
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+    if pixels.shape[2] == 3:
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA))
 
 
 def parse_raw(text: str) -> tuple[int, int]:

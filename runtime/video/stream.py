@@ -13,7 +13,8 @@ import numpy as np
 from dsgnn.runtime.disk.sources import video_source
 from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.ranking import Ranking
-from dsgnn.runtime.video.frames import Ended, Frame, Frames, Selection
+from dsgnn.runtime.video.feed import Ended
+from dsgnn.runtime.video.frames import Frame, Frames, Selection
 from dsgnn.runtime.video.pipeline import read_ahead
 from dsgnn.runtime.video.steady import Steadier
 

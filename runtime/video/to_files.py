@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -27,7 +28,9 @@ from dsgnn.runtime.disk.pictures import to_bgr, write_picture
 from dsgnn.runtime.disk.sources import Source
 from dsgnn.runtime.errors import DsgnnError, InputError, OptionError
 from dsgnn.runtime.ranking import Ranking
-from dsgnn.runtime.video.frames import Ended, Frame, Frames, Selection
+from dsgnn.runtime.video import h264
+from dsgnn.runtime.video.feed import Ended
+from dsgnn.runtime.video.frames import Frame, Frames, Selection
 from dsgnn.runtime.video.pipeline import WriteBehind
 from dsgnn.runtime.video.stream import FrameRanker, ranked_frames
 
@@ -90,9 +93,11 @@ def choose_threads(asked: int | None, sources: Iterable[Source]) -> int | None:
 
 
 def rank_video(
-    ranker: FrameRanker, target: OutputFiles, options: VideoOptions
+    ranker: FrameRanker, target: OutputFiles, options: VideoOptions, notes: list[str]
 ) -> Generator[tuple[int, dict[str, float]], None, None]:
     """Rank a video into the target's files; yields (objects, milliseconds per stage) per frame.
+
+    notes: what a person should know is appended to it, such as which stream was taken.
 
     Whole files of the frames that were ranked are left by a source that breaks off, by Ctrl-C, by
     closing this generator, and by a bug of ours; the bug is raised when they are in place. None are
@@ -107,11 +112,19 @@ def rank_video(
         )
     frames = Frames(target.source, options.select)
     how = {"made": target.made(), "options": options.to_dict()}
-    presence = Presence(frames.rate)
+    presence = Presence()
+    sound = None
+    if "overlay" in target.kinds and frames.has_sound and h264.is_installed():
+        if target.source.path is not None and not target.source.feed:
+            sound = h264.Sound(target.source.path, options.select.start_s)
+        else:
+            notes.append("its sound is left out, because only that of a file can be copied")
     broken: Exception | None = None
     told_ms = 0.0
     try:
         with ExitStack() as files:
+            if sound is not None:
+                files.callback(sound.close)
             try:
                 with ExitStack() as stages:
                     pairs = ranked_frames(ranker, frames, options.batch, options.steady)
@@ -120,7 +133,9 @@ def rank_video(
                     for frame, ranking in pairs:
                         if behind is None:
                             size = ranking.width, ranking.height
-                            writing = write_frames(target, frames.rate, size, presence)
+                            writing = write_frames(
+                                target, frames.rate, size, presence, options.select.start_s, sound
+                            )
                             write = files.enter_context(writing)
                             behind = stages.enter_context(WriteBehind(write, RANKED))
                         behind.put((frame, ranking))
@@ -129,6 +144,8 @@ def rank_video(
                         written_ms = presence.save_ms  # of earlier frames, as these wait
                         save_ms, told_ms = written_ms - told_ms, written_ms
                         yield len(ranking.objects), {**ranking.timings_ms, "save": save_ms}
+                if sound is not None and frames.whole:
+                    sound.end_s = (options.select.end_s or inf) - options.select.start_s
             except Ended as error:
                 broken = error
             except (DsgnnError, OSError, MemoryError):
@@ -138,13 +155,15 @@ def rank_video(
                     raise
                 broken = bug
     except (KeyboardInterrupt, GeneratorExit):
-        _write_summary(target, ranker, how, presence, complete=False)
+        notes += frames.notes
+        _write_summary(target, ranker, how, presence, notes, complete=False)
         raise
     finally:
         if options.show:
             cv2.destroyAllWindows()
+    notes += frames.notes + ([sound.note] if sound and sound.note else [])
     if presence.frames:
-        _write_summary(target, ranker, how, presence, complete=broken is None)
+        _write_summary(target, ranker, how, presence, notes, complete=broken is None)
     if broken is not None:
         raise broken
     if not presence.frames:
@@ -153,18 +172,25 @@ def rank_video(
 
 @contextmanager
 def write_frames(
-    target: OutputFiles, rate: float, size: tuple[int, int], presence: Presence
+    target: OutputFiles,
+    rate: float,
+    size: tuple[int, int],
+    presence: Presence,
+    start_s: float = 0.0,
+    sound: h264.Sound | None = None,
 ) -> Iterator[Callable[[tuple[Frame, Ranking]], None]]:
     """Give a function that writes one ranked frame to all the files that were asked for.
 
-    rate: frames per second. size: (width, height) of the frames. presence: counts what was written.
+    rate: frames per second, as far as they are known. size: (width, height) of the frames.
+    presence: counts what was written. start_s: the second of the source at which written videos
+    begin. sound: what the annotated video sounds like.
     """
     kinds = target.kinds
     with ExitStack() as stack:
         if "json" in kinds:
             record = stack.enter_context(lines_file(target.path(LINES)))
         if "overlay" in kinds:
-            drawn = stack.enter_context(video_file(target.path(OVERLAY), rate, size))
+            drawn = stack.enter_context(video_file(target.path(OVERLAY), rate, size, sound))
         if "map" in kinds:
             greys = stack.enter_context(video_file(target.path(MAP), rate, size))
         if "masks" in kinds:
@@ -173,10 +199,12 @@ def write_frames(
         def write(pair: tuple[Frame, Ranking]) -> None:
             start = perf_counter()
             frame, ranking = pair
+            shown = max(0.0, frame.time_s - start_s), frame.duration_s
             if "overlay" in kinds:
-                drawn(ranking.draw(frame.image))
+                drawn(ranking.draw(frame.image), *shown)
             if "map" in kinds:
-                greys(cv2.cvtColor(ranking.rank_map(target.palette), cv2.COLOR_GRAY2RGB))
+                grey = ranking.rank_map(target.palette)
+                greys(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), *shown)
             if "masks" in kinds:
                 for item in ranking.objects:
                     name = MASK.format(frame=frame.number, rank=item.rank)
@@ -193,20 +221,24 @@ def write_frames(
 
 @dataclass
 class Presence:
-    """Which objects were present, and for how long they held rank 1, counted frame by frame.
+    """Which objects were present, and for how long they held rank 1. A frame counts for as long as
+    it is shown, which is until the next one, and the last one for its own duration.
 
-    rate: counted frames per second. frames: how many were counted. save_ms: how long writing them
-    took in all. size: (width, height). objects: an entry for each identity.
+    frames: how many were counted. seconds: for how long they are shown. save_ms: how long writing
+    them took in all. size: (width, height). objects: an entry for each identity.
     """
 
-    rate: float
     frames: int = 0
+    seconds: float = 0.0
     save_ms: float = 0.0
     size: tuple[int, int] = (0, 0)
     objects: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _last: tuple[Frame, int | None] | None = None  # the latest frame, and what held rank 1 in it
 
     def add(self, frame: Frame, ranking: Ranking) -> None:
         """Count one frame."""
+        if self._last is not None:
+            self._show(frame.time_s - self._last[0].time_s)
         self.frames += 1
         self.size = ranking.width, ranking.height
         for item in ranking.objects:
@@ -217,11 +249,21 @@ class Presence:
             entry["frames"] += 1
             entry["last_s"] = frame.time_s
             entry["best_rank"] = min(entry["best_rank"], item.rank)
-            entry["rank_1_s"] += (item.rank == 1) / self.rate
+        first = next((item.identity for item in ranking.objects if item.rank == 1), None)
+        self._last = frame, first
+
+    def _show(self, seconds: float) -> None:
+        """Count for how long the latest frame is shown."""
+        self.seconds += seconds
+        if self._last is not None and self._last[1] is not None:
+            self.objects[self._last[1]]["rank_1_s"] += seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary of the video. Its objects are in the order of their time at rank 1; there are
-        none where frames are ranked without identities."""
+        """The summary of the video; nothing can be added after it. Its objects are in the order of
+        their time at rank 1; there are none where frames are ranked without identities."""
+        if self._last is not None:
+            self._show(self._last[0].duration_s)
+            self._last = None
         entries: list[dict[str, Any]] = [
             {"identity": identity, **_rounded(entry)} for identity, entry in self.objects.items()
         ]
@@ -231,8 +273,8 @@ class Presence:
             "width": width,
             "height": height,
             "frames": self.frames,
-            "frames_per_second": self.rate,
-            "seconds": round(self.frames / self.rate, 6),
+            "frames_per_second": round(self.frames / self.seconds, 6) if self.seconds else None,
+            "seconds": round(self.seconds, 6),
             "objects": entries,
         }
 
@@ -249,17 +291,18 @@ def _write_summary(
     ranker: FrameRanker,
     how: Mapping[str, Any],
     presence: Presence,
+    notes: list[str],
     complete: bool,
 ) -> None:
     """Write NAME.summary.json, if JSON was asked for and any frame was ranked.
 
-    how: what it was made of and with which options. complete: False for a video that was not ranked
-    to its end.
+    how: what it was made of and with which options. notes: as in `rank_video`. complete: False for
+    a video that was not ranked to its end.
     """
     if "json" not in target.kinds or not presence.frames:
         return
     head = {"schema": SUMMARY_SCHEMA, "model": ranker.describe(), "file": target.source.shown}
-    summary = {**head, **how, "complete": complete, **presence.to_dict()}
+    summary = {**head, **how, "complete": complete, "notes": notes, **presence.to_dict()}
     write_whole(target.path(SUMMARY), (json.dumps(summary, indent=2) + "\n").encode())
 
 

@@ -21,6 +21,7 @@ from dsgnn.runtime.errors import FolderBusyError
 from dsgnn.runtime.run import loop as run_module
 from dsgnn.runtime.run.cli import main
 from dsgnn.runtime.run.loop import stopped_once
+from dsgnn.runtime.video.container import UNREADABLE
 from dsgnn.runtime.video.frames import Selection
 
 COMMAND = Path(sys.executable).with_name("dsgnn-run")
@@ -79,8 +80,8 @@ def ranked(result: Result) -> int:
     ("data", "reason"),
     [
         (b"", "the file is empty (0 bytes)"),
-        (b"hello", "no frame can be read: it is damaged, or no video that OpenCV decodes"),
-        (b"\0" * 5000, "no frame can be read: it is damaged, or no video that OpenCV decodes"),
+        (b"hello", UNREADABLE),
+        (b"\0" * 5000, UNREADABLE),
     ],
 )
 def test_no_video_at_all(go, data: bytes, reason: str) -> None:
@@ -156,7 +157,7 @@ def test_a_video_that_is_gone(go, clip, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_frames_of_changing_size(go, scene) -> None:
-    """Images: named, and what came before is kept. In a stream OpenCV scales to the first size."""
+    """Images: named, and what came before is kept. A stream is scaled to the first size."""
     for number, size in enumerate([(48, 64), (48, 64), (64, 48)]):
         cv2.imwrite(f"shot{number}.png", scene(*size)[..., ::-1])
     result = go("shot%d.png", "--rate", "10")
@@ -170,7 +171,9 @@ def test_frames_of_changing_size(go, scene) -> None:
         writer.release()
         parts += Path("part.ts").read_bytes()
     Path("both.ts").write_bytes(parts)
-    assert ranked(go("both.ts")) > 30
+    result = go("both.ts")
+    assert ranked(result) > 30
+    assert "its frames change size: all were scaled to that of the first one" in result.output
     lines = Path("out/both.frames.jsonl").read_text().splitlines()
     assert {(line["width"], line["height"]) for line in map(json.loads, lines)} == {(64, 48)}
 

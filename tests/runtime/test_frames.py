@@ -218,7 +218,7 @@ def test_a_network_camera_that_dies(
     transport_stream: bytes, hangs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real RTSP: the connection is closed, or stays open and nothing comes."""
-    monkeypatch.setattr("dsgnn.runtime.video.frames.TIMEOUT_MS", 2000)
+    monkeypatch.setattr("dsgnn.runtime.video.container.TIMEOUT_S", 2.0)
     with camera(transport_stream, hangs) as address:
         frames = Frames(video_source(f"rtsp://me:secret@{address}/live"), Selection())
         assert (frames.rate, frames.expected) == (25, 0)

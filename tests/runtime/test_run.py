@@ -503,7 +503,9 @@ def test_a_video_gives_no_crops(go, scene) -> None:
 def test_no_video(go) -> None:
     Path("clip.mp4").write_bytes(b"hello")
     (outcome,) = go("clip.mp4", kinds=("overlay", "json"))
-    assert outcome.error == "no frame can be read: it is damaged, or no video that OpenCV decodes"
+    assert outcome.error == (
+        "no frame can be read: it is damaged or cut short, or no video that FFmpeg decodes"
+    )
     assert files() == ["results.json"]
     assert results()["images"][0]["error"] == outcome.error
 
@@ -522,7 +524,7 @@ def test_a_video_cut_short_keeps_what_was_read(go, scene) -> None:
     assert len(frames("out/clip.overlay.mp4")) == len(ranked)
 
 
-def test_a_video_that_changes_size(go, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_camera_that_changes_size(go, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = iter([(48, 64), (48, 64), (64, 48)])
     capture = SimpleNamespace(
         get=lambda what: 0.0,  # no frame rate, no number of frames
@@ -531,16 +533,15 @@ def test_a_video_that_changes_size(go, monkeypatch: pytest.MonkeyPatch) -> None:
         retrieve=lambda: (True, np.full((*next(sizes), 3), 128, np.uint8)),
         release=lambda: None,
     )
-    monkeypatch.setattr("dsgnn.runtime.video.frames._capture", lambda source: capture)
-    Path("clip.mp4").touch()
-    *ranked, failed = go("clip.mp4", kinds=("overlay", "json"))
+    monkeypatch.setattr("dsgnn.runtime.video.frames._capture", lambda number: capture)
+    *ranked, failed = go("0", kinds=("overlay", "json"))
     assert len(ranked) == 2
     assert failed.error == (
         "frame 2 is 48×64, the video began with 64×48: cut it where the size changes; the frames "
         "before that were ranked"
     )
-    assert len(Path("out/clip.frames.jsonl").read_text().splitlines()) == 2
-    assert json.loads(Path("out/clip.summary.json").read_text())["complete"] is False
+    assert len(Path("out/camera0.frames.jsonl").read_text().splitlines()) == 2
+    assert json.loads(Path("out/camera0.summary.json").read_text())["complete"] is False
 
 
 def test_an_interrupted_video_leaves_what_was_done(place, ranker: Ranker, scene) -> None:

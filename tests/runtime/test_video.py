@@ -19,7 +19,9 @@ from dsgnn.runtime import Ranker, Ranking
 from dsgnn.runtime.disk.outputs import OutputFiles, make_folder
 from dsgnn.runtime.disk.sources import Source, find_sources
 from dsgnn.runtime.run.loop import Outcome, rank_sources
-from dsgnn.runtime.video.frames import Ended, Selection, _Capture
+from dsgnn.runtime.video.feed import Ended
+from dsgnn.runtime.video.film import Film
+from dsgnn.runtime.video.frames import Selection
 from dsgnn.runtime.video.h264 import h264_writer
 from dsgnn.runtime.video.to_files import (
     RANKED,
@@ -207,14 +209,14 @@ def test_stages_overlap(go: Run, clip, ranker: Ranker, monkeypatch: pytest.Monke
     """Frame 0 is ranked only once frame 1 is decoded, and written once frame 1 is ranked."""
     clip(frames=6)
     decoded, ranked = threading.Event(), threading.Event()
-    batch, add, picture = ranker.batch, Presence.add, _Capture.picture
+    batch, add, picture = ranker.batch, Presence.add, Film._picture
     calls = []
 
-    def decode(self) -> np.ndarray:
+    def decode(self, *arguments) -> np.ndarray:
         calls.append("decode")
         if calls.count("decode") == 2:
             decoded.set()
-        return picture(self)
+        return picture(self, *arguments)
 
     def rank(images):
         calls.append("rank")
@@ -227,7 +229,7 @@ def test_stages_overlap(go: Run, clip, ranker: Ranker, monkeypatch: pytest.Monke
         assert ranked.wait(10)
         add(self, frame, ranking)
 
-    monkeypatch.setattr(_Capture, "picture", decode)
+    monkeypatch.setattr(Film, "_picture", decode)
     monkeypatch.setattr(ranker, "batch", rank)
     monkeypatch.setattr(Presence, "add", write)
     assert [outcome.error for outcome in go("clip.avi")] == [""] * 6
@@ -289,8 +291,8 @@ def test_h264_keeps_the_rate(rate: float) -> None:
     """The last: a frame every 20 minutes."""
     av = pytest.importorskip("av")
     with h264_writer(Path("clip.mp4"), rate, (64, 48)) as write:
-        write(np.zeros((48, 64, 3), np.uint8))
-        write(np.zeros((48, 64, 3), np.uint8))
+        write(np.zeros((48, 64, 3), np.uint8), 0, 1 / rate)
+        write(np.zeros((48, 64, 3), np.uint8), 1 / rate, 1 / rate)
     with av.open("clip.mp4") as video:
         stream = video.streams.video[0]
         assert float(stream.duration * stream.time_base) == pytest.approx(2 / rate, rel=1e-3)
@@ -301,8 +303,8 @@ def test_h264_keeps_the_colours(size: tuple[int, int]) -> None:
     av = pytest.importorskip("av")
     h, w = size
     with h264_writer(Path("red.mp4"), 29.97, (w, h)) as write:
-        for _ in range(3):
-            write(np.full((h, w, 3), (230, 20, 20), np.uint8))
+        for number in range(3):
+            write(np.full((h, w, 3), (230, 20, 20), np.uint8), number / 29.97, 1 / 29.97)
     with av.open("red.mp4") as video:
         assert float(video.streams.video[0].average_rate) == pytest.approx(29.97)
         (_, frame, _) = video.decode(video=0)
@@ -387,7 +389,7 @@ def test_a_bug_of_ours_surfaces_after_the_files(
     Path("out").mkdir()
     target = OutputFiles(Path("out"), find, ("overlay", "json"), "assr", frozenset())
     with pytest.raises(ValueError, match="could not be broadcast") as raised:
-        list(rank_video(ranker, target, VideoOptions()))
+        list(rank_video(ranker, target, VideoOptions(), []))
     assert "fifth_fails" in [entry.name for entry in raised.traceback]
     assert [line["frame"] for line in lines()] == [0, 1, 2, 3]
     assert (summary()["frames"], summary()["complete"]) == (4, False)

@@ -43,7 +43,7 @@ def make_clip(path: Path, seconds: float, size: tuple[int, int]) -> None:
                 x = (number * (2 + index) + index * width // 3) % (width - side)
                 y = height // 8 + index * side
                 picture[y : y + side, x : x + side] = colour
-            write(np.ascontiguousarray(picture[..., ::-1]))
+            write(np.ascontiguousarray(picture[..., ::-1]), number / RATE, 1 / RATE)
 
 
 def measure(ranker: Ranker, clip: Path, out: Path) -> dict[str, float]:
@@ -68,7 +68,7 @@ def measure(ranker: Ranker, clip: Path, out: Path) -> dict[str, float]:
     target = OutputFiles(out, found.sources[0], ("overlay", "json"), "assr", frozenset())
     size = frames[0].image.shape[1::-1]
     start = perf_counter()
-    with write_frames(target, RATE, size, Presence(RATE)) as write:
+    with write_frames(target, RATE, size, Presence()) as write:
         for pair in zip(frames, rankings, strict=True):
             write(pair)
     alone = perf_counter() - start

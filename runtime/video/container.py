@@ -1,0 +1,121 @@
+"""Open a video by PyAV, from a file, an address or standard input, and choose its streams."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from dsgnn.runtime.disk.files import check_unicode, ffmpeg_name
+from dsgnn.runtime.disk.sources import Source
+from dsgnn.runtime.errors import InputError
+from dsgnn.runtime.video.pipe import standard_video
+
+if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+MISSING = "reading videos needs PyAV, which is not installed: pip install 'dsgnn[video]'"
+UNREADABLE = "no frame can be read: it is damaged or cut short, or no video that FFmpeg decodes"
+TIMEOUT_S = 10.0  # for opening a stream, and for each read from it
+
+
+def opened(source: Source) -> InputContainer:
+    """A file, an address or standard input. Raises InputError, and OSError."""
+    try:
+        import av
+    except ImportError:
+        raise InputError(MISSING) from None
+
+    if source.path is not None:
+        return opened_file(source.path)
+    options: dict[str, str] = {}
+    timeout = None
+    if source.feed == "url":
+        check_unicode(source.address)
+        file: Any = source.address
+        timeout = (TIMEOUT_S, TIMEOUT_S)
+        if file.startswith("rtsp"):
+            options = {"rtsp_transport": "tcp"}
+    else:
+        file = standard_video()
+    try:
+        return av.open(file, "r", options=options, metadata_errors="replace", timeout=timeout)
+    except av.FFmpegError as error:
+        raise InputError("no answer" if source.feed == "url" else UNREADABLE) from error
+
+
+def opened_file(path: Path) -> InputContainer:
+    """Open a file of pictures or sound. Raises InputError, and OSError."""
+    import av
+
+    with path.open("rb") as file:  # this may raise OSError
+        if not file.read(1):
+            raise InputError("the file is empty (0 bytes)")
+    options = {"protocol_whitelist": "file"}  # a playlist in a file may name no address
+    try:
+        return av.open(ffmpeg_name(path), "r", options=options, metadata_errors="replace")
+    except av.FFmpegError as error:
+        raise InputError(UNREADABLE) from error
+
+
+def sound_of(path: Path) -> tuple[InputContainer, AudioStream | None, float]:
+    """The sound of a video file: the opened file, the stream that players take or None, and the
+    second at which the video begins, see `origin_s`. Raises InputError, and OSError."""
+    container = opened_file(path)
+    try:
+        video, _ = chosen(container)
+        return container, cast(Any, container.streams.best("audio")), origin_s(container, video)
+    except BaseException:
+        container.close()
+        raise
+
+
+def chosen(container: InputContainer) -> tuple[VideoStream, list[str]]:
+    """The video stream to rank, and what to say where there was a choice.
+
+    It is the default one, or the largest if several are or none is. Pictures that belong to sound,
+    such as covers, are none. Raises InputError if there is no such stream.
+    """
+    from av.stream import Disposition
+
+    still = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+    videos = list(container.streams.video)
+    moving = [stream for stream in videos if not stream.disposition & still]
+    moving = [stream for stream in moving if stream.frames != 1] or moving
+    if not moving:
+        cover = " with a cover picture" if videos else ""
+        holds = f"sound{cover} and no video" if container.streams.audio else "no video"
+        raise InputError(f"it holds {holds}")
+    known = [stream for stream in moving if stream.codec_context is not None and stream.width]
+    if not known:
+        raise InputError("its video is of a kind that FFmpeg does not decode: convert it")
+    default = [stream for stream in known if stream.disposition & Disposition.default] or known
+    taken = max(default, key=lambda stream: stream.width * stream.height)
+    if len(moving) == 1:
+        return taken, []
+    what = f"stream {taken.index}, of {taken.width}×{taken.height} pixels"
+    return taken, [f"it has {len(moving)} video streams: {what}, was ranked"]
+
+
+def decoder(stream: VideoStream) -> Any:
+    """What decodes a stream's packets: FFmpeg's choice, but VP8 and VP9 with transparency, which
+    only libvpx reads."""
+    from av import CodecContext
+
+    transparent = stream.metadata.get("alpha_mode") == "1"
+    libraries = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+    name = libraries.get(stream.codec_context.name) if transparent else None
+    if name is None:
+        return stream
+    return CodecContext.create(name, "r")
+
+
+def origin_s(container: InputContainer, stream: VideoStream) -> float:
+    """The time stamp, in seconds, at which a source begins: with its first picture or sound.
+
+    Sound that only prepares its decoder may come before 0, and does not count.
+    """
+    begins = (container.start_time or 0) / 1e6
+    first = float((stream.start_time or 0) * (stream.time_base or 0))
+    return max(begins, min(0.0, first))

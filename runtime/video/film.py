@@ -1,0 +1,236 @@
+"""The frames of a video file, a stream or a pipe as they are meant to be seen, by PyAV.
+
+Each has its presentation time, counted from the beginning of the source, and its picture: that of
+the right stream, deinterlaced, upright, with square pixels, laid on white where it is transparent,
+and brought from high dynamic range to that of a screen (by FFmpeg's swscale).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dsgnn.runtime.disk.sources import Source
+from dsgnn.runtime.video.container import chosen, decoder, opened, origin_s
+from dsgnn.runtime.video.feed import DEFAULT_RATE, KEPT, Ended, Shot
+from dsgnn.runtime.video.picture import deinterlaced, shown
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+
+HELD_BYTES = 64 << 20  # packets that are kept back at most while the start is searched
+BACK_S = 0.5  # a clock that goes back further was set anew; by less, a time is wrong
+LATE_S = 1.0  # how much later than it is decoded a frame is shown at most
+# Kinds of files that declare how long they are. (Others are estimated by FFmpeg.)
+DECLARING = ("avi", "matroska,webm", "asf", "mxf")
+
+
+class Film:
+    """A feed of one video stream; see the head of this module. It is read once."""
+
+    def __init__(self, source: Source, rate: float | None) -> None:
+        """Open a source. rate: frames per second, for a source that has no times.
+
+        Raises InputError if it holds no video that can be decoded, or if PyAV is missing, and
+        OSError if it cannot be opened.
+        """
+        self._container = opened(source)
+        try:
+            self._stream, self.notes = chosen(self._container)
+            self._origin_s = origin_s(self._container, self._stream)
+        except BaseException:
+            self._container.close()
+            raise
+        self.has_sound = bool(self._container.streams.audio)
+        told = float(self._stream.average_rate or self._stream.guessed_rate or 0)
+        self.rate = told if 0 < told < 1000 else rate or DEFAULT_RATE
+        self._step_s = 1 / rate if rate else 0.0
+        self.declared = self._stream.frames
+        seconds = (self._container.duration or 0) / 1e6
+        if not self.declared and seconds > 0:
+            self.declared = round(seconds * self.rate)
+        # A camera may serve HTTP too. A file that is served states its length.
+        self._live = source.is_live or (source.feed == "url" and not self.declared)
+        if source.is_live:
+            self.declared = 0
+        else:
+            self._stream.thread_type = "AUTO"
+        self._decoder: Any = decoder(self._stream)
+        self._size = (0, 0)  # (width, height) of all pictures, before they are turned
+        self._stored = (0, 0)  # the same, before pixels are made square
+        self._resized = False
+        self._passed = 0  # frames before the first one that is decoded
+        self._from_s = float("-inf")  # where decoding begins
+        self._last_s = 0.0  # where the latest packet of any stream ends, by its clock
+        self._lost = 0  # packets that gave no picture, because they are damaged
+
+    def shots(self, start_s: float) -> Iterator[Shot]:
+        from av.video.reformatter import VideoReformatter
+
+        reformatter, clock = VideoReformatter(), _Clock(self._origin_s)
+        number, hidden = 0, 0
+        broken: Ended | None = None
+        try:
+            for frame in deinterlaced(self._decoded(start_s)):
+                duration_s = self._step_s or _seconds(frame, frame.duration) or 1 / self.rate
+                time_s = clock(frame, duration_s)
+                if time_s < self._from_s:
+                    continue
+                hidden += frame.is_corrupt
+                picture = partial(self._picture, frame, reformatter)
+                yield Shot(self._passed + number, time_s, duration_s, picture)
+                number += 1
+        except Ended as error:
+            broken = error
+        if hidden:
+            self.notes.append(f"{hidden} of its frames are damaged, and were ranked as they look")
+        self._check_end(self._passed + number)
+        if broken is not None:
+            raise broken
+
+    def release(self) -> None:
+        self._container.close()
+
+    def _decoded(self, start_s: float) -> Iterator[VideoFrame]:
+        """Decode the frames from the last key frame at or before `start_s` on.
+
+        Packets before that are read and counted, and not decoded.
+        """
+        import av
+
+        held: list[Packet] | None = [] if start_s > 0 else None
+        size = 0
+        try:
+            for packet in self._container.demux():
+                end = _seconds(packet, packet.pts) + _seconds(packet, packet.duration)
+                self._last_s = max(self._last_s, end)
+                if packet.stream is not self._stream:
+                    continue
+                if held is None:
+                    yield from self._pictures(packet)
+                    continue
+                time_s = self._time(packet)
+                if packet.is_keyframe and time_s <= start_s:
+                    self._passed += len(held)
+                    held, size = [], 0
+                held.append(packet)
+                size += packet.size
+                # Frames that are shown before the key frame come right behind it.
+                begins = time_s >= start_s and time_s > self._time(held[0])
+                if begins or not packet.size or size > HELD_BYTES:
+                    yield from self._begin(held)
+                    held = None
+        except av.FFmpegError as error:
+            yield from self._pictures(None)
+            if self._live:
+                return
+            said = error.strerror or str(error)
+            raise Ended(f"it cannot be read on ({said}); {KEPT}") from error
+
+    def _time(self, packet: Packet) -> float:
+        """When a packet's frame is shown, or at the latest where only its decoding has a time."""
+        if packet.pts is not None:
+            return _seconds(packet, packet.pts) - self._origin_s
+        if packet.dts is not None:
+            return _seconds(packet, packet.dts) - self._origin_s + LATE_S
+        return float("inf")  # decoding begins at once
+
+    def _begin(self, held: list[Packet]) -> Iterator[VideoFrame]:
+        """Decode from a key frame on, without the frames that are shown before it: they build on
+        frames that were passed over."""
+        if self._passed:
+            first = held[0].pts
+            self._from_s = self._time(held[0]) - 1e-6 if first is not None else float("-inf")
+            times = [packet.pts for packet in held if packet.pts is not None]
+            self._passed += sum(time < first for time in times) if first is not None else 0
+        for packet in held:
+            yield from self._pictures(packet)
+
+    def _pictures(self, packet: Packet | None) -> Iterator[VideoFrame]:
+        """The frames that a packet completes. None: those that the decoder still holds."""
+        import av
+
+        try:
+            yield from self._decoder.decode(packet)
+        except av.FFmpegError:
+            self._lost += packet is not None
+
+    def _picture(self, frame: VideoFrame, reformatter: Any) -> np.ndarray:
+        """The frame as it is meant to be seen: (h, w, 3) uint8 RGB."""
+        import av
+
+        if not self._size[0]:
+            aspect = float(self._stream.sample_aspect_ratio or 1)
+            width = round(frame.width * aspect) if 0.1 < aspect < 10 else frame.width
+            self._stored, self._size = (frame.width, frame.height), (max(1, width), frame.height)
+        elif (frame.width, frame.height) != self._stored and not self._resized:
+            self._resized = True
+            self.notes.append("its frames change size: all were scaled to that of the first one")
+        try:
+            return shown(frame, self._size, reformatter)
+        except (av.FFmpegError, ValueError) as error:
+            raise Ended(f"a frame cannot be converted to RGB ({error}); {KEPT}") from error
+
+    def _check_end(self, count: int) -> None:
+        """Raise Ended if there should have been more than `count` frames."""
+        if self._live:
+            raise Ended(f"the stream stopped after {count} frames; they were ranked")
+        if self._is_cut_short():
+            declared = self._stream.frames
+            ends = f"it ends after {count} of the {declared} frames it declares"
+            if declared <= count:
+                whole_s = (self._container.duration or 0) / 1e6
+                ends = f"it ends after {self._last_s:.2f} of the {whole_s:.2f} s it declares"
+            raise Ended(
+                f"{ends}, so it is cut short or damaged; the frames that could be read were ranked"
+            )
+        if self._lost:
+            raise Ended(
+                f"{self._lost} of its packets could not be decoded, so it is damaged; the other "
+                "frames were ranked"
+            )
+
+    def _is_cut_short(self) -> bool:
+        """Whether the file ends before what it declares: by its index, or else by its length."""
+        size = self._container.size or 0
+        for stream in self._container.streams if size > 0 else ():
+            entries = stream.index_entries
+            for index in range(max(0, len(entries) - 100), len(entries)):
+                if entries[index].pos + entries[index].size > size:
+                    return True
+        if self._container.format.name not in DECLARING or not self._container.duration:
+            return False
+        whole_s = self._container.duration / 1e6
+        return self._last_s < whole_s - max(2 / self.rate, 0.02 * whole_s)
+
+
+class _Clock:
+    """Times of frames that always grow, in seconds from the beginning of the source.
+
+    Where a source sets its clock anew, as joined transport streams do, time goes on.
+    """
+
+    def __init__(self, origin_s: float) -> None:
+        self._offset_s = -origin_s
+        self._last_s, self._next_s = float("-inf"), 0.0
+
+    def __call__(self, frame: VideoFrame, duration_s: float) -> float:
+        stamp = frame.pts if frame.pts is not None else frame.dts
+        time_s = self._next_s
+        if stamp is not None:
+            time_s = _seconds(frame, stamp) + self._offset_s
+            if time_s < self._last_s - BACK_S:
+                self._offset_s += self._next_s - time_s
+                time_s = self._next_s
+        time_s = max(time_s, self._last_s + 1e-3)
+        self._last_s, self._next_s = time_s, time_s + duration_s
+        return time_s
+
+
+def _seconds(timed: Packet | VideoFrame, ticks: int | None) -> float:
+    """A time or duration in the time base of a packet or frame; 0 where there is none."""
+    return float((ticks or 0) * (timed.time_base or 0))
