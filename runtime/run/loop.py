@@ -300,7 +300,8 @@ def _rank_image(
     """Rank a photo. data: its bytes, if it is no file and not on standard input."""
     start = perf_counter()
     path, made = target.source.path, target.made()
-    photo = ranker.read(data or path or standard_input().read())
+    encoded = data or path or standard_input().read()
+    photo = ranker.read(encoded)
     decode_ms = 1e3 * (perf_counter() - start)
     ranking = ranker(photo)
     start = perf_counter()
