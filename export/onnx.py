@@ -24,7 +24,7 @@ from dsgnn.export.parity import (
     Answers,
     Infer,
     Parity,
-    compare,
+    gate,
     machine,
     only_reported,
     settle,
@@ -197,7 +197,7 @@ def export_onnx(
     def compared(candidate: onnx.ModelProto) -> list[Parity]:
         onnx.save(candidate, part)
         infer = backend_infer(open_backend(part, "onnxruntime", "cpu"))
-        return compare(reference, infer, photos, description)
+        return gate(reference, infer, photos, description)
 
     try:
         if precision == "int8" and not (keep_unverified or only_reported(description)):

@@ -20,7 +20,7 @@ import numpy as np
 
 from dsgnn.export.engine_options import check_options
 from dsgnn.export.onnx import ADVICE, backend_infer
-from dsgnn.export.parity import Parity, batch_sizes, compare, machine, settle
+from dsgnn.export.parity import Parity, gate, machine, settle
 from dsgnn.runtime.artifact import (
     Artifact,
     Sidecar,
@@ -188,12 +188,8 @@ def _gate(
         reference = open_backend(source, "onnxruntime", "cpu")
     except BackendError as error:
         return replace(sidecar, build={**sidecar.build, "not_run": str(error)}), []
-    results = compare(
-        backend_infer(reference),
-        backend_infer(engine),
-        photos,
-        description,
-        batch_sizes(sidecar.build),
+    results = gate(
+        backend_infer(reference), backend_infer(engine), photos, description, sidecar.build
     )
     verified = settle(
         results,
