@@ -16,6 +16,7 @@ import torch
 
 import dsgnn
 from dsgnn.config import Config
+from dsgnn.export.built import check_types, product_types
 from dsgnn.export.deploy import DeployGraph, Size
 from dsgnn.export.half_precision import retype, store_as_half
 from dsgnn.export.int8 import check_calibration, quantise, round_weights_only
@@ -178,7 +179,8 @@ def export_onnx(
     bf16 is written unverified where ONNX Runtime has no kernels for it (`build["not_run"]` says
     so). Raises ParityError with the table when the limits of the precision are broken; then nothing
     is put in place. For int8 that shows within seconds where the weights alone, rounded to eight
-    bits, break them. Raises OptionError for options that do not go together.
+    bits, break them. Raises PrecisionError when the graph does not compute
+    in the precision, OptionError for options that do not go together.
     """
     began = time.monotonic()
     if precision not in LIMITS:
@@ -216,7 +218,9 @@ def export_onnx(
             "opset": proto.opset_import[0].version,
             "deform": deform,
             "nodes": len(proto.graph.node),
+            "products": product_types(proto),
         }
+        check_types(build["products"], precision, path.name)
         if calibration:
             build["calibration_photos"] = len(calibration)
         results: list[Parity] = []

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
+from dsgnn.export.built import PrecisionError, check_types, product_types
+from dsgnn.export.half_precision import retype
 from dsgnn.export.parity import Answers, ParityError, gate
 from dsgnn.runtime.artifact import Description
 from dsgnn.runtime.letterbox import Fixed
@@ -134,3 +137,22 @@ def test_scores_are_held_below_float32_too(network: Callable, message: str, prec
 def test_an_output_that_is_missing_is_named() -> None:
     with pytest.raises(ParityError, match=r"output attention is missing, expected \(8, 12\)"):
         failures(one_short)
+
+
+def test_a_precision_that_was_asked_for_and_not_built_is_refused(
+    small_graph: onnx.ModelProto,
+) -> None:
+    """The products of a real graph are counted, before and after it was retyped."""
+    full = product_types(small_graph)
+    assert set(full) == {"float32"} and full["float32"] > 100
+    check_types(full, "fp32", "m.onnx")
+    with pytest.raises(
+        PrecisionError, match=r"fp16 was asked for, but of the \d+ products of m.onnx only 0 are in"
+    ):
+        check_types(full, "fp16", "m.onnx")
+    proto = onnx.ModelProto()
+    proto.CopyFrom(small_graph)
+    retype(proto, "fp16")
+    types = product_types(proto)
+    assert types["float16"] > 0.95 * full["float32"] and sum(types.values()) == full["float32"]
+    check_types(types, "fp16", "m.onnx")
