@@ -111,7 +111,7 @@ def _open(
     where = None
     if source is not None:
         from dsgnn.export.onnx import backend_infer, torch_infer
-        from dsgnn.export.parity import batch_sizes, compare, parity_photos
+        from dsgnn.export.parity import gate, parity_photos
 
         if description.source_sha256 != source.sha256:
             raise ArtifactError(
@@ -120,12 +120,12 @@ def _open(
                 "from, or export it again"
             )
         build = ranker.artifact.sidecar.build if ranker.artifact.sidecar else {}
-        found = compare(
+        found = gate(
             torch_infer(source.model),
             backend_infer(ranker.backend),
             parity_photos(),
             description,
-            batch_sizes(build),
+            build,
         )
         parity, where = [result.to_dict() for result in found], "here"
     elif ranker.artifact.sidecar is not None:

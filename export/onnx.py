@@ -16,6 +16,7 @@ import torch
 
 import dsgnn
 from dsgnn.config import Config
+from dsgnn.export.built import check_types, product_types
 from dsgnn.export.deploy import DeployGraph, Size
 from dsgnn.export.half_precision import retype, store_as_half
 from dsgnn.export.int8 import check_calibration, quantise, round_weights_only
@@ -24,7 +25,7 @@ from dsgnn.export.parity import (
     Answers,
     Infer,
     Parity,
-    compare,
+    gate,
     machine,
     only_reported,
     settle,
@@ -181,7 +182,8 @@ def export_onnx(
     bf16 is written unverified where ONNX Runtime has no kernels for it (`build["not_run"]` says
     so). Raises ParityError with the table when the limits of the precision are broken; then nothing
     is put in place. For int8 that shows within seconds where the weights alone, rounded to eight
-    bits, break them. Raises OptionError for options that do not go together.
+    bits, break them. Raises PrecisionError when the graph does not compute
+    in the precision, OptionError for options that do not go together.
     """
     began = time.monotonic()
     if precision not in LIMITS:
@@ -200,7 +202,7 @@ def export_onnx(
     def compared(candidate: onnx.ModelProto) -> list[Parity]:
         onnx.save(candidate, part)
         infer = backend_infer(open_backend(part, "onnxruntime", "cpu"))
-        return compare(reference, infer, photos, description)
+        return gate(reference, infer, photos, description)
 
     try:
         if precision == "int8" and not (keep_unverified or only_reported(description)):
@@ -219,7 +221,9 @@ def export_onnx(
             "opset": proto.opset_import[0].version,
             "deform": deform,
             "nodes": len(proto.graph.node),
+            "products": product_types(proto),
         }
+        check_types(build["products"], precision, path.name)
         if calibration:
             build["calibration_photos"] = len(calibration)
         results: list[Parity] = []

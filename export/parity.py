@@ -2,7 +2,12 @@
 
 Reference and candidate get the same letterboxed photos, one at a time and in batches (a graph that
 mixes up the images of a batch passes at batch 1), and are compared over the objects the reference
-keeps: query by query in float32, below it each with the candidate's object of the same mask.
+keeps: query by query in float32, below it each with the candidate's object of the same mask. The
+candidate must keep the same objects at the artifact's own threshold.
+
+`compare_slots` compares the candidate with itself: one photo in every place of a batch, beside
+other photos, and after batches of other sizes. Engines have failed in each of these ways alone
+(NVIDIA/TensorRT#4813 and #4853, openvino#37103).
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,6 +39,7 @@ Infer = Callable[[np.ndarray], Answers]
 """(B, H, W, 3) uint8 → Answers."""
 
 BATCHES = (1, 3)
+WALK = (1, 3, 8)
 LIBRARIES = (
     "torch",
     "onnx",
@@ -57,7 +63,9 @@ class ParityLimits:
     saliency: largest difference (None = not limited). iou_min: of every mask, unless its pixels
     (at stride 4) differ in at most `pixels` places. iou_mean: over all masks. margin: pairs of
     objects whose saliencies lie further apart than this share of the range must keep their order.
-    attention: largest share of looks that may move from one place to another on a photo.
+    attention: largest share of looks that may move from one place to another on a photo. score: how
+    far from the threshold a score must lie for its object to be clearly kept, or clearly not; and
+    by how much scores may differ on average.
     """
 
     saliency: float | None
@@ -66,24 +74,55 @@ class ParityLimits:
     iou_mean: float
     margin: float
     attention: float
+    score: float
 
 
 LIMITS = {
     # two float32 programs round differently: saliencies closer than 1e-5 of the range are a tie
     "fp32": ParityLimits(
-        saliency=1e-3, iou_min=0.999, pixels=4, iou_mean=0.999, margin=1e-5, attention=1e-3
+        saliency=1e-3,
+        iou_min=0.999,
+        pixels=4,
+        iou_mean=0.999,
+        margin=1e-5,
+        attention=1e-3,
+        score=1e-3,
     ),
     "w16": ParityLimits(
-        saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02, attention=0.02
+        saliency=None,
+        iou_min=0.0,
+        pixels=0,
+        iou_mean=0.99,
+        margin=0.02,
+        attention=0.02,
+        score=0.05,
     ),
     "fp16": ParityLimits(
-        saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02, attention=0.02
+        saliency=None,
+        iou_min=0.0,
+        pixels=0,
+        iou_mean=0.99,
+        margin=0.02,
+        attention=0.02,
+        score=0.05,
     ),
     "bf16": ParityLimits(
-        saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02, attention=0.02
+        saliency=None,
+        iou_min=0.0,
+        pixels=0,
+        iou_mean=0.99,
+        margin=0.02,
+        attention=0.02,
+        score=0.05,
     ),
     "int8": ParityLimits(
-        saliency=None, iou_min=0.0, pixels=0, iou_mean=0.95, margin=0.05, attention=0.05
+        saliency=None,
+        iou_min=0.0,
+        pixels=0,
+        iou_mean=0.95,
+        margin=0.05,
+        attention=0.05,
+        score=0.1,
     ),
 }
 
@@ -92,7 +131,9 @@ LIMITS = {
 class Parity:
     """One comparison. Differences are over the kept objects; rank_agreement is the share of
     clearly separated pairs in the same order; attention_moved is the largest share of looks that
-    lies elsewhere on a photo, None without attention; failures names the limits that were broken.
+    lies elsewhere on a photo, None without attention; kept_otherwise counts the objects that one
+    side clearly keeps and the other does not; check says what was compared, "photos" with the
+    reference or "slots" of the artifact's own batches; failures names the limits that were broken.
     """
 
     batch: int
@@ -108,6 +149,8 @@ class Parity:
     rank_agreement: float
     top1_identical: bool
     attention_moved: float | None = None
+    kept_otherwise: int = 0
+    check: str = "photos"
     failures: tuple[str, ...] = ()
 
     @property
@@ -120,7 +163,8 @@ class Parity:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Parity:
         """One record of a sidecar; what else it holds is ignored."""
-        facts = {"attention_moved": None, **facts}  # older records have no attention
+        # older records lack these
+        facts = {"attention_moved": None, "kept_otherwise": 0, "check": "photos", **facts}
         own = {name: facts[name] for name in cls.__dataclass_fields__}
         return cls(**{**own, "failures": tuple(own["failures"])})
 
@@ -153,6 +197,28 @@ def folder_photos(folder: Path) -> list[np.ndarray]:
     return photos
 
 
+def gate(
+    reference: Infer,
+    candidate: Infer,
+    photos: Sequence[np.ndarray],
+    description: Description,
+    build: Mapping[str, Any] | None = None,
+) -> list[Parity]:
+    """Every comparison there is, at batch sizes that fit the artifact.
+
+    photos: (h, w, 3) uint8 RGB. build: of an engine's sidecar; its profile limits the batches.
+    """
+    profile = (build or {}).get("profile")
+    if profile is None:
+        sizes, walk = BATCHES, WALK
+    else:
+        low, _, high = profile["batch"]
+        middle = min(max(low, WALK[1]), high)
+        sizes, walk = tuple(sorted({low, middle, high})), (low, middle, high)
+    compared = compare(reference, candidate, photos, description, sizes)
+    return [*compared, compare_slots(candidate, photos, description, walk)]
+
+
 def compare(
     reference: Infer,
     candidate: Infer,
@@ -161,98 +227,155 @@ def compare(
     batches: Sequence[int] = BATCHES,
 ) -> list[Parity]:
     """Run both over the photos, once per batch size; the limits are those of the precision."""
-    limits = LIMITS[description.precision]
-    return [
-        _compare(
-            reference,
-            candidate,
-            _batches(photos, description.input, size),
-            size,
-            description.threshold,
-            limits,
-        )
-        for size in batches
-    ]
+    found = []
+    for size in batches:
+        tally = _Tally(description)
+        for images in _batches(photos, description.input, size):
+            for want, got in zip(_rows(reference(images)), _rows(candidate(images)), strict=True):
+                tally.add(want, got)
+        found.append(tally.result(size))
+    return found
 
 
-def batch_sizes(build: Mapping[str, Any]) -> Sequence[int]:
-    """The batch sizes to compare at: an engine takes those of its profile only."""
-    if "profile" not in build:
-        return BATCHES
-    low, _, high = build["profile"]["batch"]
-    return sorted({min(max(low, size), high) for size in BATCHES})
+def compare_slots(
+    candidate: Infer,
+    photos: Sequence[np.ndarray],
+    description: Description,
+    sizes: Sequence[int] = WALK,
+) -> Parity:
+    """The candidate's answers for one photo, wherever it is put.
+
+    photos: the first is watched, two more or all of them are its neighbours. sizes: smallest, one
+    between, and largest batch. The photo's answer in the first place of the smallest batch is
+    compared with that in every place of the largest batch of equal photos, in the smallest batch
+    after that, at the ends and in the middle of batches of other photos in two orders, and in the
+    smallest batch after these. The failures say where it first differed.
+    """
+    own, *others = _one_size(photos[:3], description.input)
+    others = others or [255 - own]
+    low, middle, high = sizes
+
+    def answer(batch: Sequence[np.ndarray]) -> list[Answers]:
+        return _rows(candidate(np.stack(batch)))
+
+    def beside(size: int, place: int, turn: int) -> list[np.ndarray]:
+        batch = [others[(i + turn) % len(others)] for i in range(size)]
+        batch[place] = own
+        return batch
+
+    first = answer([own] * low)[0]
+    tally = _Tally(description)
+    failures: list[str] = []
+
+    def check(got: Answers, where: str) -> None:
+        tally.add(first, got)
+        alone = _Tally(description)
+        alone.add(first, got)
+        if broken := alone.result(high).failures:
+            failures.append(f"{where}: {'; '.join(broken)}")
+
+    for place, got in enumerate(answer([own] * high)):
+        check(got, f"place {place} of a batch of {high} equal photos has another answer")
+    check(answer([own] * low)[0], f"a batch of {low} has another answer after one of {high}")
+    for size in sorted({middle, high} - {1}):
+        for place in sorted({0, size // 2, size - 1}):
+            for turn in (0, 1):
+                got = answer(beside(size, place, turn))[place]
+                check(got, f"a photo in place {place} of {size} depends on its neighbours")
+    check(answer([own] * low)[0], f"a batch of {low} has another answer after others")
+    return replace(tally.result(high), check="slots", failures=tuple(failures[:1]))
+
+
+def _one_size(photos: Sequence[np.ndarray], rule: Rule) -> list[np.ndarray]:
+    """Letterboxed photos of one size, so that they make one batch."""
+    if isinstance(rule, LongestSide):
+        short = -(-rule.size * 3 // 4 // rule.multiple) * rule.multiple
+        rule = Fixed(short, rule.size)
+    return [letterbox(photo, rule)[0] for photo in photos]
 
 
 def _batches(photos: Sequence[np.ndarray], rule: Rule, size: int) -> Iterator[np.ndarray]:
     """Letterboxed photos, (size, H, W, 3) each; the last batch is filled from the start."""
-    if size > 1 and isinstance(rule, LongestSide):  # one batch, one size
-        short = -(-rule.size * 3 // 4 // rule.multiple) * rule.multiple
-        rule = Fixed(short, rule.size)
     padded = [letterbox(photo, rule)[0] for photo in photos]
+    if size > 1:
+        padded = _one_size(photos, rule)
     for start in range(0, len(padded), size):
         chosen = [padded[(start + i) % len(padded)] for i in range(size)]
         yield np.stack(chosen)
 
 
-def _compare(
-    reference: Infer,
-    candidate: Infer,
-    batches: Iterator[np.ndarray],
-    size: int,
-    threshold: float,
-    limits: ParityLimits,
-) -> Parity:
-    saliency: list[float] = []
-    score: list[float] = []
-    ious: list[float] = []
-    pixels: list[int] = []
-    moved: list[float] = []
-    pairs = agreeing = photos = 0
-    top1 = True
-    for images in batches:
-        want, got = reference(images), candidate(images)
+def _rows(answers: Answers) -> list[Answers]:
+    """The answers of a batch, photo by photo."""
+    return [
+        {name: value[b] for name, value in answers.items()} for b in range(len(answers["score"]))
+    ]
+
+
+class _Tally:
+    """Sums up how much the answers of two programs differ, photo by photo."""
+
+    def __init__(self, description: Description):
+        self.threshold, self.limits = description.threshold, LIMITS[description.precision]
+        self.saliency: list[float] = []
+        self.score: list[float] = []
+        self.ious: list[float] = []
+        self.pixels: list[int] = []
+        self.moved: list[float] = []
+        self.photos = self.pairs = self.agreeing = self.kept_otherwise = 0
+        self.top1 = True
+
+    def add(self, want: Answers, got: Answers) -> None:
+        """The answers for one photo; their shapes without B. Raises ParityError for other shapes,
+        or when an output is missing."""
         for name, value in want.items():
-            if got[name].shape != value.shape:
-                raise ParityError(f"output {name} is {got[name].shape}, expected {value.shape}")
-        if "attention" in want:
-            apart = np.abs(want["attention"] - got["attention"])
-            moved.extend(apart.sum((1, 2)) / 2)  # the total variation distance
-        for b in range(len(images)):
-            photos += 1
-            kept = np.flatnonzero(want["score"][b] > threshold)
-            if not len(kept):  # nothing passes (synthetic weights): compare every query
-                kept = np.arange(want["score"].shape[1])
-            on_w, on_g = want["masks"][b][kept] > 0, got["masks"][b] > 0
-            # Below float32, rounding may swap two queries that start from the peaks of a map, so
-            # that there an object is compared with the one whose mask it shares.
-            same = kept if limits.saliency is not None else _partners(on_w, on_g)
-            on_g = on_g[same]
-            w, g = want["saliency"][b][kept], got["saliency"][b][same]
-            saliency.extend(np.abs(w - g))
-            score.extend(np.abs(want["score"][b][kept] - got["score"][b][same]))
-            ious.extend(_iou(on_w, on_g))
-            pixels.extend((on_w != on_g).sum((1, 2)))
-            gap = w[:, None] - w[None]
-            clear = gap > limits.margin * np.ptp(want["saliency"][b])
-            pairs += int(clear.sum())
-            agreeing += int((clear & (g[:, None] > g[None])).sum())
-            top1 &= bool(w[np.argmax(g)] >= w.max() - limits.margin * np.ptp(want["saliency"][b]))
-    result = Parity(
-        batch=size,
-        photos=photos,
-        objects=len(saliency),
-        saliency_max=float(np.max(saliency)),
-        saliency_mean=float(np.mean(saliency)),
-        score_max=float(np.max(score)),
-        score_mean=float(np.mean(score)),
-        iou_min=float(np.min(ious)),
-        iou_mean=float(np.mean(ious)),
-        pixels_max=int(np.max(pixels)),
-        rank_agreement=agreeing / pairs if pairs else 1.0,
-        top1_identical=top1,
-        attention_moved=float(np.max(moved)) if moved else None,
-    )
-    return Parity(**{**asdict(result), "failures": _failures(result, limits, ious, pixels)})
+            if name not in got or got[name].shape != value.shape:
+                found = got[name].shape if name in got else "missing"
+                raise ParityError(f"output {name} is {found}, expected {value.shape} per photo")
+        limits = self.limits
+        self.photos += 1
+        if "attention" in want:  # the total variation distance
+            self.moved.append(np.abs(want["attention"] - got["attention"]).sum() / 2)
+        kept = np.flatnonzero(want["score"] > self.threshold)
+        if not len(kept):  # nothing passes (synthetic weights): compare every query
+            kept = np.arange(want["score"].shape[0])
+        on_w, on_g = want["masks"][kept] > 0, got["masks"] > 0
+        # Below float32, rounding may swap two queries that start from the peaks of a map, so that
+        # there an object is compared with the one whose mask it shares.
+        same = kept if limits.saliency is not None else _partners(on_w, on_g)
+        on_g = on_g[same]
+        w, g = want["saliency"][kept], got["saliency"][same]
+        self.saliency.extend(np.abs(w - g))
+        self.score.extend(np.abs(want["score"][kept] - got["score"][same]))
+        self.ious.extend(_iou(on_w, on_g))
+        self.pixels.extend((on_w != on_g).sum((1, 2)))
+        gap = w[:, None] - w[None]
+        clear = gap > limits.margin * np.ptp(want["saliency"])
+        self.pairs += int(clear.sum())
+        self.agreeing += int((clear & (g[:, None] > g[None])).sum())
+        self.top1 &= bool(w[np.argmax(g)] >= w.max() - limits.margin * np.ptp(want["saliency"]))
+        sure, maybe = self.threshold + limits.score, self.threshold - limits.score
+        lost = (want["score"][kept] > sure) & (got["score"][same] <= maybe)
+        more = (got["score"] > sure).sum() - (want["score"] > maybe).sum()
+        self.kept_otherwise += int(lost.sum() + max(0, more))
+
+    def result(self, batch: int) -> Parity:
+        result = Parity(
+            batch=batch,
+            photos=self.photos,
+            objects=len(self.saliency),
+            saliency_max=float(np.max(self.saliency)),
+            saliency_mean=float(np.mean(self.saliency)),
+            score_max=float(np.max(self.score)),
+            score_mean=float(np.mean(self.score)),
+            iou_min=float(np.min(self.ious)),
+            iou_mean=float(np.mean(self.ious)),
+            pixels_max=int(np.max(self.pixels)),
+            rank_agreement=self.agreeing / self.pairs if self.pairs else 1.0,
+            top1_identical=self.top1,
+            attention_moved=float(np.max(self.moved)) if self.moved else None,
+            kept_otherwise=self.kept_otherwise,
+        )
+        return replace(result, failures=_failures(result, self.limits, self.ious, self.pixels))
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -294,6 +417,10 @@ def _failures(
         failures.append(f"order differs in {1 - result.rank_agreement:.1%} of the clear pairs")
     if not result.top1_identical:
         failures.append("another object is ranked first")
+    if not result.score_mean <= limits.score:
+        failures.append(f"scores differ by {result.score_mean:.2g} on average > {limits.score:g}")
+    if result.kept_otherwise:
+        failures.append(f"{result.kept_otherwise} objects are kept by one side alone")
     return tuple(failures)
 
 
@@ -319,6 +446,10 @@ def table(results: Sequence[Parity]) -> str:
     """The comparison for a person, one line per batch size."""
     lines = ["batch photos objects  |Δsaliency| max   |Δscore| max   IoU min   mean   ranks  top-1"]
     for r in results:
+        if r.check == "slots":
+            lines.append(f"{r.batch:5d} one photo in {r.photos} places of batches up to this size")
+            lines.extend(f"      FAILED: {failure}" for failure in r.failures)
+            continue
         lines.append(
             f"{r.batch:5d} {r.photos:6d} {r.objects:7d}  {r.saliency_max:16.2e}  "
             f"{r.score_max:13.2e}  {r.iou_min:8.4f} {r.iou_mean:6.4f}  {r.rank_agreement:6.1%}  "

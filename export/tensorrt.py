@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from dsgnn.export.built import check_types, layer_types
 from dsgnn.export.engine_options import check_options
 from dsgnn.export.onnx import ADVICE, backend_infer
-from dsgnn.export.parity import Parity, batch_sizes, compare, machine, settle
+from dsgnn.export.parity import Parity, gate, machine, settle
 from dsgnn.runtime.artifact import (
     Artifact,
     Sidecar,
@@ -123,7 +124,7 @@ def _build(
     workspace_mib: int | None,
     timing_cache: Path | None,
 ) -> tuple[bytes, dict[str, Any]]:
-    """The engine; number of layers, use of TF32, types and shapes of inputs and outputs."""
+    """The engine; number of layers, types of its products, use of TF32, its inputs and outputs."""
     builder = library.Builder(logger)
     # TensorRT 11 knows no other kind of network and may drop the flag
     typed = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -159,6 +160,8 @@ def _build(
     if timing_cache is not None:
         known_times = timing_cache.read_bytes() if timing_cache.exists() else b""
         config.set_timing_cache(config.create_timing_cache(known_times), False)
+    products = layer_types(library, network)
+    check_types(products, artifact.description.precision, artifact.path.name)
     data = builder.build_serialized_network(network, config)
     if data is None:
         said = "\n".join(f"  {message}" for message in logger.errors) or "  (nothing)"
@@ -170,7 +173,8 @@ def _build(
     tensors = [image, *(network.get_output(i) for i in range(network.num_outputs))]
     shown = {tensor.name: f"{tensor.dtype.name} {tuple(tensor.shape)}" for tensor in tensors}
     tf32 = config.get_flag(library.BuilderFlag.TF32)
-    return bytes(data), {"layers": network.num_layers, "tf32": tf32, "tensors": shown}
+    facts = {"layers": network.num_layers, "products": products, "tf32": tf32, "tensors": shown}
+    return bytes(data), facts
 
 
 def _gate(
@@ -188,12 +192,8 @@ def _gate(
         reference = open_backend(source, "onnxruntime", "cpu")
     except BackendError as error:
         return replace(sidecar, build={**sidecar.build, "not_run": str(error)}), []
-    results = compare(
-        backend_infer(reference),
-        backend_infer(engine),
-        photos,
-        description,
-        batch_sizes(sidecar.build),
+    results = gate(
+        backend_infer(reference), backend_infer(engine), photos, description, sidecar.build
     )
     verified = settle(
         results,

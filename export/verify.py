@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from dsgnn.export.onnx import backend_infer, read_source, torch_infer
-from dsgnn.export.parity import Infer, Parity, batch_sizes, compare, machine, table
+from dsgnn.export.parity import Infer, Parity, gate, machine, table
 from dsgnn.runtime.artifact import Artifact, Description, Sidecar, open_artifact, write_sidecar
 from dsgnn.runtime.backends import open_backend
 from dsgnn.runtime.errors import ArtifactError
@@ -37,8 +37,8 @@ def verify(
     reference = _reference(against, artifact.description)
     candidate = open_backend(path, backend, device)
     known = artifact.sidecar or Sidecar(path.name, artifact.sha256, verified=False)
-    infer, sizes = backend_infer(candidate), batch_sizes(known.build)
-    results = compare(reference, infer, photos, artifact.description, sizes)
+    infer, about = backend_infer(candidate), artifact.description
+    results = gate(reference, infer, photos, about, known.build)
     how = {"against": against.name, "backend": candidate.picked}
     sidecar = replace(
         known,

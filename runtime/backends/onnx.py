@@ -6,6 +6,7 @@ Tests hold both ways to a GPU against stand-ins: there was no GPU where they wer
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -23,6 +24,8 @@ PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # both install the module `onnxru
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # It costs time on CPUs with this network (measured on the graph of r50-assr).
 DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
+# What takes time. The rest computes sizes and indices, much of which ONNX Runtime keeps on the CPU.
+HEAVY = {"Conv", "ConvTranspose", "Einsum", "Gemm", "GridSample", "LayerNormalization", "MatMul"}
 DTYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(float)": np.float32,
@@ -72,6 +75,8 @@ class OnnxRuntime(Backend):
         options.intra_op_num_threads = threads
         # int8 products must not saturate on x86 without VNNI; elsewhere this has no effect
         options.add_session_config_entry("session.x64quantprecision", "1")
+        if use_cuda:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 str(artifact.path),
@@ -96,6 +101,12 @@ class OnnxRuntime(Backend):
                 f"NVIDIA driver, the CUDA libraries its version was built for, and {needs}"
             )
         self.device = f"cuda:{index}" if CUDA in loaded else "cpu"
+        if CUDA in loaded and (on_cpu := _heavy_on_cpu(self._session)):
+            raise BackendError(
+                f"{self.name} would run {', '.join(f'{n} {op}' for op, n in on_cpu.items())} of "
+                f"{artifact.path.name} on the CPU, for which the provider on {self.device} has no "
+                "kernels: export the model in float32, update onnxruntime-gpu, or use device cpu"
+            )
         self.threads = threads
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
@@ -106,6 +117,19 @@ class OnnxRuntime(Backend):
 
     def _release(self) -> None:
         del self._session
+
+
+def _heavy_on_cpu(session: Any) -> dict[str, int]:
+    """Operators that take time and were not taken by a GPU's provider, and how many of each.
+
+    Empty before ONNX Runtime 1.24, which cannot tell.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return {}
+    assigned = session.get_provider_graph_assignment_info()
+    on_cpu = [part for part in assigned if part.ep_name == "CPUExecutionProvider"]
+    operators = Counter(node.op_type for part in on_cpu for node in part.get_nodes())
+    return {name: count for name, count in operators.items() if name in HEAVY}
 
 
 def _short(provider: str) -> str:

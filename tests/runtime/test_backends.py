@@ -19,8 +19,10 @@ from dsgnn.runtime.backends import openvino as openvino_backend
 from dsgnn.runtime.backends.base import parse_device
 from dsgnn.runtime.backends.onnx import CUDA, TENSORRT
 from dsgnn.runtime.errors import BackendError
+from dsgnn.runtime.ranker import BUNDLED
 from dsgnn.runtime.run.cli import main as rank
 from dsgnn.runtime.serving.cli import main as serve
+from dsgnn.runtime.telemetry import import_without_telemetry
 
 from .conftest import description
 
@@ -182,6 +184,39 @@ def test_cuda_that_does_not_load(model: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(BackendError, match=message):
         open_backend(model, "onnxruntime", "cuda")
     assert open_backend(model, "onnxruntime", "auto").device == "cpu"
+
+
+@pytest.mark.parametrize("operator", ["Shape", "Gather", "GridSample", "Conv"])
+def test_work_that_would_run_on_the_cpu_is_refused(
+    operator: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes and indices may be computed there."""
+    loaded = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    library = fake_onnxruntime(loaded, {})
+    part = SimpleNamespace(
+        ep_name="CPUExecutionProvider", get_nodes=lambda: [SimpleNamespace(op_type=operator)] * 2
+    )
+    library.InferenceSession.get_provider_graph_assignment_info = lambda self: [part]
+    monkeypatch.setattr(onnx_backend, "check_packages", lambda: None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", library)
+    if operator in ("Shape", "Gather"):
+        assert open_backend(model, "onnxruntime", "cuda").device == "cuda:0"
+        return
+    with pytest.raises(BackendError, match=f"would run 2 {operator} of {model.name} on the CPU"):
+        open_backend(model, "onnxruntime", "cuda")
+
+
+def test_the_cpu_takes_all_of_it(model: Path) -> None:
+    """The real library tells what runs where, in the form that is read."""
+    onnxruntime = import_without_telemetry("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(
+        str(BUNDLED), options, providers=["CPUExecutionProvider"]
+    )
+    if hasattr(session, "get_provider_graph_assignment_info"):
+        found = onnx_backend._heavy_on_cpu(session)
+        assert found["Conv"] > 50 and found["MatMul"] > 10 and "Shape" not in found
 
 
 def test_cuda_session(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
