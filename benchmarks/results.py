@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any
 
 from dsgnn.benchmarks.timing import Turn
+from dsgnn.runtime.disk.documents import read_document
 from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.errors import DataError, OptionError
 
@@ -173,9 +174,9 @@ def validate(results: Any) -> None:
 def load(path: Path) -> dict[str, Any]:
     """The results in a file. Raises DataError where they have not the form, OSError."""
     try:
-        results = json.loads(path.read_text("utf-8"))
+        results = read_document(path)
         validate(results)
-    except (UnicodeDecodeError, json.JSONDecodeError, DataError) as error:
+    except ValueError as error:
         raise OptionError(f"{path}: {error}") from error
     return results
 

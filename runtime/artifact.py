@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dsgnn.runtime.disk.documents import SMALL, parse_document, text_of
 from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.errors import ArtifactError, OptionError
 from dsgnn.runtime.letterbox import PAD, Fixed, LongestSide, Rule
@@ -33,6 +34,9 @@ KINDS = {  # Python's types in the words of JSON
     list: "a list",
     dict: "an object",
 }
+MAX_FIELDS = 10_000  # of one protobuf message that is read here: a model has some ten
+# Names that only ONNX files have whose weights, or whose engines, lie in other files.
+ELSEWHERE = {b"location": "weights", b"EPContext": "an engine"}
 PRECISIONS = ("fp32", "w16", "fp16", "bf16", "int8")  # w16: float32 on weights stored as float16
 
 
@@ -234,6 +238,7 @@ def open_artifact(path: Path) -> Artifact:
         remedy = "build it again with `dsgnn-export tensorrt`"
     else:
         description = read_description(path)
+        check_whole(path)
         remedy = "export the checkpoint again, or delete the sidecar to use the file as unverified"
     digest = sha256_of(path)
     if sidecar and sidecar.sha256 != digest:
@@ -272,8 +277,8 @@ def read_sidecar(artifact: Path) -> Sidecar | None:
     if not path.exists():
         return None
     try:
-        return Sidecar.from_json(path.read_text("utf-8"))
-    except (ArtifactError, UnicodeDecodeError) as error:
+        return Sidecar.from_json(text_of(path))
+    except ValueError as error:
         raise ArtifactError(f"{path.name}: {error}") from error
 
 
@@ -304,18 +309,48 @@ def onnx_metadata(path: Path) -> dict[str, str]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             for number, start, end in _fields(data, 0, len(data)):
-                if number == 14:  # ModelProto.metadata_props: key = 1, value = 2
+                if number == 14 and end - start <= SMALL:  # ModelProto.metadata_props
                     entry = {n: data[a:b].decode() for n, a, b in _fields(data, start, end)}
-                    metadata[entry[1]] = entry[2]
+                    metadata[entry[1]] = entry[2]  # key = 1, value = 2
         except (IndexError, KeyError, UnicodeDecodeError):
             raise broken from None
     return metadata
 
 
+def check_whole(path: Path) -> None:
+    """Raise ArtifactError if an ONNX file says that parts of it lie in other files.
+
+    No hash covers those. Tensors name them by an entry with the key "location", engines inside a
+    graph are nodes of the type EPContext. Both are texts, which stand in the file as they are.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for name, what in ELSEWHERE.items():
+            at = -1
+            while (at := data.find(name, at + 1)) >= 0:
+                if _ends_with_number(data[max(0, at - 10) : at], len(name)):
+                    raise ArtifactError(
+                        f"{path.name} has {what} in another file, which nothing vouches for: "
+                        "export the checkpoint again with `dsgnn-export onnx`"
+                    )
+
+
+def _ends_with_number(data: bytes, number: int) -> bool:
+    """Whether the last bytes are this number as protobuf may write it, such as a text's length."""
+    for start in range(len(data)):
+        if all(byte >= 0x80 for byte in data[start:-1]) and data[-1] < 0x80:
+            value = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(data[start:]))
+            if value == number:
+                return True
+    return False
+
+
 def _fields(data: mmap.mmap, position: int, end: int) -> list[tuple[int, int, int]]:
-    """(field number, start, end) of each field of one message; IndexError if it is damaged."""
+    """(field number, start, end) of each field of one message. Raises IndexError if it is damaged
+    or has more of them than ours have."""
     fields = []
     while position < end:
+        if len(fields) == MAX_FIELDS:
+            raise IndexError
         tag, start = _varint(data, position)
         kind = tag & 7
         if kind == 0:
@@ -348,8 +383,8 @@ def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
 
 def _load(text: str, what: str) -> dict[str, Any]:
     try:
-        facts = json.loads(text)
-    except json.JSONDecodeError as error:
+        facts = parse_document(text)
+    except ValueError as error:
         raise ArtifactError(f"{what} is not JSON: {error}") from error
     if not isinstance(facts, dict):
         raise ArtifactError(f"{what} must be a JSON object, got {type(facts).__name__}")

@@ -35,6 +35,7 @@ TORCH_FREE = (
     "dsgnn.metrics",
     "dsgnn.options",
     "dsgnn.gaze_measures",
+    "dsgnn.pickled",
 )
 # The only modules of the runtime that may import a library beyond the base, inside a function.
 HOMES = {

@@ -13,6 +13,7 @@ plain containers, numbers, strings and numpy arrays of numbers.
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from dsgnn.data.records import (
     objects,
     stated_size,
 )
+from dsgnn.pickled import check_pickle
 from dsgnn.runtime.errors import DataError
 
 PUBLISHED_IMAGES = {"test": 2929}
@@ -88,8 +90,9 @@ def load_plain_pickle(path: Path) -> Any:
     Raises FileNotFoundError; DataError for anything else in it, before it is made or called.
     """
     try:
-        with path.open("rb") as stream:
-            return _PlainUnpickler(stream, encoding="latin1").load()
+        data = path.read_bytes()
+        check_pickle(data)
+        return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
     except FileNotFoundError:
         raise FileNotFoundError(f"no {path}; is the folder complete?") from None
     except Exception as error:  # a damaged pickle can raise anything

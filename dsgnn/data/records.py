@@ -7,7 +7,6 @@ a sequence of `Sample`. Annotations are read at once, pixels when an item is ask
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from abc import ABC, abstractmethod
@@ -23,6 +22,7 @@ import numpy as np
 from dsgnn.data.polygons import segmentation_to_mask
 from dsgnn.data.ranks import ANNOTATIONS
 from dsgnn.data.sample import Sample
+from dsgnn.runtime.disk.documents import read_document
 from dsgnn.runtime.errors import DataError, InputError, OptionError
 from dsgnn.runtime.images import read_image
 
@@ -195,12 +195,11 @@ def read_json(path: Path, expected: type) -> Any:
     Raises FileNotFoundError, or DataError when it holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_document(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"no {path}; is the folder complete?") from None
-    except (ValueError, RecursionError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise DataError(f"{path}: not JSON ({why}); download it again") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); download it again") from None
     if not isinstance(content, expected):
         raise DataError(f"{path} must hold {_a(expected)}, got {_a(type(content))}")
     return content

@@ -5,7 +5,6 @@ Only checkpoints need PyTorch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ import numpy as np
 from dsgnn.data.polygons import segmentation_to_mask
 from dsgnn.data.sample import Sample
 from dsgnn.runtime.artifact import sha256_of
+from dsgnn.runtime.backends import check_threads
+from dsgnn.runtime.disk.documents import read_document
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
 from dsgnn.runtime.errors import CheckpointError, DataError, OptionError
 from dsgnn.runtime.letterbox import Fixed, LongestSide, Rule, letterbox
@@ -101,6 +102,7 @@ def open_model(
             "backend",
         )
     where = choose_device(device)
+    check_threads(threads)
     if threads is not None:
         torch.set_num_threads(threads)
     model, weights = load_checkpoint(path)
@@ -174,7 +176,7 @@ def _predictions(path: Path) -> tuple[list[Any], Facts]:
 
         return read_results(path)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_document(path)
         if content["schema"] != RESULTS_SCHEMA:
             raise DataError(f"expected schema {RESULTS_SCHEMA}, got {content['schema']!r}")
         return list(content["images"]), content.get("model", {})

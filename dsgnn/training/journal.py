@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dsgnn.runtime.disk.documents import parse_document
 from dsgnn.runtime.disk.files import whole_file, write_whole
 from dsgnn.runtime.errors import DataError
 
@@ -86,7 +87,7 @@ def read_log(out: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(path.read_text("utf-8").split("\n")[:-1], start=1):
         try:
-            records.append(json.loads(line))
+            records.append(parse_document(line))
         except ValueError as error:
             raise DataError(f"{path}, line {number}: not JSON ({error})") from None
     return records

@@ -156,7 +156,8 @@ def load_upstream(model: DSGNN, state_dict: Mapping[str, Tensor]) -> None:
             unexpected.append(name)
             continue
         try:
-            converted[ours] = upstream_value(name, value)
+            same = value.numel() == own[ours].numel()  # else it is not worth a copy
+            converted[ours] = upstream_value(name, value) if same else value
         except (IndexError, RuntimeError):  # has not the dimensions that are to be reordered
             converted[ours] = value
         if converted[ours].shape != own[ours].shape:

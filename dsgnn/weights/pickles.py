@@ -12,6 +12,8 @@ imported, five have a meaning (`_Unpickler.find_class`) and all others give an i
 
 from __future__ import annotations
 
+import io
+import mmap
 import pickle
 import struct
 import zipfile
@@ -22,6 +24,7 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dsgnn.pickled import check_pickle
 from dsgnn.runtime.errors import CheckpointError
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -236,13 +239,20 @@ def _read_archive(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
                 raise EOFError(f"storage {storage.key} should have {storage.numel} numbers")
             return archive.read(entry)
 
-        with archive.open(entries["data.pkl"]) as pickled:
-            state = _state(path, _Unpickler(pickled).load())
+        pickled = archive.read(entries["data.pkl"])
+        check_pickle(pickled)
+        state = _state(path, _Unpickler(io.BytesIO(pickled)).load())
         return _materialise(state, numbers)
 
 
 def _read_stream(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
-    if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != PROTOCOL:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+        end = check_pickle(view)
+        if _Unpickler(file).load() != MAGIC:
+            raise CheckpointError(f"{path}: is a pickle, but was not written by torch.save")
+        for _ in range(4):
+            end = check_pickle(view, end)
+    if _Unpickler(file).load() != PROTOCOL:
         raise CheckpointError(f"{path}: is a pickle, but was not written by torch.save")
     _require_little(path, _Unpickler(file).load()["little_endian"])
     unpickler = _Unpickler(file)

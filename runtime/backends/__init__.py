@@ -6,14 +6,23 @@ is used, or an error says what to install; only `auto` chooses.
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
 from dsgnn.runtime.artifact import ENGINES, Artifact, open_artifact
 from dsgnn.runtime.backends.base import CUDA_GRAPH, Backend, TensorSpec
-from dsgnn.runtime.errors import BackendError
+from dsgnn.runtime.errors import ArtifactError, BackendError
 
-__all__ = ["BACKENDS", "CUDA_GRAPH", "DEFAULT_THREADS", "Backend", "TensorSpec", "open_backend"]
+__all__ = [
+    "BACKENDS",
+    "CUDA_GRAPH",
+    "DEFAULT_THREADS",
+    "Backend",
+    "TensorSpec",
+    "check_threads",
+    "open_backend",
+]
 
 FOR_ONNX = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "openvino-bf16")
 FOR_ENGINES = (
@@ -41,12 +50,12 @@ def open_backend(
     "cuda:N". threads: of one call on a CPU, None = DEFAULT_THREADS.
 
     Raises BackendError when the file, the backend and the device do not go together or something is
-    not installed; for a path also what `open_artifact` raises.
+    not installed, and ArtifactError for an ONNX file of a fixed batch; for a path also what
+    `open_artifact` raises.
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendError(f"backend must be auto, {' or '.join(BACKENDS)}, got {backend!r}")
-    if threads is not None and threads < 1:
-        raise BackendError(f"threads must be at least 1, got {threads}")
+    check_threads(threads)
     if isinstance(artifact, Path):
         artifact = open_artifact(artifact)
     is_engine = artifact.path.suffix in ENGINES
@@ -59,6 +68,15 @@ def open_backend(
     if is_engine:
         return _open_engine(artifact, backend, device)
     return _open_onnx(artifact, backend, device, threads or DEFAULT_THREADS)
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise BackendError for threads that this machine has no cores for. None = the default."""
+    cores = max(os.cpu_count() or 1, DEFAULT_THREADS)
+    if threads is not None and not 1 <= threads <= cores:
+        raise BackendError(
+            f"threads must be 1 to {cores}, the cores of this machine, got {threads}"
+        )
 
 
 def _open_engine(artifact: Artifact, backend: str, device: str) -> Backend:
@@ -84,6 +102,13 @@ def _open_onnx(artifact: Artifact, backend: str, device: str, threads: int) -> B
         loaded = OpenVino(artifact, device, threads, bf16=chosen.endswith("-bf16"))
         why += IMITATED if loaded.imitated else ""
     where = f"{loaded.device}, {threads} threads" if loaded.device == "cpu" else loaded.device
+    for spec in loaded.inputs:
+        if spec.name == "image" and spec.shape[:1] != (None,):
+            loaded.close()
+            raise ArtifactError(
+                f"{artifact.path.name} takes images of the shape {spec} alone, and every export of "
+                "dsgnn takes any batch: it was changed afterwards; export the checkpoint again"
+            )
     loaded.picked = f"{loaded.name} on {where}{why}"
     return loaded
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsgnn.runtime.disk.documents import parse_document
 from dsgnn.runtime.disk.files import whole_file
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
 from dsgnn.runtime.errors import InputError, OptionError
@@ -281,7 +282,7 @@ def _model_of(path: Path, advice: str) -> dict[str, Any]:
     import pyarrow.parquet
 
     try:
-        facts = json.loads((pyarrow.parquet.read_schema(path).metadata or {})[METADATA_KEY])
+        facts = parse_document((pyarrow.parquet.read_schema(path).metadata or {})[METADATA_KEY])
         if facts["schema"] == RESULTS_SCHEMA:
             return facts["model"]
     except (KeyError, ValueError, OSError):

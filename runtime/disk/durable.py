@@ -18,12 +18,13 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from dsgnn.runtime.disk.documents import parse_document, read_document
 from dsgnn.runtime.disk.files import locked, whole_file
 
 SYNC_S = 1.0  # a machine that loses its power loses the records of this time
 
 # What reading a file raises that is damaged, or that was not written by this toolkit.
-DAMAGE = (OSError, ValueError, LookupError, TypeError, RecursionError)
+DAMAGE = (OSError, ValueError, LookupError, TypeError)
 
 
 @contextmanager
@@ -95,7 +96,7 @@ def _recover(path: Path, journal: Path, name: str) -> None:
     if not records:
         return
     try:
-        earlier = json.loads(path.read_text("utf-8"))
+        earlier = read_document(path)
         old = earlier.pop(name) if isinstance(earlier, dict) else []
         if earlier == head and isinstance(old, list):
             records = {**{record["file"]: record for record in old}, **records}
@@ -110,11 +111,11 @@ def _read(journal: Path) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
     records: dict[str, Mapping[str, Any]] = {}
     with journal.open("rb") as lines:
         try:
-            head = dict(json.loads(next(lines, b"")))
+            head = dict(parse_document(next(lines, b"")))
             for line in lines:
                 if not line.endswith(b"\n"):
                     break
-                record = json.loads(line)
+                record = parse_document(line)
                 records[record["file"]] = record
         except DAMAGE:
             pass

@@ -242,7 +242,8 @@ def _feed(argument: str) -> Source | None:
     if os.path.lexists(argument):
         return None
     if argument.isdecimal():
-        return Source(None, f"camera {argument}", feed="camera", address=argument)
+        problem = "" if len(argument) <= 3 else "there is no camera of such a number"
+        return Source(None, f"camera {argument}", problem=problem, feed="camera", address=argument)
     scheme, separator, rest = argument.partition("://")
     if separator and scheme.lower() in SCHEMES:
         host, slash, place = rest.partition("/")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dsgnn.runtime.disk.documents import parse_document, read_document
 from dsgnn.runtime.disk.durable import DAMAGE
 from dsgnn.runtime.disk.outputs import TABLE, OutputFiles
 
@@ -19,7 +19,7 @@ class Earlier:
         self._model, self._options = dict(model), dict(options)
         self._images: dict[str, Mapping[str, Any]] = {}
         try:
-            results = _load(out / TABLE["json"].run)
+            results = read_document(out / TABLE["json"].run)
             images = results["images"] if results["model"] == self._model else ()
         except DAMAGE:
             return
@@ -47,7 +47,7 @@ class Earlier:
         return entry if done else None
 
     def _video(self, out: OutputFiles) -> Mapping[str, Any] | None:
-        summary = _load(out.path("summary.json"))
+        summary = read_document(out.path("summary.json"))
         how = [summary[name] for name in ("file", "model", "options", "complete")]
         done = how == [out.source.shown, self._model, self._options, True]
         done = done and _made(out, summary) and _all_there(out, _video_files(out))
@@ -76,14 +76,10 @@ def _video_files(out: OutputFiles) -> Iterator[str]:
             yield ending
             continue
         with out.path("frames.jsonl").open(encoding="utf-8") as lines:
-            for frame in map(json.loads, lines):
+            for frame in map(parse_document, lines):
                 for item in frame["objects"]:
                     yield ending.format(frame=frame["frame"], rank=item["rank"])
 
 
 def _all_there(out: OutputFiles, endings: Iterator[str]) -> bool:
     return all(out.path(ending).is_file() for ending in endings)
-
-
-def _load(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8"))

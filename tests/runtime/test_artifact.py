@@ -1,6 +1,10 @@
 """Descriptions, sidecars, and the files they refuse."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +14,7 @@ import pytest
 from dsgnn.runtime.artifact import (
     Description,
     Sidecar,
+    check_whole,
     onnx_metadata,
     open_artifact,
     read_sidecar,
@@ -19,6 +24,7 @@ from dsgnn.runtime.artifact import (
 )
 from dsgnn.runtime.errors import ArtifactError
 from dsgnn.runtime.letterbox import Fixed, LongestSide
+from dsgnn.runtime.ranker import Ranker
 
 Write = Callable[..., Path]
 DESCRIPTION = Description("nano", Fixed(448, 576), 5, 0.4, "fp32", "trained", "ab" * 32, "0.1.0")
@@ -190,6 +196,116 @@ def test_a_sidecar_with_facts_of_another_kind(model: Path, change: dict, message
     sidecar_path(model).write_text(json.dumps({**facts, **change}))
     with pytest.raises(ArtifactError, match=f"colours.onnx.json: {message}"):
         open_artifact(model)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("text", [DEEP, DEEP[:200], '{"a": ' * 60 + "1" + "}" * 60])
+def test_a_sidecar_of_many_levels(model: Path, text: str) -> None:
+    facts = json.loads(sidecar(model).to_json())
+    for whole in (text, json.dumps(facts)[:-1] + f', "more": {text}' + "}"):
+        sidecar_path(model).write_text(whole)
+        with pytest.raises(ArtifactError, match="colours.onnx.json: the sidecar is not JSON"):
+            open_artifact(model)
+
+
+def test_metadata_of_many_levels(tmp_path: Path, write_model: Write) -> None:
+    with pytest.raises(ArtifactError, match="description is not JSON: it is nested too deeply"):
+        open_artifact(write_model(tmp_path / "a.onnx", metadata=DEEP))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "socket"])
+def test_a_sidecar_that_is_no_file(model: Path, kind: str) -> None:
+    """Reading a pipe or a device may never end."""
+    place = sidecar_path(model)
+    if kind == "fifo":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as bound:
+            folder = os.getcwd()
+            os.chdir(place.parent)
+            bound.bind(place.name)
+            os.chdir(folder)
+    with pytest.raises(ArtifactError, match="colours.onnx.json: it is no file"):
+        open_artifact(model)
+
+
+def test_a_sidecar_of_many_bytes(model: Path) -> None:
+    with sidecar_path(model).open("wb") as file:
+        file.truncate(1 << 32)  # it takes no room on the disk
+    with pytest.raises(ArtifactError, match="more than 16,777,216 bytes"):
+        open_artifact(model)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="memory is read from the system")
+def test_many_tiny_fields(tmp_path: Path, graph: bytes) -> None:
+    """20 MB of them, in a process whose memory and time are bounded."""
+    (tmp_path / "a.onnx").write_bytes(graph + b"\x08\x01" * 10_000_000)
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from dsgnn.runtime.artifact import open_artifact\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (5, 5))\n"
+        "try: open_artifact(Path(sys.argv[1]))\n"
+        "except ValueError as error:\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, error)\n"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "a.onnx"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kilobytes, _, message = done.stdout.partition(" ")
+    assert int(kilobytes) < 200_000 and message.startswith("a.onnx is not an ONNX file")
+
+
+def test_weights_in_another_file(model: Path, tmp_path: Path) -> None:
+    """No hash covers them, so they could be changed: refused, also where the file says it oddly."""
+    onnx = pytest.importorskip("onnx")
+    saved = tmp_path / "apart.onnx"
+    made = onnx.load(model)
+    onnx.save(made, saved, save_as_external_data=True, location="apart.bin", size_threshold=0)
+    with pytest.raises(ArtifactError, match="apart.onnx has weights in another file"):
+        open_artifact(saved)
+    canonical = saved.read_bytes()
+    oddly = canonical.replace(b"\x08location", b"\x88\x80\x00location")
+    assert oddly != canonical
+    saved.write_bytes(oddly)
+    with pytest.raises(ArtifactError, match="has weights in another file"):
+        check_whole(saved)
+
+
+def test_an_engine_inside_a_graph(model: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    made = onnx.load(model)
+    made.graph.node.append(onnx.helper.make_node("EPContext", ["f"], ["x"], domain="com.microsoft"))
+    onnx.save(made, model)
+    with pytest.raises(ArtifactError, match="has an engine in another file"):
+        open_artifact(model)
+
+
+@pytest.mark.parametrize("word", ["location", "allocation", "EPContexts"])
+def test_a_name_with_such_a_word(model: Path, word: str) -> None:
+    """Only a whole text of this length counts."""
+    onnx = pytest.importorskip("onnx")
+    made = onnx.load(model)
+    made.graph.doc_string = f"the {word} of"
+    onnx.save(made, model)
+    open_artifact(model)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_batch_that_was_fixed_afterwards(model: Path, backend: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip(backend)
+    made = onnx.load(model)
+    made.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(made, model)
+    with pytest.raises(ArtifactError, match="takes images of the shape uint8 .2, .* alone"):
+        Ranker(model, backend)
 
 
 def test_no_such_file(tmp_path: Path) -> None:
