@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ASSR_GREYS = (255, 229, 204, 178, 153)  # rank 1, 2, … of the ASSR ground-truth maps
 PALETTES = ("assr", "irsr")
-SAVED = ("overlay", "map", "masks", "crops", "json")  # what `Ranking.save` can write
+SAVED = ("overlay", "map", "heat", "masks", "crops", "json")  # what `Ranking.save` can write
 SHOWN_SIDE_PX = 960  # longest side of the picture that a notebook shows
 SOFT = 0.002  # width of a crop's soft edge, as a share of the photo's size (h·w)^½
 
@@ -270,11 +270,11 @@ class Ranking:
         """Write what `dsgnn-run --save` writes of one photo; returns the files.
 
         folder: made if missing. kinds: some of "overlay" (NAME.overlay.jpg), "map" (NAME.map.png),
-        "masks" (NAME.mask1.png, …), "crops" (NAME.crop1.png, …) and "json" (NAME.json, one image of
-        results.json, which `from_dict` reads). image: as for `draw`. name: None = the photo's own
-        without its suffix, or "photo" where it has none. Files of these names are replaced; every
-        file appears whole or not at all. Raises what `draw` raises, OptionError for another kind,
-        and OSError.
+        "heat" (NAME.heat.jpg), "masks" (NAME.mask1.png, …), "crops" (NAME.crop1.png, …) and "json"
+        (NAME.json, one image of results.json, which `from_dict` reads). image: as for `draw`. name:
+        None = the photo's own without its suffix, or "photo" where it has none. Files of these
+        names are replaced; every file appears whole or not at all. Raises what `draw` and
+        `heat_map` raise, OptionError for another kind, and OSError.
         """
         if isinstance(kinds, str):
             kinds = kinds.split(",")
@@ -282,12 +282,14 @@ class Ranking:
             raise OptionError(f"kinds must be some of {', '.join(SAVED)}, got {', '.join(unknown)}")
         own = image if isinstance(image, str | Path) else self.file
         stem = Path(own).stem if name is None and own else name or "photo"
-        photo = self._photo(image) if {"overlay", "crops"} & set(kinds) else None
+        photo = self._photo(image) if {"overlay", "heat", "crops"} & set(kinds) else None
         pictures: dict[str, np.ndarray] = {}  # grey, BGR or BGRA by the ending of the name
         if "overlay" in kinds:
             pictures["overlay.jpg"] = to_bgr(self.draw(photo))
         if "map" in kinds:
             pictures["map.png"] = self.rank_map()
+        if "heat" in kinds:
+            pictures["heat.jpg"] = to_bgr(self.heat_map(photo))
         for item in self.objects:
             if "masks" in kinds:
                 pictures[f"mask{item.rank}.png"] = item.mask.view(np.uint8) * 255

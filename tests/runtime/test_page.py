@@ -210,3 +210,48 @@ def test_nothing_is_asked_of_anyone_else(page: "Page", server: str, file: Path) 
 def test_the_colours_are_those_of_the_overlay() -> None:
     (listed,) = re.findall(r"COLOURS = (\[\[.*?\]\]);", PAGE.read_text("utf-8"), re.DOTALL)
     assert [tuple(colour) for colour in json.loads(listed)] == list(RANK_COLOURS)
+
+
+def test_bars_show_what_orders_and_a_phone_needs_no_scrolling_sideways(
+    page: "Page", server: str, file: Path
+) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    found = upload(page, server, file)["images"][0]["objects"]
+    bars = page.locator("#objects .bar i").evaluate_all(
+        "all => all.map(i => i.offsetWidth / i.parentElement.offsetWidth)"
+    )
+    saliency = [item["saliency"] for item in found]
+    spread = saliency[0] - saliency[-1]
+    expected = [0.1 + 0.9 * (value - saliency[-1]) / spread for value in saliency]
+    assert bars == pytest.approx(expected, abs=0.01) and bars == sorted(bars, reverse=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    beyond = page.locator("#objects button").evaluate_all(
+        "all => all.filter(b => b.scrollWidth > b.clientWidth).length"
+    )
+    assert beyond == 0
+
+
+def test_a_share_of_looks_is_said_and_drawn(page: "Page", server: str, file: Path) -> None:
+    """A model that knows where people look stands behind the server: its answer is made up here."""
+
+    page.add_init_script(
+        """const real = window.fetch;
+        window.fetch = async (...request) => {
+          const answer = await real(...request), type = answer.headers.get("content-type");
+          if (!answer.ok || !type.includes("json")) return answer;
+          const results = await answer.json();
+          results.images[0].objects.forEach((o, i) => { o.attention = [0.4, 0.1, 0.02][i]; });
+          return new Response(JSON.stringify(results), {headers: answer.headers});
+        };"""
+    )
+    upload(page, server, file)
+    said = page.locator("#objects .facts b").all_text_contents()
+    assert [text.replace("\u00a0", " ") for text in said] == [
+        "40 % of looks",
+        "10 % of looks",
+        "2.0 % of looks",
+    ]
+    bars = page.locator("#objects .bar i").evaluate_all(
+        "all => all.map(i => i.offsetWidth / i.parentElement.offsetWidth)"
+    )
+    assert bars == pytest.approx([1, 0.25, 0.05], abs=0.01)

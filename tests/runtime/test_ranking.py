@@ -147,7 +147,9 @@ def test_what_is_saved_by_default_and_under_which_name(seen: Ranking, tmp_path: 
     assert {path.name for path in seen.save(tmp_path, name="x")} == {"x.overlay.jpg", "x.json"}
     (path,) = ranking(1).save(tmp_path, "map")
     assert path.name == "photo.map.png"
-    with pytest.raises(OptionError, match="some of overlay, map, masks, crops, json, got sheet"):
+    with pytest.raises(
+        OptionError, match="some of overlay, map, heat, masks, crops, json, got sheet"
+    ):
         seen.save(tmp_path, ["map", "sheet"])
     with pytest.raises(OptionError, match="give the photo"):
         ranking(1).save(tmp_path / "new", ["crops"])
@@ -221,3 +223,14 @@ def test_a_notebook_shows_the_photo_or_the_ranks(seen: Ranking) -> None:
     np.testing.assert_array_equal(unknown, ranking(2).rank_map())
     large = Ranking(100, 4000, ())
     assert cv2.imdecode(np.frombuffer(large._repr_png_(), np.uint8), 0).shape == (24, 960)
+
+
+def test_a_heat_map_is_saved_where_attention_is_known(seen: Ranking, tmp_path: Path) -> None:
+    grid = np.full((2, 3), 1 / 6, np.float32)
+    known = replace(seen, attention=grid, attention_cell_px=(10.0, 10.0))
+    (path,) = known.save(tmp_path, ["heat"])
+    drawn = cv2.imread(str(path))[..., ::-1].astype(int)
+    assert path.name == "street.heat.jpg"
+    assert np.abs(drawn - known.heat_map()).mean() < 12  # JPEG
+    with pytest.raises(OptionError, match="an artifact with an attention map"):
+        seen.save(tmp_path / "none", ["heat"])
