@@ -275,7 +275,8 @@ def test_a_pattern_in_a_folder_with_brackets(tree: Path) -> None:
 def test_patterns_mean_what_they_mean_to_python(tree: Path, pattern: str) -> None:
     """Where there are no links and no brackets in names."""
     (tree / "a[1].jpg").unlink()
-    (tree / "a/notes.txt").unlink()  # it would be a list
+    (tree / "a/notes.txt").unlink()  # these would be lists
+    (tree / "empty/readme.txt").unlink()
     out = tree / "elsewhere"
     wanted = find_sources(sorted(glob.glob(pattern, recursive=True)), out).sources
     found = find_sources([pattern], out).sources
