@@ -1,7 +1,8 @@
 """Read what people have into one form: (h, w, 3) uint8 RGB.
 
 A path, encoded bytes or an array. The picture is turned as its EXIF block (JPEG, PNG, WebP), TIFF
-tag or AVIF boxes say. Grey and CMYK become RGB, and more bits become 8. Transparent parts are laid
+tag or AVIF boxes say. Grey and CMYK become RGB, more bits become 8, and the colours become those of
+sRGB where the file describes them (dsgnn.runtime.photo.profile). Transparent parts are laid
 on white, as a page shows them; but AVIF and JPEG 2000 of more than 8 bits lose their alpha. Of an
 animation or a file of several pages the first picture is taken.
 """
@@ -12,16 +13,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 
+from dsgnn.runtime.disk import signatures
 from dsgnn.runtime.errors import InputError
 from dsgnn.runtime.letterbox import check_photo
-from dsgnn.runtime.photo.headers import MAX_PIXELS, damaged, format_of, pnm_head, walk
+from dsgnn.runtime.photo.headers import MAX_PIXELS, VIDEO, damaged, format_of, pnm_head, walk
 from dsgnn.runtime.photo.orientation import exif_orientation, oriented, turned
+from dsgnn.runtime.photo.profile import colours_of, to_srgb
+from dsgnn.runtime.photo.tiff import as_grey, compression
 
-ImageSource = str | Path | bytes | np.ndarray
+# And the pictures of Pillow, which is not imported here.
+ImageSource = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray
 
 # OpenCV hands over more than 8 bits as uint16. In these files (PNG, TIFF, PNM) white is 65535, or
 # what the header says. AVIF and JPEG 2000 may hold 10 or 12 bits. OpenCV does not tell how
@@ -32,10 +38,10 @@ FULL_SCALE = (b"\x89PNG", b"II", b"MM", b"P")
 def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read one photo: (h, w, 3) uint8 RGB.
 
-    source: a path, the bytes of an encoded image, or an array that already has this form (returned
-    as it is). max_pixels: width × height of the largest photo that is decoded. Raises OSError if
-    the path cannot be opened, InputError if its bytes are no readable image, for an array of
-    another form and for anything else.
+    source: a path, the bytes of an encoded image or a file opened to read them, a picture of
+    Pillow, or an array that already has this form (returned as it is). max_pixels: width × height
+    of the largest photo that is decoded. Raises OSError if the path cannot be opened, InputError if
+    its bytes are no readable image, for an array of another form and for anything else.
     """
     found = picture_or_bytes(source)
     return found if isinstance(found, np.ndarray) else decode(found, max_pixels)
@@ -46,14 +52,46 @@ def picture_or_bytes(source: ImageSource) -> np.ndarray | bytes:
     if isinstance(source, np.ndarray):
         check_photo(source)
         return source
-    if isinstance(source, (str, Path)):
-        return Path(source).read_bytes()
+    if isinstance(source, (str, os.PathLike)):
+        with Path(source).open("rb") as file:
+            if file.seekable() and signatures.kind(file) == "video":
+                raise InputError(VIDEO)
+            return file.read()
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source)
+    if hasattr(source, "getexif") and hasattr(source, "convert"):
+        return _of_pillow(source)
+    if hasattr(source, "read") and isinstance(data := source.read(), bytes):
+        return data
+    kind = f"{type(source).__module__}.{type(source).__name__}".removeprefix("builtins.")
+    remedy = ""
+    if hasattr(source, "shape"):
+        remedy = (
+            ": convert a tensor of (3, h, w) with values from 0 to 1 by "
+            "(255 * tensor).byte().permute(1, 2, 0).cpu().numpy()"
+        )
+    elif hasattr(source, "read"):
+        remedy = ": open the file in binary mode"
     raise InputError(
-        "expected a path, encoded bytes or a uint8 RGB array of shape (h, w, 3), got "
-        f"{type(source).__name__}"
+        "expected a path, encoded bytes, a picture of Pillow or a uint8 RGB array of shape "
+        f"(h, w, 3), got {kind}{remedy}"
     )
+
+
+def _of_pillow(picture: Any) -> np.ndarray:
+    """A picture of Pillow: upright, in sRGB and on white, as the same file would be read."""
+    if picture.mode.startswith(("I", "F")):
+        raise InputError(
+            f"expected a picture of 8 bits per channel, got Pillow's mode {picture.mode}: scale it "
+            "to 0…255, and convert it to RGB"
+        )
+    rgba = np.asarray(picture.convert("RGBA"))
+    rgb = np.ascontiguousarray(rgba[:, :, :3])
+    profile = picture.info.get("icc_profile")
+    if profile and picture.mode in ("RGB", "RGBA", "P"):
+        rgb = to_srgb(rgb, profile)
+    turn = picture.getexif().get(0x0112, 1)
+    return np.ascontiguousarray(oriented(on_white(rgb, rgba[:, :, 3]), turn))
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -67,7 +105,12 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 def _decoded(data: bytes) -> np.ndarray:
     """The photo of a file whose headers are as they should be."""
-    pixels, exif = _opened(data, cv2.IMREAD_UNCHANGED)
+    grey_alpha = as_grey(data)
+    pixels, exif = _opened(grey_alpha[0] if grey_alpha else data, cv2.IMREAD_UNCHANGED)
+    if grey_alpha:
+        pixels = pixels.reshape(len(pixels), -1, 2)
+        if grey_alpha[1]:
+            pixels = np.cumsum(pixels, axis=1, dtype=pixels.dtype)
     if pixels.dtype == np.uint16 and not data.startswith(FULL_SCALE):
         pixels, exif = _opened(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels.dtype not in (np.uint8, np.uint16):
@@ -77,7 +120,7 @@ def _decoded(data: bytes) -> np.ndarray:
         )
     if (white := _white(data, pixels.dtype)) != 255:
         pixels = cv2.convertScaleAbs(pixels, alpha=255 / white)
-    rgb = _to_rgb(pixels)
+    rgb = _to_rgb(pixels, data)
     if data[4:8] == b"ftyp":  # AVIF, where EXIF's orientation counts for nothing
         return np.ascontiguousarray(turned(rgb, data))
     return np.ascontiguousarray(oriented(rgb, exif_orientation(exif)))
@@ -112,6 +155,10 @@ def _opened(data: bytes, flags: int) -> tuple[np.ndarray, bytes]:
             raise
         raise InputError(f"OpenCV refuses the image: {error.err or error}") from error
     if pixels is None:
+        if name := compression(data):
+            raise InputError(
+                f"a TIFF compressed by {name} cannot be read: save it with LZW or Deflate"
+            )
         raise damaged(format_of(data), data)
     found = {int(kind): block for kind, block in zip(kinds, blocks, strict=True)}
     return pixels, np.asarray(found.get(cv2.IMAGE_METADATA_EXIF, ()), np.uint8).tobytes()
@@ -129,18 +176,30 @@ def _white(data: bytes, dtype: np.dtype) -> int:
     return 255 if scaled else pnm_head(data)[2]
 
 
-def _to_rgb(pixels: np.ndarray) -> np.ndarray:
-    """uint8 grey (h, w), BGR or BGRA (h, w, 3 or 4) to RGB (h, w, 3)."""
+def _to_rgb(pixels: np.ndarray, data: bytes) -> np.ndarray:
+    """uint8 grey (h, w), grey and alpha, BGR or BGRA (h, w, 2, 3 or 4) to sRGB (h, w, 3).
+
+    data: the photo's file.
+    """
     if pixels.ndim == 2:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
     if pixels.shape[2] == 3:
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return to_srgb(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), colours_of(data))
+    if pixels.shape[2] == 2:
+        grey, alpha = cv2.split(pixels)
+        return on_white(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), alpha)
     if pixels.shape[2] != 4:
-        raise InputError(f"expected 1, 3 or 4 channels, got {pixels.shape[2]}")
-    rgb = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB)
-    alpha = pixels[:, :, 3].astype(np.uint16)
-    if alpha.min() < 255:
-        for channel in range(3):  # one at a time: 48-megapixel photos
-            blend = rgb[:, :, channel] * alpha + 255 * (255 - alpha)
-            rgb[:, :, channel] = (blend + 127) // 255
-    return rgb
+        raise InputError(f"expected 1 to 4 channels, got {pixels.shape[2]}")
+    rgb = to_srgb(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB), colours_of(data))
+    return on_white(rgb, pixels[:, :, 3])
+
+
+def on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Pixels (h, w, 3) uint8 laid on white. alpha: (h, w) uint8, 255 = opaque."""
+    if alpha.min() == 255:
+        return rgb
+    laid, share = np.empty_like(rgb), alpha.astype(np.uint16)
+    for channel in range(3):  # one at a time: 48-megapixel photos
+        blend = rgb[:, :, channel] * share + 255 * (255 - share)
+        laid[:, :, channel] = (blend + 127) // 255
+    return laid

@@ -95,9 +95,12 @@ def letterbox(image: np.ndarray, rule: Rule) -> tuple[np.ndarray, Geometry]:
 def check_photo(image: np.ndarray) -> None:
     """Raise InputError unless `image` is a non-empty (h, w, 3) uint8 array."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        remedy = "give a path or encoded bytes to have it converted"
+        if np.issubdtype(image.dtype, np.floating):
+            remedy = "convert values from 0 to 1 by (255 * image).round().astype(np.uint8)"
         raise InputError(
             f"expected a non-empty uint8 RGB image of shape (h, w, 3), got {image.dtype} of shape "
-            f"{image.shape}; give a path or encoded bytes to have it converted"
+            f"{image.shape}; {remedy}"
         )
 
 

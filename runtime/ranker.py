@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from dsgnn.runtime.artifact import Artifact, Description, open_artifact
 from dsgnn.runtime.backends import Backend, TensorSpec, open_backend
-from dsgnn.runtime.errors import ArtifactError, OptionError
+from dsgnn.runtime.errors import ArtifactError, InputError, OptionError
 from dsgnn.runtime.images import ImageSource, read_image
 from dsgnn.runtime.letterbox import Fixed, Geometry, letterbox
 from dsgnn.runtime.photo.decoder import Decoders
@@ -147,6 +148,8 @@ class Ranker:
         inference has as many as the artifact takes, or LARGEST_BATCH where it sets no limit. A
         photo's "inference" time is its share of the batch it was in.
         """
+        if isinstance(images, (str, os.PathLike, bytes)) or getattr(images, "ndim", 4) == 3:
+            raise InputError("expected several photos, such as a list of them, got one photo")
         photos = [self._prepare(image) for image in images]
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, photo in enumerate(photos):

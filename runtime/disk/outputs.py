@@ -20,7 +20,6 @@ from dsgnn.runtime.disk.pictures import encode_picture, to_bgr, write_picture
 from dsgnn.runtime.disk.sources import Source, numbered
 from dsgnn.runtime.errors import InputError, OptionError
 from dsgnn.runtime.framing import Aspect, crop_to, frames_entry
-from dsgnn.runtime.photo.profile import colour_profile, with_profile
 from dsgnn.runtime.ranking import RankedObject, Ranking
 from dsgnn.runtime.video import h264
 
@@ -240,23 +239,18 @@ def save_image(ranking: Ranking, photo: np.ndarray, out: OutputFiles) -> None:
                 rank += 1
 
 
-def save_crops(
-    ranking: Ranking, photo: np.ndarray, encoded: Path | bytes, out: OutputFiles
-) -> dict[str, Any]:
+def save_crops(ranking: Ranking, photo: np.ndarray, out: OutputFiles) -> dict[str, Any]:
     """Write the photo cropped to the aspects asked for, and return what its record says of it.
 
-    photo: (h, w, 3) uint8 RGB. encoded: its file or the bytes of it, whose colour profile the crops
-    have too. Raises OSError, and InputError as `encode_picture`.
+    photo: (h, w, 3) uint8 RGB. Raises OSError, and InputError as `encode_picture`.
     """
     if not out.aspects:
         return {}
-    profile = colour_profile(encoded if isinstance(encoded, bytes) else encoded.read_bytes())
     looks, objects = ranking.looks, ranking.objects
     crops = {aspect: crop_to(looks, aspect, objects, out.fit) for aspect in out.aspects}
     for aspect, crop in crops.items():
         jpeg = encode_picture(".jpg", to_bgr(crop.picture(photo)))
-        made = with_profile(jpeg, profile) if profile else jpeg
-        write_whole(out.path(out.crop_ending(aspect)), made)
+        write_whole(out.path(out.crop_ending(aspect)), jpeg)
     return frames_entry(looks, crops)
 
 

@@ -283,16 +283,17 @@ def _walk(folder: str, parts: tuple[str, ...]) -> Iterator[str]:
         entries = sorted(os.scandir(folder or "."), key=lambda entry: entry.name)
     except OSError:
         return
-    if part == "**":
-        yield from _walk(folder if rest else folder or ".", rest)
-        entries = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+    if part == "**" and (folder or rest):
+        yield from _walk(folder, rest)
     for entry in entries:
         path = os.path.join(folder, entry.name)
         if entry.name.startswith(".") and not part.startswith("."):
             continue
-        if part == "**":
-            yield from _walk(path, parts)
-        elif fnmatch(entry.name, part):
+        if part == "**" and entry.is_dir():
+            yield from () if entry.is_symlink() else _walk(path, parts)
+        elif part == "**" and not rest:
+            yield path
+        elif part != "**" and fnmatch(entry.name, part):
             yield from _walk(path, rest)
 
 

@@ -253,6 +253,9 @@ def main() -> None:
             os._exit(0)
 
     answer(STARTED, 0, 0, b"")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # libpng and others write their warnings past OpenCV's switch
+    os.dup2(nowhere, 2)
     while head := source.read(REQUEST.size):
         (size,) = REQUEST.unpack(head)
         data = source.read(size)

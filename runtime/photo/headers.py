@@ -13,12 +13,16 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from itertools import islice
 
+from dsgnn.runtime.disk import signatures
 from dsgnn.runtime.errors import InputError
 from dsgnn.runtime.photo.boxes import boxes_in
+from dsgnn.runtime.photo.tiff import is_camera_raw
 
 READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or PNM"
+VIDEO = "it is a video, not a photo: in Python, Ranker.stream ranks videos"
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 MAX_PIXELS = 100_000_000  # width × height of a photo, unless another limit is asked for
 MAX_SCANS = 64  # of a progressive JPEG, each of which passes over all pixels; usual are ten
@@ -85,6 +89,11 @@ def is_photo(data: bytes) -> bool:
 
 
 def _format(data: bytes) -> tuple[str, Callable[[bytes], Walked]]:
+    if is_camera_raw(data):
+        raise InputError(
+            "it is a camera's raw file, of which only the preview could be read: develop it, and "
+            "save it as JPEG, PNG or TIFF"
+        )
     for start, name, walker in _FORMATS:
         if data.startswith(start):
             return name, walker
@@ -99,6 +108,8 @@ def _format(data: bytes) -> tuple[str, Callable[[bytes], Walked]]:
             raise InputError(
                 "HEIC photos cannot be read (OpenCV has no decoder): convert it to JPEG or PNG"
             )
+    if signatures.kind(BytesIO(data)) == "video":
+        raise InputError(VIDEO)
     raise InputError(f"it is not an image ({READABLE} is expected)")
 
 

@@ -29,6 +29,7 @@ from dsgnn.runtime.disk.sources import Source, standard_input
 from dsgnn.runtime.errors import DsgnnError, InputError, OptionError
 from dsgnn.runtime.framing import Aspect
 from dsgnn.runtime.images import memory_errors
+from dsgnn.runtime.photo.tiff import pages
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.run.resume import Earlier
 from dsgnn.runtime.run.sheet import Sheets
@@ -270,7 +271,7 @@ def _rank_source(
                     for objects, timings_ms in ranked:
                         yield Outcome(source, objects, timings_ms)
             else:
-                yield _rank_image(ranker, target, record, sheets, photo)
+                yield _rank_image(ranker, target, record, sheets, notes, photo)
         yield from (Outcome(source, note=note) for note in notes)
     except FAILURES as error:
         why = "; ".join([reason(error), *notes])
@@ -295,18 +296,22 @@ def _rank_image(
     target: OutputFiles,
     record: Record,
     sheets: Sheets | None,
+    notes: list[str],
     data: bytes | None,
 ) -> Outcome:
-    """Rank a photo. data: its bytes, if it is no file and not on standard input."""
+    """Rank a photo. notes: what a person should know is appended to it. data: the photo's bytes,
+    if it is no file and not on standard input."""
     start = perf_counter()
     path, made = target.source.path, target.made()
-    encoded = data or path or standard_input().read()
+    encoded = data or (path.read_bytes() if path else standard_input().read())
     photo = ranker.read(encoded)
+    if (count := pages(encoded)) > 1:
+        notes.append(f"it has {count} pages, of which the first was ranked")
     decode_ms = 1e3 * (perf_counter() - start)
     ranking = ranker(photo)
     start = perf_counter()
     save_image(ranking, photo, target)
-    framed = save_crops(ranking, photo, encoded, target)
+    framed = save_crops(ranking, photo, target)
     if sheets:
         sheets.add(ranking.draw(photo), target.source.shown)
     if "json" in target.kinds:

@@ -21,10 +21,9 @@ import numpy as np
 
 from dsgnn.runtime.disk.sources import Source, numbered, standard_input
 from dsgnn.runtime.errors import InputError, OptionError
-from dsgnn.runtime.images import read_image
+from dsgnn.runtime.images import on_white, read_image
 from dsgnn.runtime.video.feed import DEFAULT_RATE, KEPT, Ended, Feed, Shot, steady_shots
 from dsgnn.runtime.video.film import Film
-from dsgnn.runtime.video.picture import on_white
 
 WEBP_PICTURES = 16  # of an animated WebP in memory at a time
 
@@ -294,7 +293,7 @@ class _WebP:
 def _rgb(pixels: np.ndarray) -> np.ndarray:
     if pixels.shape[2] == 3:
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    return on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA))
+    return on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB), pixels[:, :, 3])
 
 
 def parse_raw(text: str) -> tuple[int, int]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dsgnn.runtime.images import on_white
+
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.reformatter import VideoReformatter
@@ -33,7 +35,9 @@ def shown(frame: VideoFrame, size: tuple[int, int], reformatter: VideoReformatte
     transparent = any(component.is_alpha for component in frame.format.components)
     form = "rgba" if transparent else "rgb24"
     pixels = reformatter.reformat(frame, *size, form, **colours).to_ndarray()
-    return upright(on_white(pixels) if transparent else pixels, frame)
+    if transparent:
+        pixels = on_white(pixels[:, :, :3], pixels[:, :, 3])
+    return upright(pixels, frame)
 
 
 def deinterlaced(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
@@ -82,13 +86,6 @@ def _pulled(graph: Any, told: dict[str, int], at_end: bool = False) -> Iterator[
         for name, value in told.items():
             setattr(frame, name, value)
         yield frame
-
-
-def on_white(pixels: np.ndarray) -> np.ndarray:
-    """(h, w, 4) uint8 RGBA laid on white: (h, w, 3) uint8 RGB."""
-    alpha = pixels[:, :, 3:].astype(np.uint16)
-    blend = pixels[:, :, :3] * alpha + 255 * (255 - alpha)
-    return ((blend + 127) // 255).astype(np.uint8)
 
 
 def upright(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:

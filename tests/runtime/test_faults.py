@@ -1,11 +1,15 @@
 """What goes wrong with long runs: each ends in a message, and no file is left half written."""
 
+import http.server
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -530,3 +534,74 @@ def test_5000_frames_in_flat_memory(ranker, scene, monkeypatch: pytest.MonkeyPat
             used.append(rss_bytes())
     assert number == total - 1
     assert max(used[3:]) <= 1.05 * used[2], used
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+@pytest.mark.parametrize("arguments", [("photos",), ("missing.jpg",)])
+def test_messages_to_a_full_disk(model: Path, photos, arguments: tuple[str, ...]) -> None:
+    options = ("--out", "out", "--model", model)
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [COMMAND, *arguments, *options], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert done.returncode in (0, 1)
+
+
+def test_a_bad_address_is_one_failed_source(go, photos) -> None:
+    addresses = [
+        "http://[::1/a.jpg",
+        "https://",
+        "http://127.0.0.1:9/a.jpg",
+        "rtsp://[/x",
+        "http://é",
+    ]
+    Path("list.txt").write_text("\n".join([*addresses, "photos"]))
+    result = go("list.txt")
+    assert result.exit_code == 1 and ranked(result) == 3
+    assert all(f"{address}: no answer" in result.output for address in addresses)
+
+
+def test_a_photo_by_http(go, photos) -> None:
+    """With a name and password, which are not shown; an animation and a video are videos."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            asked.append(self.headers["Authorization"])
+            super().do_GET()
+
+    asked: list[str | None] = []
+    name = next(Path("photos").iterdir()).as_posix()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"127.0.0.1:{server.server_port}"
+        result = go(f"http://me:s%20cret@{place}/{name}")
+        server.shutdown()
+    assert result.exit_code == 0 and "cret" not in result.output
+    assert asked == ["Basic bWU6cyBjcmV0"]
+    (image,) = results()["images"]
+    assert image["file"] == f"http://{place}/{name}" and image["objects"]
+    assert any(path.endswith(".overlay.jpg") for path in files())
+    assert not any(path.endswith(".mp4") for path in files())
+
+
+def test_the_pages_of_a_tiff_are_told(go, scene) -> None:
+    pages = [scene(48, 64, red=(8, 4, 40, 36))[..., ::-1], scene(48, 64)[..., ::-1]]
+    cv2.imwritemulti("pages.tiff", pages)
+    result = go("pages.tiff")
+    assert result.exit_code == 0 and ranked(result) == 1
+    assert "pages.tiff: it has 2 pages, of which the first was ranked" in result.output
+
+
+def test_libraries_do_not_speak_to_the_terminal(model: Path, scene) -> None:
+    """libpng warns of a broken chunk, past OpenCV's switch."""
+    png = cv2.imencode(".png", scene(48, 64, red=(8, 4, 40, 36)))[1].tobytes()
+    body = b"pHYs12"
+    chunk = struct.pack(">I", 2) + body + struct.pack(">I", zlib.crc32(body))
+    Path("a.png").write_bytes(png[:33] + chunk + png[33:])
+    options = ("--out", "out", "--model", model)
+    done = subprocess.run([COMMAND, "a.png", *options], capture_output=True, text=True)
+    assert done.returncode == 0 and "libpng" not in done.stderr + done.stdout

@@ -1,6 +1,7 @@
 """Reading what people have. Files are made here by OpenCV and by hand."""
 
 import base64
+import io
 import struct
 import zlib
 from fractions import Fraction
@@ -308,7 +309,107 @@ def test_more_pixels_than_allowed() -> None:
 def test_refuses_other_sources(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected a non-empty uint8 RGB .* got float64"):
         read_image(np.zeros((4, 4, 3)))
-    with pytest.raises(InputError, match="expected a path, encoded bytes or a uint8 .* got list"):
+    with pytest.raises(InputError, match="expected a path, encoded bytes, a picture .* got list"):
         read_image([1, 2, 3])
     with pytest.raises(FileNotFoundError):
         read_image(tmp_path / "nothing.jpg")
+
+
+def tiff_of(entries: list[tuple[int, int, int, int]], after: int = 0) -> bytes:
+    """A TIFF's header and one page: tag, type, count and value or place of each entry."""
+    body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + struct.pack("<I", after)
+
+
+def small(data: bytes) -> list[tuple[int, int, int, int]]:
+    """A preview of 2 × 2 grey pixels, at the end of the file."""
+    return [(256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [(254, 4, 1, 1), *small(b""), (330, 4, 1, 200)],  # NEF, ARW: a preview, the rest inside
+        [(254, 4, 1, 0), *small(b""), (50706, 1, 4, 0x0401)],  # DNG
+        [(256, 3, 1, 2), (257, 3, 1, 2), (262, 3, 1, 32803)],  # the sensor's values in front
+    ],
+)
+def test_a_camera_raw_is_refused(entries: list, tmp_path: Path) -> None:
+    raw = tiff_of(entries) + bytes(400)
+    path = tmp_path / "a.jpg"  # whatever its name
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="it is a camera's raw file, .*: develop it, and save it"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        *(b"II*\0\x10\0\0\0CR\2\0", b"\0\0\0\x18ftypcrx ", b"FUJIFILMCCD-RAW 0201", b"IIRO\x08\0"),
+        *(b"IIU\0\x18\0", b"FOVb\0\0"),
+    ],
+)
+def test_raws_of_other_forms_are_refused(start: bytes) -> None:
+    with pytest.raises(InputError, match="it is a camera's raw file"):
+        decode(start + bytes(600))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_grey_tiff_keeps_its_alpha(bits: int) -> None:
+    """Made by bytes: OpenCV writes none. The right half is transparent."""
+    grey = np.full((4, 6, 2), 2**bits - 1, np.uint8 if bits == 8 else np.uint16)
+    grey[..., 0] //= 4
+    grey[:, 3:, 1] = 0
+    pixels = grey.tobytes()
+    entries = [
+        *((256, 3, 1, 6), (257, 3, 1, 4), (258, 3, 2, bits << 16 | bits), (259, 3, 1, 1)),
+        *((262, 3, 1, 1), (273, 4, 1, 8 + 2 + 10 * 12 + 4), (277, 3, 1, 2), (278, 3, 1, 4)),
+        *((279, 4, 1, len(pixels)), (338, 3, 1, 2)),
+    ]
+    image = decode(tiff_of(entries) + pixels)
+    np.testing.assert_allclose(image[0, 0], 63.75, atol=1)
+    assert image[3, 5].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize(("number", "name"), [(50000, "ZSTD"), (34925, "LZMA")])
+def test_what_cannot_be_unpacked_is_not_called_damaged(number: int, name: str) -> None:
+    entries = [
+        *((256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 1, 8), (259, 3, 1, number), (262, 3, 1, 1)),
+        *((273, 4, 1, 8 + 2 + 9 * 12 + 4), (277, 3, 1, 1), (278, 3, 1, 4), (279, 4, 1, 16)),
+    ]
+    with pytest.raises(InputError, match=f"a TIFF compressed by {name} cannot be read: save it"):
+        decode(tiff_of(entries) + bytes(16))
+
+
+def test_what_python_has(quarters: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(quarters, ".png"))
+
+    class Place:
+        def __fspath__(self) -> str:
+            return str(path)
+
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(read_image(file), quarters)
+    np.testing.assert_array_equal(read_image(io.BytesIO(path.read_bytes())), quarters)
+    np.testing.assert_array_equal(read_image(Place()), quarters)
+    with path.open(encoding="latin-1") as file, pytest.raises(InputError, match="in binary mode"):
+        read_image(file)
+
+
+class Tensor:
+    """What a tensor looks like from outside."""
+
+    shape = (3, 4, 4)
+
+
+def test_what_has_to_be_converted_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"convert values from 0 to 1 by \(255 \* image\).round"):
+        read_image(np.zeros((4, 4, 3), np.float32))
+    with pytest.raises(InputError, match=r"Tensor: convert a tensor of .*permute\(1, 2, 0\)"):
+        read_image(Tensor())
+    path = tmp_path / "clip"
+    path.write_bytes(b"\0\0\0\x18ftypisom" + bytes(40))
+    for source in (path, path.read_bytes()):
+        with pytest.raises(InputError, match="it is a video, not a photo: .*Ranker.stream"):
+            read_image(source)

@@ -280,3 +280,10 @@ def test_the_bundled_model() -> None:
         assert (ranking.height, ranking.width) == photo.shape[:2]
         assert len(ranking.objects) <= ranker.artifact.description.queries
         same(ranking, ranker(path))
+
+
+def test_a_batch_is_of_several_photos(ranker: Ranker, photo: np.ndarray) -> None:
+    for one in ("photo.jpg", Path("photo.jpg"), b"photo", photo):
+        with pytest.raises(ValueError, match="expected several photos, such as a list of them"):
+            ranker.batch(one)
+    assert len(ranker.batch(np.stack([photo, photo]))) == 2

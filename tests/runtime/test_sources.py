@@ -1,5 +1,6 @@
 """Which files a run takes, and names that never meet."""
 
+import glob
 import os
 from pathlib import Path
 
@@ -228,3 +229,97 @@ def test_a_name_that_cannot_be(tmp_path: Path) -> None:
     path.write_text("a\0b.png\n")
     (source,) = find_sources([str(path)], tmp_path / "out").sources
     assert source.problem == "a name cannot hold the character of code 0" and source.path is None
+
+
+def test_links_that_lead_back_add_nothing(tree: Path) -> None:
+    """A folder's link to itself, to its parent, to a sibling that links back, and broken links."""
+    (tree / "b/self").symlink_to("self", target_is_directory=True)
+    (tree / "b/here").symlink_to(".", target_is_directory=True)
+    (tree / "b/up").symlink_to("..", target_is_directory=True)
+    (tree / "b/there").symlink_to("../a/deep", target_is_directory=True)
+    (tree / "a/deep/back").symlink_to("../../b", target_is_directory=True)
+    assert names("b/**/*.jpg") == {"b/x.jpg": "x"}
+    assert set(names("**/x.jpg")) == {"a/x.jpg", "a/deep/x.jpg", "b/x.jpg"}
+    assert names("b/here/x.jpg") == {"b/here/x.jpg": "x"}  # a link that is named is followed
+    (tree / "b/broken.jpg").symlink_to("gone.jpg")
+    (tree / "b/round.jpg").symlink_to("round.jpg")
+    found = find_sources(["b/**/*.jpg", "b/self", "b/self/x.jpg"], tree / "out").sources
+    missing = "there is no such file or folder"
+    assert [(source.shown, source.problem) for source in found] == [
+        *(("b/broken.jpg", missing), ("b/round.jpg", missing), ("b/x.jpg", "")),
+        *(("b/self", missing), ("b/self/x.jpg", missing)),
+    ]
+
+
+def test_a_pattern_in_a_folder_with_brackets(tree: Path) -> None:
+    (tree / "trip [2024]/day[1]").mkdir(parents=True)
+    (tree / "trip [2024]/x.jpg").touch()
+    (tree / "trip [2024]/day[1]/y.jpg").touch()
+    (tree / "trip 2").mkdir()
+    (tree / "trip 2/z.jpg").touch()
+    assert set(names("trip [2024]/*.jpg")) == {"trip [2024]/x.jpg"}
+    assert set(names("trip [2024]/**/*.jpg")) == {
+        "trip [2024]/x.jpg",
+        "trip [2024]/day[1]/y.jpg",
+    }
+    assert set(names("trip [0-9]/*.jpg")) == {"trip 2/z.jpg"}  # still a pattern elsewhere
+    assert set(names(str(tree / "trip [2024]/day[1]/?.jpg"))) == {
+        str(tree / "trip [2024]/day[1]/y.jpg")
+    }
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["*", "**", "a/*", "*/*", "**/*.jpg", "a/**", "./a/**/x.*", "a//x.*", "?/x.jpg", "a/[xy].*"],
+)
+def test_patterns_mean_what_they_mean_to_python(tree: Path, pattern: str) -> None:
+    """Where there are no links and no brackets in names."""
+    (tree / "a[1].jpg").unlink()
+    (tree / "a/notes.txt").unlink()  # these would be lists
+    (tree / "empty/readme.txt").unlink()
+    out = tree / "elsewhere"
+    wanted = find_sources(sorted(glob.glob(pattern, recursive=True)), out).sources
+    found = find_sources([pattern], out).sources
+    assert {s.path: s.name for s in found} == {s.path: s.name for s in wanted}
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_lists_in_unicode(tree: Path, coding: str) -> None:
+    mark = "\ufeff" if coding == "utf-16-le" else ""
+    (tree / "b/grüße.jpg").touch()
+    text = mark + "# photos\r\nb/grüße.jpg\r\n\r\nb/x.jpg\r\n"
+    (tree / "list.txt").write_bytes(text.encode(coding))
+    assert set(names("list.txt")) == {"b/grüße.jpg", "b/x.jpg"}
+
+
+def test_a_list_that_is_no_text(tree: Path) -> None:
+    (tree / "list.txt").write_bytes(b"\xff\xfea\0.\0j")
+    with pytest.raises(
+        ValueError, match=r"the list list.txt is no whole UTF-16.* save it as UTF-8"
+    ):
+        find_sources(["list.txt"], tree / "out")
+
+
+def test_a_list_is_relative_to_itself(tree: Path) -> None:
+    (tree / "b/list.txt").write_text("x.jpg\n../a/*.png\nshot%d.png\n" + str(tree / "a/x.jpg"))
+    (tree / "b/shot1.png").touch()
+    assert set(names("b/list.txt")) == {
+        *("b/x.jpg", "b/../a/x.png", "b/shot%d.png", str(tree / "a/x.jpg"))
+    }
+
+
+def test_one_bad_line_of_a_list_is_one_failed_source(tree: Path) -> None:
+    (tree / "list.txt").write_text("b/x.jpg\nhttp://[::1/a.jpg\nhttps://\na\0.jpg\nrtsp://[/x\n")
+    found = find_sources(["list.txt"], tree / "out").sources
+    assert [source.shown for source in found][0] == "b/x.jpg" and len(found) == 5
+
+
+def test_suffixes_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    videos = ["mxf", "vob", "asf", "3g2", "f4v", "h264", "hevc", "dv", "y4m"]
+    for suffix in [*videos, "apng", "mka", "nef"]:
+        Path(f"x.{suffix}").touch()
+    found = find_sources(["."], Path("out"))
+    taken = {source.path.suffix[1:] for source in found.sources}
+    assert taken == {*videos, "apng"}
+    assert found.passed_over == 2
