@@ -19,7 +19,7 @@ from dsgnn.runtime.disk.files import ffmpeg_name, whole_file, write_whole
 from dsgnn.runtime.disk.pictures import encode_picture, to_bgr, write_picture
 from dsgnn.runtime.disk.sources import Source, numbered
 from dsgnn.runtime.errors import InputError, OptionError
-from dsgnn.runtime.framing import Aspect, crop_to, frames_entry
+from dsgnn.runtime.framing import Aspect, Aspects, crop_to, frames_entry
 from dsgnn.runtime.photo.profile import colour_profile, with_profile
 from dsgnn.runtime.ranking import RankedObject, Ranking
 from dsgnn.runtime.video import h264
@@ -166,7 +166,7 @@ class OutputFiles:
     kinds: Collection[str]
     palette: str
     inputs: frozenset[Path]
-    aspects: tuple[Aspect, ...] = ()
+    aspects: Aspects = ()
     fit: str = "crop"
 
     def path(self, ending: str) -> Path:
@@ -255,8 +255,7 @@ def save_crops(
     crops = {aspect: crop_to(looks, aspect, objects, out.fit) for aspect in out.aspects}
     for aspect, crop in crops.items():
         jpeg = encode_picture(".jpg", to_bgr(crop.picture(photo)))
-        made = with_profile(jpeg, profile) if profile else jpeg
-        write_whole(out.path(out.crop_ending(aspect)), made)
+        write_whole(out.path(out.crop_ending(aspect)), with_profile(jpeg, profile))
     return frames_entry(looks, crops)
 
 

@@ -11,6 +11,7 @@ import struct
 import zlib
 
 LARGEST = 4 << 20  # bytes of a profile; usual ones have under 4 kB
+PARTS = 10_000  # segments or chunks of a file that are looked at
 SPACE = slice(16, 20)  # of a profile: what it is a profile of (ICC.1:2022, 7.2)
 
 
@@ -26,8 +27,10 @@ def colour_profile(data: bytes) -> bytes | None:
     return profile if profile[SPACE] == b"RGB " and len(profile) <= LARGEST else None
 
 
-def with_profile(jpeg: bytes, profile: bytes) -> bytes:
-    """A JPEG with a colour profile, after its first segment (ICC.1:2022, B.4)."""
+def with_profile(jpeg: bytes, profile: bytes | None) -> bytes:
+    """A JPEG with a colour profile, if there is one, after its first segment (ICC.1:2022, B.4)."""
+    if profile is None:
+        return jpeg
     part = 65_519  # bytes of a profile that a segment has room for
     parts = [profile[i : i + part] for i in range(0, len(profile), part)]
     segments = b"".join(
@@ -57,7 +60,9 @@ def _find(data: bytes) -> bytes:
 def _in_jpeg(data: bytes) -> bytes:
     parts: dict[int, bytes] = {}
     at = 2
-    while data[at] == 0xFF and data[at + 1] not in (0xDA, 0xD9):  # until the picture begins
+    for _ in range(PARTS):
+        if data[at] != 0xFF or data[at + 1] in (0xDA, 0xD9):  # the picture begins
+            break
         (size,) = struct.unpack_from(">H", data, at + 2)
         body = data[at + 4 : at + 2 + size]
         if data[at + 1] == 0xE2 and body.startswith(b"ICC_PROFILE\0"):
@@ -68,7 +73,9 @@ def _in_jpeg(data: bytes) -> bytes:
 
 def _in_png(data: bytes) -> bytes:
     at = 8
-    while (kind := data[at + 4 : at + 8]) not in (b"IDAT", b""):
+    for _ in range(PARTS):
+        if (kind := data[at + 4 : at + 8]) in (b"IDAT", b""):
+            break
         (size,) = struct.unpack_from(">I", data, at)
         if kind == b"iCCP":
             packed = data[at + 8 : at + 8 + size].partition(b"\0")[2][1:]
@@ -79,7 +86,9 @@ def _in_png(data: bytes) -> bytes:
 
 def _in_webp(data: bytes) -> bytes:
     at = 12
-    while (kind := data[at : at + 4]) != b"":
+    for _ in range(PARTS):
+        if not (kind := data[at : at + 4]):
+            break
         (size,) = struct.unpack_from("<I", data, at + 4)
         if kind == b"ICCP":
             return data[at + 8 : at + 8 + size]
