@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ import click
 from dsgnn.runtime.backends import BACKENDS
 from dsgnn.runtime.errors import DsgnnError
 from dsgnn.runtime.letterbox import parse_size
+from dsgnn.runtime.ranker import BUNDLED
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -49,6 +51,38 @@ def backends_option(text: str) -> Callable[[Any], Any]:
     """`--backend` for several artifacts, to be repeated."""
     return click.option(
         "--backend", "backends", multiple=True, type=click.Choice(BACKENDS), help=text
+    )
+
+
+class NanoOrPath(click.Path):
+    """A path, or `nano`, which stands for this file of ours; as a Path."""
+
+    def __init__(self, nano: Path, *, dir_okay: bool) -> None:
+        super().__init__(exists=True, dir_okay=dir_okay, path_type=Path)
+        self.nano = nano
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value != "nano":
+            return super().convert(value, param, ctx)
+        if not self.nano.is_file():
+            self.fail(
+                f"the package does not hold {self.nano.name}: it is in the folder weights of the "
+                "project's repository; give that file",
+                param,
+                ctx,
+            )
+        return self.nano
+
+
+def teacher_option() -> Callable[[Any], Any]:
+    """`--teacher`, for commands that read data sets."""
+    return click.option(
+        "--teacher",
+        metavar="FILE",
+        type=NanoOrPath(BUNDLED, dir_okay=False),
+        help="What predicts where people look, to rank the objects of made-up scenes, of photos "
+        "with one mask, and of COCO form without ranks: nano, which is the bundled model, another "
+        "ONNX file with attention, or weights of dsgnn.teacher.",
     )
 
 
