@@ -108,7 +108,7 @@ def test_shares_of_looks_are_told_where_the_model_knows_them(
                 f"Rank {item['rank']}: {looks}, "
             )
             bar = button.locator(".bar i").evaluate("i => parseFloat(i.style.width)")
-            assert bar == pytest.approx(100 * item["attention"])
+            assert bar == pytest.approx(100 * item["attention"], abs=1e-4)
 
 
 def test_the_picture_shows_what_is_highlighted(page: "Page", server: str, file: Path) -> None:
