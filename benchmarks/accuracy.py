@@ -21,6 +21,7 @@ from dsgnn.evaluation.rankers import model_ranker
 from dsgnn.metrics import summarise
 from dsgnn.runtime.errors import ArtifactError, OptionError
 from dsgnn.runtime.letterbox import Rule
+from dsgnn.teacher.looks import looks_of
 
 if TYPE_CHECKING:
     from dsgnn.export.onnx import ExportSource
@@ -37,12 +38,14 @@ def accuracy(
     split: str,
     out: Path,
     *,
+    teacher: Path | None = None,
     against: Spec | None = None,
     resume: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Measure every subject on one split and write out/accuracy.json after each.
 
+    teacher: what ranks the objects of data without ranks, see `dsgnn.teacher.looks.looks_of`.
     against: the checkpoint (or random weights) artifacts were exported from; it is measured with
     each artifact's own letterbox and compared answer by answer on the sample photos. Raises
     ArtifactError when an artifact is unverified, or not an export of `against`, and OptionError
@@ -58,7 +61,7 @@ def accuracy(
             raise OptionError(f"{target} is about other data: give another folder")
     out.mkdir(parents=True, exist_ok=True)
     source = read(against) if against else None
-    samples = open_data(data, split)
+    samples = open_data(data, split, looks_of(teacher, out / "looks") if teacher else None)
     palette = getattr(samples, "palette", "irsr")
 
     def figures(rank: Callable[..., Any]) -> Figures:

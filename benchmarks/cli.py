@@ -9,7 +9,14 @@ from typing import Any
 
 import click
 
-from dsgnn.options import HELP, backends_option, needs, refusals, size_option
+from dsgnn.options import (
+    HELP,
+    backends_option,
+    needs,
+    refusals,
+    size_option,
+    teacher_option,
+)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -57,7 +64,7 @@ def main() -> None:
 
     \b
     dsgnn-bench latency --synthetic nano model.onnx --out bench
-    dsgnn-bench accuracy model.onnx --data composite:500 --against model.safetensors --out bench
+    dsgnn-bench accuracy model.onnx --data ASSR --against model.safetensors --out bench
     dsgnn-bench crops --data gaze --out bench
     dsgnn-bench report bench/latency.json bench/accuracy.json -o report.html
     dsgnn-bench compare first/latency.json second/latency.json
@@ -165,6 +172,7 @@ def latency(
     help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N[:FOLDER].",
 )
 @click.option("--split", default="test", show_default=True, help="Split to measure.")
+@teacher_option()
 @click.option(
     "--against",
     metavar="CKPT",
@@ -185,6 +193,7 @@ def accuracy(
     models: tuple[str, ...],
     data: str,
     split: str,
+    teacher: Path | None,
     against: Path | None,
     against_synthetic: str | None,
     backends: tuple[str, ...],
@@ -195,11 +204,11 @@ def accuracy(
     """Measure the very files that were timed: SA-SOR, SOR, MAE, recall, IoU, and parity.
 
     \b
-    dsgnn-bench accuracy model.onnx --data composite:500 --against model.safetensors --out bench
+    dsgnn-bench accuracy model.onnx --data ASSR --against model.safetensors --out bench
     """
     if against and against_synthetic:
         raise click.UsageError("give either --against or --against-synthetic")
-    with measuring("--resume, --out, --against and --allow-unverified"):
+    with measuring("--resume, --out, --against, --teacher and --allow-unverified"):
         from dsgnn.benchmarks.accuracy import FILE
         from dsgnn.benchmarks.accuracy import accuracy as run
         from dsgnn.benchmarks.forms import Spec, specs
@@ -207,7 +216,7 @@ def accuracy(
         found = specs(models, (), ("upstream",), backends, **options)
         reference = str(against or against_synthetic or "")
         source = Spec("upstream", reference, bool(against_synthetic)) if reference else None
-        run(found, data, split, out, against=source, resume=resume, progress=True)
+        run(found, data, split, out, teacher=teacher, against=source, resume=resume, progress=True)
     click.echo(f"{out / FILE} written")
 
 

@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from dsgnn.config import CONFIGS
-from dsgnn.options import HELP, CheckpointFile, backend_option, needs, size_option
+from dsgnn.options import (
+    HELP,
+    CheckpointFile,
+    backend_option,
+    needs,
+    size_option,
+    teacher_option,
+)
 from dsgnn.runtime.errors import (
     CheckpointError,
     DataError,
@@ -19,7 +26,12 @@ from dsgnn.runtime.errors import (
     OptionError,
 )
 
-OPTIONS = {"initial_weights": "--init", "validation": "--val"}
+# In a clone; the package is too small for it.
+OPTIONS = {
+    "initial_weights": "--init",
+    "predict_looks": "--teacher",
+    "validation": "--val",
+}
 """Arguments of the library that have another name on the command line."""
 
 
@@ -103,8 +115,8 @@ def convert(source: Path, out: Path, config: str | None) -> None:
     multiple=True,
     metavar="DATA",
     help="Folder in ASSR, IRSR, SIFR or COCO form, with fixations.json, or with images/ and "
-    "masks/; or composite:N or composite:N:FOLDER: made-up scenes without end to train on, N "
-    "others to evaluate on. Several may be given; the first is evaluated on.",
+    "masks/; or composite:N or composite:N:FOLDER: N made-up scenes to train on, and N others to "
+    "evaluate on. Several may be given; the first is evaluated on.",
 )
 @click.option(
     "--share",
@@ -115,13 +127,7 @@ def convert(source: Path, out: Path, config: str | None) -> None:
     help="How often the first, second … --data is drawn, of any sum.  [default: the square root of "
     "its size]",
 )
-@click.option(
-    "--teacher",
-    metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What predicts where people look, for data without ranks: weights of dsgnn.teacher, or an "
-    "ONNX file with attention.",
-)
+@teacher_option()
 @click.option(
     "-o",
     "--out",
@@ -219,7 +225,7 @@ def train(
     """Train a network. One process, or as many as torchrun starts.
 
     \b
-    dsgnn-train --config nano --data composite:300 --init lite0.pth --out runs/nano
+    dsgnn-train --config nano --data photos --teacher nano --init nano --out runs/mine
     dsgnn-train --config r50-assr --data ASSR --init mask2former.pth --out runs/r50
     torchrun --nproc-per-node 8 --no-python dsgnn-train --config swin-l-irsr \\
         --data IRSR --init mask2former-swin-large --amp bf16 --out runs/swin
@@ -290,6 +296,7 @@ def train(
     type=click.Path(file_okay=False, path_type=Path),
     help="Write metrics.json, per_image.csv and results.json there.",
 )
+@teacher_option()
 @size_option("A checkpoint sees photos at this size, as a static artifact does.")
 @click.option(
     "--worst",
@@ -315,6 +322,7 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
     dsgnn-eval runs/r50/best.safetensors --data ASSR --out scores --worst 20
     dsgnn-eval r50-assr.onnx --data ASSR --protocol official
     dsgnn-eval --predictions ranked/results.json --data IRSR
+    dsgnn-eval nano.onnx --data composite:1000:material --teacher teacher.safetensors
     dsgnn-eval nano.onnx --data GAZE --protocol gaze --split val
 
     Artifacts and predictions need no PyTorch.
@@ -325,6 +333,8 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
     options["if_none"] = options["if_none"] or ("none" if people else "all")
     if people and options.pop("worst"):
         raise click.UsageError("--worst draws the images of lowest SA-SOR: not for --protocol gaze")
+    if people and options.pop("teacher"):
+        raise click.UsageError("--teacher stands for people, whom --protocol gaze measures against")
     with reported(), needs("train"):
         if people:
             from dsgnn.evaluation import gaze
@@ -342,24 +352,29 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
 @click.command(context_settings=HELP)
 @click.argument("data", metavar="DATA")
 @click.option("--split", default="train", show_default=True, help="Split, or several joined by +.")
+@teacher_option()
 @click.version_option(package_name="dsgnn")
-def check(data: str, split: str) -> None:
+def check(data: str, split: str, teacher: Path | None) -> None:
     """List all that is wrong with a data set, before training finds out.
 
     \b
     dsgnn-check ASSR --split train+val
 
     Also says which splits there are, how many objects the images have and how large they are.
-    Reads every image. Needs no PyTorch.
+    Reads every image. Needs no PyTorch, but for weights of dsgnn.teacher. Without --teacher nothing
+    is said about the ranks of data that has none.
 
     Exit status: 0 nothing is wrong, 1 problems (each named), 2 wrong use.
     """
     from tqdm import tqdm
 
     from dsgnn.data.check import check_folder, splits_of
+    from dsgnn.teacher.looks import looks_of
 
     try:
-        report = check_folder(data, split, lambda n: tqdm(n, unit="image", disable=None))
+        with needs("train"):
+            looks = looks_of(teacher) if teacher else None
+        report = check_folder(data, split, looks, lambda n: tqdm(n, unit="image", disable=None))
     except DataError as error:  # the set cannot be opened, so no image was looked at
         click.echo(str(error))
         raise SystemExit(1) from None

@@ -141,10 +141,10 @@ _SWIN = {
 }
 
 _NANO = Config(
-    name="nano", backbone="efficientnet_lite0", backbone_options={"bn_eps": 1e-3},
-    frozen_norm=True, frozen=("conv_stem", "blocks.0", "blocks.1"), size=288, queries=8,
-    threshold=0.7, class_weights=(1.0, 0.5), augmentation="flip", width=96, pixel_decoder="fpn",
-    layers=3, feedforward=384, seeds="peaks", texture=False, rank_loss="balanced",
+    name="nano", backbone="efficientnet_lite2", backbone_options={"bn_eps": 1e-3},
+    frozen_norm=True, frozen=("conv_stem", "blocks.0", "blocks.1"), size=320, queries=10,
+    threshold=0.5, class_weights=(1.0, 0.5), augmentation="photo", width=96, pixel_decoder="fpn",
+    layers=3, feedforward=384, seeds="peaks", texture=False, rank_loss="balanced", attention=True,
 )  # fmt: skip
 
 CONFIGS: dict[str, Config] = {
@@ -197,7 +197,7 @@ def _published(config: str, data: str, sa_sor: float) -> Weights:
 
 
 ZOO: tuple[Weights, ...] = (
-    Weights("nano", "composite scenes", None, "in the package, as ONNX", ""),
+    Weights("nano", "photos and where people look", None, "in the package, as ONNX", ""),
     _published("r50-assr", "ASSR", 0.716),
     _published("r50-irsr", "IRSR", 0.569),
     _published("swin-l-assr", "ASSR", 0.761),

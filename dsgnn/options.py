@@ -12,6 +12,7 @@ import click
 from dsgnn.runtime.backends import BACKENDS
 from dsgnn.runtime.errors import DsgnnError
 from dsgnn.runtime.letterbox import parse_size
+from dsgnn.runtime.ranker import BUNDLED
 
 HELP = {"help_option_names": ["-h", "--help"]}
 NANO = "nano"  # the bundled model
@@ -36,25 +37,32 @@ class SizeType(click.ParamType):
             self.fail(f"{error}{'; or give dynamic' if self.dynamic else ''}", param, ctx)
 
 
-class CheckpointFile(click.Path):
-    """A file or folder of weights, or the name of the bundled model, whose checkpoint lies in the
-    repository and not in the package."""
+class NanoOrPath(click.Path):
+    """A path, or `nano`, the name of the bundled model, which stands for this file of ours."""
 
-    def __init__(self, exists: bool = False) -> None:
-        super().__init__(exists=exists, path_type=Path)
+    def __init__(self, nano: Path, exists: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(exists=exists, dir_okay=dir_okay, path_type=Path)
+        self.nano = nano
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if str(value) == NANO and not Path(NANO).exists():
-            path = Path(__file__).resolve().parents[1] / "weights" / f"{NANO}.safetensors"
-            if not path.is_file():
-                self.fail(
-                    f"the checkpoint of {NANO} is not in the package: take weights/{path.name} "
-                    "from the repository, and give its path",
-                    param,
-                    ctx,
-                )
-            return path
-        return super().convert(value, param, ctx)
+        if str(value) != NANO or Path(NANO).exists():
+            return super().convert(value, param, ctx)
+        if not self.nano.is_file():
+            self.fail(
+                f"the checkpoint of {NANO} is not in the package: take weights/{self.nano.name} "
+                "from the repository, and give its path",
+                param,
+                ctx,
+            )
+        return self.nano
+
+
+class CheckpointFile(NanoOrPath):
+    """A file or folder of weights, or the bundled model's, which lies in the repository and not in
+    the package."""
+
+    def __init__(self, exists: bool = False) -> None:
+        super().__init__(Path(__file__).parents[1] / "weights" / f"{NANO}.safetensors", exists)
 
 
 def size_option(text: str, *, dynamic: bool = False) -> Callable[[Any], Any]:
@@ -72,6 +80,18 @@ def backends_option(text: str) -> Callable[[Any], Any]:
     """`--backend` for several artifacts, to be repeated."""
     return click.option(
         "--backend", "backends", multiple=True, type=click.Choice(BACKENDS), help=text
+    )
+
+
+def teacher_option() -> Callable[[Any], Any]:
+    """`--teacher`, for commands that read data sets."""
+    return click.option(
+        "--teacher",
+        metavar="FILE",
+        type=NanoOrPath(BUNDLED, dir_okay=False),
+        help="What predicts where people look, to rank the objects of made-up scenes, of photos "
+        "with one mask, and of COCO form without ranks: nano, which is the bundled model, another "
+        "ONNX file with attention, or weights of dsgnn.teacher.",
     )
 
 

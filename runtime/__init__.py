@@ -18,5 +18,5 @@ __all__ = ["RankedObject", "Ranker", "Ranking", "read_image", "samples"]
 
 
 def samples() -> list[Path]:
-    """The sample photos that come with the package (public domain and CC0), by name."""
+    """The sample photos that come with the package, by name; `samples/README.md` credits them."""
     return sorted((Path(__file__).parent / "samples").glob("*.jpg"))

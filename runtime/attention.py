@@ -115,3 +115,8 @@ def pixels_per_cell(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> 
         high, part = np.minimum(low + 1, len(sums) - 1), (edges - low)[:, None]
         sums = (sums[low] * (1 - part) + sums[high] * part).T
     return np.diff(np.diff(sums, axis=0), axis=1)
+
+
+def percent(share: float) -> str:
+    """A share of looks, 0…1, for people: "38%", and "<1%" for what would round to nothing."""
+    return f"{share:.0%}" if share >= 0.005 else "<1%"

@@ -1,13 +1,16 @@
-"""Paint a ranking over its photo: tinted masks, outlines and numbers, warm = looked at first.
+"""Paint a ranking over its photo: tinted masks, outlines, numbers and shares, warm = first.
 Or where people look, as a heat map."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import cv2
 import numpy as np
+
+from dsgnn.runtime.attention import percent
 
 # RGB by rank, from warm to cool. Ranks beyond the last share its colour.
 RANK_COLOURS = (
@@ -27,6 +30,9 @@ LABEL_CELLS = 192  # labels are placed on a map whose longest side has this many
 SHIFT = 4  # OpenCV draws circles in 1/16 pixel
 HEAT = 0.8  # how far the colour of the most looks covers the photo
 LEGEND = "fewer looks", "more looks"
+FONT = cv2.FONT_HERSHEY_DUPLEX
+PLATE = 0.78  # half the height of a plate, and
+LETTERS = 0.9  # the height of its letters, as parts of the disc's radius
 
 
 class Drawable(Protocol):
@@ -40,6 +46,46 @@ class Drawable(Protocol):
     def mask(self) -> np.ndarray: ...
     @property
     def area(self) -> float: ...
+    @property
+    def identity(self) -> int | None: ...
+    @property
+    def attention(self) -> float | None: ...
+
+
+@dataclass(frozen=True)
+class _Badge:
+    """Where an object's number and share are written, in pixels.
+
+    centre: (x, y) of the disc with the number. radius: of that disc. text: of the plate beside it,
+    "" where there is none. width: of that text. side: of the disc that the plate is on, 1 = right,
+    -1 = left.
+    """
+
+    centre: tuple[float, float]
+    radius: float
+    text: str = ""
+    width: int = 0
+    side: int = 1
+
+    @property
+    def plate(self) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1 of what is beyond the disc; a point without a text."""
+        x, y = self.centre
+        if not self.text:
+            return x, y, x, y
+        near, far = 1.12 * self.radius, 2.07 * self.radius + self.width
+        x0, x1 = sorted((x + self.side * near, x + self.side * far))
+        return x0, y - PLATE * self.radius, x1, y + PLATE * self.radius
+
+    def fits(self, w: int, others: Sequence[_Badge]) -> bool:
+        """Whether the plate lies within a photo of this width, and on no disc or plate of these."""
+        x0, y0, x1, y1 = self.plate
+        taken = [other.plate for other in others]
+        for other in others:
+            (x, y), reach = other.centre, 1.2 * other.radius
+            taken.append((x - reach, y - reach, x + reach, y + reach))
+        free = all(x1 <= a0 or x0 >= a1 or y1 <= b0 or y0 >= b1 for a0, b0, a1, b1 in taken)
+        return x0 >= 0 and x1 <= w and free
 
 
 def draw_objects(image: np.ndarray, objects: Sequence[Drawable]) -> np.ndarray:
@@ -48,6 +94,9 @@ def draw_objects(image: np.ndarray, objects: Sequence[Drawable]) -> np.ndarray:
     image: (h, w, 3) uint8 RGB, left unchanged. objects: most salient first, with masks of the
     photo's size. The less salient are painted first, so that the more salient are on top. A photo
     with a side under 38 pixels has no room for numbers and gets only colours.
+
+    Beside the number stands the object's share of looks where that is known and there is room. An
+    object that has an identity, as in video, goes without: from frame to frame it would flicker.
     """
     h, w = image.shape[:2]
     canvas = cv2.convertScaleAbs(image, alpha=DIM)
@@ -56,11 +105,13 @@ def draw_objects(image: np.ndarray, objects: Sequence[Drawable]) -> np.ndarray:
     for item in reversed(shown):
         _tint(canvas, image, item)
         _outline(canvas, item, stroke)
-    radius = min(max(9.0, 0.03 * (h * w) ** 0.5), 0.16 * min(h, w))
+    radius = min(max(9.0, 0.034 * (h * w) ** 0.5), 0.16 * min(h, w))
     if radius >= 6:
-        centres = _label_centres(shown, h, w)
-        for item, centre in zip(reversed(shown), reversed(centres), strict=True):
-            _label(canvas, str(item.rank), _colour(item), _inside(centre, radius, h, w), radius)
+        badges = _badges(shown, radius, h, w)
+        for item, badge in zip(reversed(shown), reversed(badges), strict=True):
+            _write_share(canvas, badge, _colour(item))
+        for item, badge in zip(reversed(shown), reversed(badges), strict=True):
+            _write_number(canvas, str(item.rank), _colour(item), badge)
     return canvas
 
 
@@ -179,25 +230,68 @@ def _inside(centre: tuple[float, float], radius: float, h: int, w: int) -> tuple
     )
 
 
-def _label(
-    canvas: np.ndarray,
-    text: str,
-    colour: tuple[int, int, int],
-    centre: tuple[float, float],
-    radius: float,
+def _badges(shown: list[Drawable], radius: float, h: int, w: int) -> list[_Badge]:
+    """One for each object. The first share that has room for it says of what it is. A share that
+    has no room is left out; of two that would lie on each other, the less salient object's."""
+    badges = [
+        _Badge(_inside(centre, radius, h, w), radius) for centre in _label_centres(shown, h, w)
+    ]
+    scale, thickness = _lettering(LETTERS * radius)
+    unit = " of looks"
+    for number, item in enumerate(shown):
+        if item.attention is None or item.identity is not None:
+            continue
+        share = percent(item.attention)
+        others = badges[:number] + badges[number + 1 :]
+        for text in dict.fromkeys((share + unit, share)):
+            width = cv2.getTextSize(text, FONT, scale, thickness)[0][0]
+            sides = [replace(badges[number], text=text, width=width, side=side) for side in (1, -1)]
+            if fitting := [badge for badge in sides if badge.fits(w, others)]:
+                badges[number] = fitting[0]
+                unit = "" if text.endswith(unit) else unit
+                break
+    return badges
+
+
+def _lettering(height: float) -> tuple[float, int]:
+    """Scale and thickness of the font for figures of this height in pixels."""
+    (_, unit), _ = cv2.getTextSize("8", FONT, 1, 1)
+    return height / unit, max(1, round(height / 9))
+
+
+def _write_share(canvas: np.ndarray, badge: _Badge, colour: tuple[int, int, int]) -> None:
+    """A dark plate that starts behind the disc, with the share in white."""
+    if not badge.text:
+        return
+    x0, y0, x1, y1 = badge.plate
+    half = (y1 - y0) / 2
+    start, end = (badge.centre[0], x1 - half) if badge.side > 0 else (badge.centre[0], x0 + half)
+    middle = (y0 + y1) / 2
+    for fill, reach in ((colour, half), (DARK, half - max(1.0, 0.09 * badge.radius))):
+        points = [(round(x * 2**SHIFT), round(middle * 2**SHIFT)) for x in (start, end)]
+        cv2.line(canvas, *points, fill, max(1, round(2 * reach)), cv2.LINE_AA, SHIFT)
+    scale, thickness = _lettering(LETTERS * badge.radius)
+    (_, height), _ = cv2.getTextSize("8", FONT, scale, thickness)
+    left = x0 + (0.38 if badge.side > 0 else 0.55) * badge.radius
+    origin = round(left), round(middle + height / 2)
+    cv2.putText(canvas, badge.text, origin, FONT, scale, WHITE, thickness, cv2.LINE_AA)
+
+
+def _write_number(
+    canvas: np.ndarray, text: str, colour: tuple[int, int, int], badge: _Badge
 ) -> None:
     """A disc of the rank's colour in a white ring, with the number in its middle."""
+    centre, radius = badge.centre, badge.radius
     fixed = (round(centre[0] * 2**SHIFT), round(centre[1] * 2**SHIFT))
     for fill, size in ((DARK, 1.2), (WHITE, 1.12), (colour, 0.94)):
         reach = round(size * radius * 2**SHIFT)
         cv2.circle(canvas, fixed, reach, fill, cv2.FILLED, cv2.LINE_AA, SHIFT)
-    font, thickness = cv2.FONT_HERSHEY_DUPLEX, max(1, round(radius / 8))
-    (_, unit), _ = cv2.getTextSize("8", font, 1, 1)
-    scale = 1.1 * radius / unit / (1 if len(text) == 1 else 1.4)
+    scale, _ = _lettering(1.1 * radius / (1 if len(text) == 1 else 1.4))
+    thickness = max(1, round(radius / 8))
     # The number is written once aside, so that its ink is centred, not the box of the font.
     side = int(4 * radius) + 8
     ink = np.zeros((side, side), np.uint8)
-    cv2.putText(ink, text, (side // 4, 3 * side // 4), font, scale, 255, thickness, cv2.LINE_AA)
+    cv2.putText(ink, text, (side // 4, 3 * side // 4), FONT, scale, 255, thickness, cv2.LINE_AA)
     x, y, width, height = cv2.boundingRect(ink)
     bright = np.dot(colour, (0.299, 0.587, 0.114)) > 140
     origin = (
@@ -205,5 +299,5 @@ def _label(
         round(centre[1] - height / 2) + 3 * side // 4 - y,
     )
     cv2.putText(
-        canvas, text, origin, font, scale, DARK if bright else WHITE, thickness, cv2.LINE_AA
+        canvas, text, origin, FONT, scale, DARK if bright else WHITE, thickness, cv2.LINE_AA
     )

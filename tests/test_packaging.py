@@ -134,7 +134,7 @@ def test_every_command_shows_its_help_without_torch(bare: Path, tmp_path: Path) 
 
 
 def test_the_bundled_model_ranks_a_photo(bare: Path, source: Path, tmp_path: Path) -> None:
-    photo = source / "runtime" / "samples" / "astronaut.jpg"
+    photo = source / "runtime" / "samples" / "birthday.jpg"
     run(bare.with_name("dsgnn-run"), photo, "--out", "out", cwd=tmp_path)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["images"][0]["objects"][0]["rank"] == 1

@@ -195,7 +195,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("things")
     for name in ("weights", "runtime", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
-    for place in ("photo.jpg", "holidays/astronaut.jpg", "trip/day/sea.jpg"):
+    for place in ("photo.jpg", "holidays/birthday.jpg", "trip/day/sea.jpg"):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(samples()[0], folder / place)
     for suffix in ("", ".json"):
@@ -555,7 +555,7 @@ FILES = [
     ("dsgnn-run 'shots/%04d.png' --out ranked --rate 24", ["shots.overlay.mp4"], 3),
     (
         "dsgnn-run list.txt --out ranked --skip-existing",
-        ["astronaut.overlay.jpg", "clip.overlay.mp4"],
+        ["birthday.overlay.jpg", "clip.overlay.mp4"],
         12,
     ),
 ]
@@ -580,7 +580,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for number in range(frames):
             writer.write(np.roll(picture, 4 * number, 1))
         writer.release()
-    Path("list.txt").write_text("holidays/astronaut.jpg\nclip.mp4\n")
+    Path("list.txt").write_text("holidays/birthday.jpg\nclip.mp4\n")
     return tmp_path
 
 

@@ -34,13 +34,15 @@ def open_data(
     Where the authors give no validation split, val is a fixed part of train, which train then lacks
     (see each reader). Images are read when asked for.
     predict_looks: gives COCO-format data, photos with one binary mask and made-up scenes their
-    ranks, whatever the file says; data sets whose ranks come from people keep them. problems: takes
+    ranks, whatever the file says; other data sets keep theirs. Where nothing else tells the ranks,
+    it is needed. problems: takes
     messages about entries that are wrong where the file is checked as it is opened, instead of the
     first being raised; these entries are left out.
     `palette` of the result, where it has one, is the palette its MAE is published with ("irsr"
     otherwise), and `ranks_from` says where the ranks come from.
-    Raises OptionError for a split that there is not, FileNotFoundError for files that are missing
-    and DataError for a folder that is not recognised or is broken.
+    Raises OptionError for a split that there is not and where nothing ranks the objects,
+    FileNotFoundError for files that are missing and DataError for a folder that is not recognised
+    or is broken.
     """
     from dsgnn.data.records import Joined
 
@@ -122,6 +124,7 @@ def _open_coco(
 
 def _open_composite(spec: str, split: str, predict_looks: PredictLooks | None) -> Samples:
     """Scenes of the test split's material for test, and other ones of the same for val."""
+    from dsgnn.data.ranks import needed
     from dsgnn.scenes.composite import CompositeScenes
 
     _, count, *folder = spec.split(":", 2)
@@ -137,9 +140,9 @@ def _open_composite(spec: str, split: str, predict_looks: PredictLooks | None) -
         if not material:
             raise DataError(f"{root} has none of {', '.join(names.values())}")
     return CompositeScenes(
+        needed(predict_looks, spec),
         **material,
         split="train" if split == "train" else "test",
         seed=1 if split == "val" else 0,
         length=int(count),
-        predict_looks=predict_looks,
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dsgnn.data.ranks import PREDICTED, PredictLooks, shares_under
+from dsgnn.data.ranks import PREDICTED, PredictLooks, needed, shares_under
 from dsgnn.data.sample import Sample
 from dsgnn.runtime.errors import DataError, InputError, OptionError
 from dsgnn.runtime.images import read_image
@@ -98,8 +98,8 @@ def binary_split(name: str) -> str:
 class BinaryReader:
     """The photos of one split as samples whose objects are the parts of the mask.
 
-    predict_looks: ranks the parts. Raises OptionError for another split and DataError where nothing
-    ranks them, besides what `read_binary` raises.
+    predict_looks: ranks the parts. Raises OptionError for another split and where nothing ranks
+    them, besides what `read_binary` raises.
     """
 
     ranks_from = PREDICTED
@@ -107,12 +107,7 @@ class BinaryReader:
     def __init__(self, folder: Path, split: str, predict_looks: PredictLooks | None) -> None:
         if split not in SPLITS:
             raise OptionError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-        if predict_looks is None:
-            raise DataError(
-                f"{folder} has masks without ranks; give a network that predicts where people look "
-                "(a teacher)"
-            )
-        self.predict_looks = predict_looks
+        self.predict_looks = needed(predict_looks, folder)
         photos = read_binary(folder)
         self.photos = [photo for photo in photos if binary_split(photo.path.name) == split]
 

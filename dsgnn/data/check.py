@@ -12,8 +12,9 @@ from dsgnn.data import open_data
 from dsgnn.data.binary import BinaryPhoto
 from dsgnn.data.gaze import GazePhoto
 from dsgnn.data.people import MeasuredPhoto, only_measures, open_people, path_of, read
+from dsgnn.data.ranks import PredictLooks
 from dsgnn.data.records import Joined, RankedImages, Record, Samples, ranks_from
-from dsgnn.runtime.errors import DataError, DsgnnError
+from dsgnn.runtime.errors import DataError, DsgnnError, OptionError
 
 Progress = Callable[[Iterable[int]], Iterable[int]]  # wraps the image numbers, such as `tqdm`
 COMMON_SIZES = 3  # how many of the commonest sizes are told
@@ -52,16 +53,33 @@ class DataReport:
         return lines
 
 
-def check_folder(spec: str, split: str, progress: Progress = iter) -> DataReport:
+def check_folder(
+    spec: str,
+    split: str,
+    predict_looks: PredictLooks | None = None,
+    progress: Progress = iter,
+) -> DataReport:
     """Check a split of whatever `dsgnn.data.open_data` or `dsgnn.data.people.open_people` opens.
 
-    Reads every image. Raises what these raise where nothing could be looked at.
+    predict_looks: ranks the objects of data without ranks; where it would be needed and is missing,
+    all but the ranks is checked. Reads every image. Raises what these functions raise where nothing
+    could be looked at.
     """
     problems: list[str] = []
     if only_measures(spec):
         report = check_people(open_people(spec, split, problems), progress)
     else:
-        report = check_data(open_data(spec, split, problems=problems), progress)
+        try:
+            data = open_data(spec, split, predict_looks, problems)
+        except OptionError as error:
+            if error.about != ("predict_looks",):
+                raise
+            problems.clear()
+            report = check_data(open_data(spec, split, _everywhere, problems), progress)
+            report.objects.clear()  # which of them are salient is not known
+            report.remarks[-1] = f"there are no ranks: {error}"
+        else:
+            report = check_data(data, progress)
     report.problems[:0] = problems
     return report
 
@@ -81,7 +99,7 @@ def splits_of(spec: str) -> dict[str, int]:
 
 
 def _everywhere(image: np.ndarray) -> np.ndarray:
-    """Stands for predicted looks where images are only counted."""
+    """Stands for predicted looks where the ranks do not matter."""
     return np.ones((1, 1), np.float32)
 
 

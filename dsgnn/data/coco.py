@@ -7,8 +7,7 @@
 - `human_rank`, 1 = most looked at, null or absent for objects that are not ranked;
 - `fixations`, how many of the fixations that the image's own `fixations` counts fell on the object.
 
-Where none of these is given, ranks come from a `dsgnn.data.ranks.PredictLooks`, or from the written
-rule of `dsgnn.data.saliency`.
+Where none of these is given, ranks come from a `dsgnn.data.ranks.PredictLooks`.
 
 `CocoReader` draws masks exactly as COCO's tools do. Scenes draw them with OpenCV (`Instance.draw`),
 because that takes a quarter of the time; the result differs by one pixel of the border at most.
@@ -16,7 +15,6 @@ because that takes a quarter of the time; the result differs by one pixel of the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,18 +32,16 @@ from dsgnn.data.ranks import (
     MIN_SHARE,
     PEOPLE,
     PREDICTED,
-    RULE,
     PredictLooks,
+    needed,
     taught,
 )
 from dsgnn.data.records import field, inside, read_json, unique_names, whole_number
-from dsgnn.data.saliency import saliency_scores, salient_objects
 from dsgnn.data.sample import Sample
 from dsgnn.runtime.errors import DataError, OptionError
 
 _SUBPIXEL_BITS = 4  # fillPoly takes fixed-point coordinates
 _FINER = 4  # and fills a grid this many times finer
-log = logging.getLogger("dsgnn")
 
 
 @dataclass(frozen=True)
@@ -278,13 +274,11 @@ class CocoReader:
     - "human": from the annotations' `human_rank` or `fixations`. Only the photos that people looked
       at are samples, as of the others nothing is known.
     - a `PredictLooks`: from the shares of the looks that it predicts, whatever the file says.
-    - "rule": from the written rule.
-    - None: "visiting_order" where the file has it, "human" where people looked at every photo, and
-      otherwise "rule", which is logged.
+    - None: "visiting_order" where the file has it, and "human" where people looked at every photo.
 
     ranks_from: where they come from, in words. A sample without a salient object has G = 0.
-    Raises OptionError for other ranks, DataError where the file lacks these ranks or two objects of
-    a photo share one.
+    Raises OptionError for other ranks and where None finds no ranks, DataError where the file lacks
+    these ranks or two objects of a photo share one.
     """
 
     def __init__(
@@ -294,28 +288,22 @@ class CocoReader:
         ranks: str | PredictLooks | None = None,
         problems: list[str] | None = None,
     ) -> None:
-        known = ("visiting_order", "human", "rule")
+        known = ("visiting_order", "human")
         if isinstance(ranks, str) and ranks not in known:
             raise OptionError(f"ranks must be one of {', '.join(known)}, got {ranks!r}")
         self.photos = read_photos(source, images, problems)
         has = {
             "visiting_order": any(_visited(photo) for photo in self.photos),
             "human": any(photo.seen_by_people for photo in self.photos),
-            "rule": True,
         }
         if isinstance(ranks, str) and not has[ranks]:
-            needed = {"human": "human_rank or annotations[].fixations"}.get(ranks, ranks)
-            raise DataError(f"{source}: there is no annotations[].{needed}")
+            lacking = {"human": "human_rank or annotations[].fixations"}.get(ranks, ranks)
+            raise DataError(f"{source}: there is no annotations[].{lacking}")
         if ranks is None:
             has["human"] = all(photo.seen_by_people for photo in self.photos)
-        self.ranks = ranks or next(name for name in known if has[name])
-        if ranks is None and self.ranks == "rule":
-            log.warning(
-                "%s: there is no annotations[].visiting_order, so ranks come from the written rule "
-                "of dsgnn.data.saliency, not from people",
-                source,
-            )
-        origins = {"visiting_order": ANNOTATIONS, "human": PEOPLE, "rule": RULE}
+            ranks = next((name for name in known if has[name]), None)
+        self.ranks = ranks or needed(None, source)
+        origins = {"visiting_order": ANNOTATIONS, "human": PEOPLE}
         self.ranks_from = origins.get(str(self.ranks), PREDICTED)
         if self.ranks == "human":
             self.photos = [photo for photo in self.photos if photo.seen_by_people]
@@ -335,9 +323,6 @@ class CocoReader:
         elif self.ranks == "human":
             order = np.argsort(photo.human_ranks, kind="stable")
             order = order[photo.human_ranks[order] > 0]
-        elif self.ranks == "rule":
-            scores = saliency_scores(image, masks, [i.kind for i in photo.instances])
-            order = salient_objects(scores, masks.mean((1, 2)))
         else:
             assert not isinstance(self.ranks, str)
             name = self._names[index]

@@ -3,7 +3,7 @@
 The share of looks of an object is the part of all looks that falls on its visible mask:
 `share_of_looks` counts people's fixations, `shares_under` sums a predicted map. Where two objects
 share a pixel, the smaller one takes it. `PredictLooks` is whatever can tell where people look: a
-network, for example. Data that has masks but no ranks takes one.
+network, for example. Data that has masks but no ranks needs one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from dsgnn.runtime.errors import OptionError
 PredictLooks = Callable[[np.ndarray], np.ndarray]
 
 # Where the ranks of a data set come from, as its `ranks_from` says.
-ANNOTATIONS, PEOPLE, RULE = "annotations", "people", "written rule"
-PREDICTED = "predicted looks"
+ANNOTATIONS, PEOPLE, PREDICTED = "annotations", "people", "predicted looks"
 
 CLEAR = 0.02  # shares that differ by less are no order that people agree on
 MIN_SHARE = 0.03  # an object with less is not ranked
@@ -30,6 +29,17 @@ NOTICED = 0.012  # an object with less is nothing; what lies between the two is 
 MIN_FIXATIONS = 5  # and neither is one with fewer fixations, where these are counted
 MIN_AREA = 0.003  # share of the photo below which an object is not salient
 MAX_OBJECTS = 8
+
+
+def needed(predict_looks: PredictLooks | None, what: object) -> PredictLooks:
+    """What predicts looks; where there is none, OptionError, which names what lacks ranks."""
+    if predict_looks is None:
+        raise OptionError(
+            f"{what}: nothing in it says what people look at first, so a network that predicts "
+            "where people look has to rank its objects; the bundled model is one",
+            "predict_looks",
+        )
+    return predict_looks
 
 
 def owners(masks: np.ndarray) -> np.ndarray:

@@ -19,11 +19,13 @@ import numpy as np
 
 from dsgnn.data import open_data
 from dsgnn.data.people import only_measures
+from dsgnn.data.ranks import PREDICTED
 from dsgnn.data.records import Samples, ranks_from
 from dsgnn.data.sample import Sample
 from dsgnn.evaluation.drawings import draw_worst
 from dsgnn.evaluation.rankers import Facts, Rank, open_model, predictions_ranker
 from dsgnn.metrics import image_metrics, summarise
+from dsgnn.runtime.artifact import sha256_of
 from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.disk.outputs import results_file
 from dsgnn.runtime.errors import DataError, InputError, OptionError
@@ -36,6 +38,7 @@ def evaluate(
     *,
     predictions: Path | None = None,
     split: str = "test",
+    teacher: Path | None = None,
     protocol: str = "dsgnn",
     out: Path | None = None,
     size: tuple[int, int] | None = None,
@@ -48,8 +51,9 @@ def evaluate(
     """Measure one split of a data set: `dsgnn.metrics.summarise`, with `model` and `data`.
 
     model: a checkpoint (.safetensors) or an artifact; or predictions: a results.json. data, split:
-    as for `dsgnn.data.open_data`. size: (height, width), a checkpoint sees photos as an artifact of
-    that size does. if_none: what an image gives when no score passes; the published code gives
+    as for `dsgnn.data.open_data`. teacher: what ranks the objects of data without ranks, see
+    `dsgnn.teacher.looks.looks_of`. size: (height, width), a checkpoint sees photos as an artifact
+    of that size does. if_none: what an image gives when no score passes; the published code gives
     "all". out: folder for metrics.json, per_image.csv, results.json (the predictions) and worst/,
     the `worst` images by SA-SOR beside the truth. Raises the child of DsgnnError that fits for what
     is missing, damaged or does not go together, and OSError.
@@ -62,7 +66,12 @@ def evaluate(
     rank, facts = _open(model, predictions, size, if_none, backend, device, threads)
     if worst and out is None:
         raise OptionError("the worst images are drawn into a folder, and none is given", "out")
-    samples = open_data(data, split)
+    looks = None
+    if teacher is not None:
+        from dsgnn.teacher.looks import looks_of
+
+        looks = looks_of(teacher, out and out / "looks")
+    samples = open_data(data, split, looks)
     if not len(samples):
         raise OptionError(f"{data} has no images in its split {split}", "split")
     palette = getattr(samples, "palette", "irsr")
@@ -74,8 +83,10 @@ def evaluate(
             record = stack.enter_context(results_file(out / "results.json", facts))
             measured = _recorded(rank, record)
         images = measure(measured, samples, protocol=protocol, palette=palette, progress=True)
-    ranks = ranks_from(samples)
-    figures = {"model": dict(facts), "data": {"spec": data, "split": split, "ranks": ranks}}
+    measured_on = {"spec": data, "split": split, "ranks": ranks_from(samples)}
+    if teacher and measured_on["ranks"] == PREDICTED:
+        measured_on["teacher"] = f"{teacher.name}, sha256 {sha256_of(teacher)[:12]}"
+    figures: dict[str, Any] = {"model": dict(facts), "data": measured_on}
     figures |= summarise(images, protocol, palette)
     if out is not None:
         brief = {name: value for name, value in figures.items() if name != "per_image"}

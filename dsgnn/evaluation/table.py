@@ -26,8 +26,8 @@ def table(figures: Mapping[str, Any]) -> str:
     ]
     if if_none := figures.get("model", {}).get("if_none"):
         lines.append(f"  where nothing passes the threshold, {if_none} of the queries count")
-    if figures["data"].get("ranks") == "written rule":
-        lines.append("  true ranks come from the rule of dsgnn.data.saliency, not from people")
+    if teacher := figures["data"].get("teacher"):
+        lines.append(f"  the true ranks are predicted by {teacher}, not by people")
     for name, heading, over in FIGURES:
         if figures[name] is not None:
             lines.append(f"  {heading:<28}{figures[name]:7.4f}  {figures['used'][name]:6} {over}")

@@ -1,6 +1,6 @@
-"""Endless training scenes with exact masks and ranks.
+"""Made-up scenes with exact masks, ranked by where a network expects people to look.
 
-    scenes = CompositeScenes("material/cutouts", "material/backgrounds", "photos", split="train")
+    scenes = CompositeScenes(predict_looks, "material/cutouts", "material/backgrounds", "photos")
     scenes[7]                          # a Sample, the same one for ever
     scenes.scene(7, size=(192, 256))   # scene number 7 on another canvas
 
@@ -15,13 +15,12 @@ everything is procedural):
     procedural  shapes and cut-outs on textures
     empty       nothing salient: a background or part of a photo, often with clutter
 
-Everything in a scene is scored, whether it was pasted as an object, pasted as clutter, or was in
-the photo before; nothing is salient for having been pasted. The score is the share of predicted
-looks (`dsgnn.data.ranks.PredictLooks`), or that of the written rule of `dsgnn.data.saliency` where
-nothing predicts them. What is hidden by more than 60% is clutter. A pasted object is taken off
-again where its place is not clear, because its score lies too close to the next one or to the limit
-of clutter, so that the order can be learnt. Objects of photos stay and are ordered however close
-they are.
+Everything in a scene has its share of the predicted looks (`dsgnn.data.ranks`), whether it was
+pasted as an object, pasted as clutter, or was in the photo before; nothing is salient for having
+been pasted. What draws less than `MIN_SHARE` is clutter, and so is what is hidden by more than 60%.
+A pasted object is taken off again where its place is not clear, because its share lies within
+`CLEAR` of the next one's or of the limit of clutter, so that the order can be learnt. Objects of
+photos stay and are ordered however close they are.
 """
 
 from __future__ import annotations
@@ -31,14 +30,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dsgnn.data import ranks, saliency
 from dsgnn.data.coco import Photo, stack_masks
-from dsgnn.data.ranks import PREDICTED, RULE, PredictLooks, shares_under
-from dsgnn.data.saliency import kind_weight
+from dsgnn.data.ranks import (
+    CLEAR,
+    MAX_OBJECTS,
+    MIN_AREA,
+    MIN_SHARE,
+    PREDICTED,
+    PredictLooks,
+    most_looked_at,
+    shares_under,
+)
 from dsgnn.data.sample import Sample
 from dsgnn.runtime.errors import OptionError
 from dsgnn.scenes import procedural
-from dsgnn.scenes.material import MIN_COPY_WEIGHT, Cutout, Library
+from dsgnn.scenes.material import FURNITURE, Cutout, Library
 from dsgnn.scenes.paint import Layer, develop, flatten, make_layer
 
 SHARES = {"photo": 0.35, "cutouts": 0.25, "copies": 0.22, "procedural": 0.10, "empty": 0.08}
@@ -47,44 +53,42 @@ ASPECTS = {(1, 1): 0.3, (4, 3): 0.3, (3, 4): 0.12, (3, 2): 0.13, (2, 3): 0.05, (
 MIN_VISIBLE = 0.4  # share of an object that must not be hidden for it to be salient
 
 Size = int | tuple[int, int]
-Crop = tuple[np.ndarray, list[np.ndarray], list[str], list[float]]
+Crop = tuple[np.ndarray, list[np.ndarray], list[float]]
 
 
 class CompositeScenes:
-    """Scenes, each a function of (seed, split, number) and of the files in the folders.
+    """Scenes, each a function of (seed, split, number), of the files in the folders, and of what
+    predicts the looks.
 
-    cutouts: folder of RGBA images, sub-folders name the kind. backgrounds: folder of images.
-    coco: folder with `instances.json` and `images/`, or such a file. Any of them may be None.
-    split: "train" or "test"; a fifth of the files by name (`held_out`) and the COCO photos whose
-    id is divisible by 5 belong to "test". size: longest side in pixels, aspect at random, or
-    (H, W). length: what `len` says; `scene` takes any number. Decoded files are kept in memory
-    (`load` decodes all at once, to be shared with worker processes started afterwards).
-    predict_looks: what gives the objects their shares of looks; None stands for the written rule.
-    max_objects: salient ones of a scene at most, by default the most that are ranked at all.
+    predict_looks: gives the objects their shares of looks. cutouts: folder of RGBA images,
+    sub-folders name the kind. backgrounds: folder of images. coco: folder with `instances.json` and
+    `images/`, or such a file. Any of the three may be None. split: "train" or "test"; a fifth of
+    the files by name (`held_out`) and the COCO photos whose id is divisible by 5 belong to "test".
+    size: longest side in pixels, aspect at random, or (H, W). max_objects: salient ones of a scene
+    at most. length: what `len` says; `scene` takes any number. Decoded files are kept in memory.
     Raises OptionError for wrong arguments, DataError for a split with no file in it or for the
     JSON.
     """
 
+    ranks_from = PREDICTED
+
     def __init__(
         self,
+        predict_looks: PredictLooks,
         cutouts: Path | str | None = None,
         backgrounds: Path | str | None = None,
         coco: Path | str | None = None,
         split: str = "train",
         size: Size = 256,
         seed: int = 0,
-        max_objects: int | None = None,
+        max_objects: int = MAX_OBJECTS,
         length: int = 10_000,
-        predict_looks: PredictLooks | None = None,
     ) -> None:
         if split not in ("train", "test"):
             raise OptionError(f'split must be "train" or "test", got {split!r}')
+        if not 1 <= max_objects <= MAX_OBJECTS:
+            raise OptionError(f"max_objects must be 1…{MAX_OBJECTS}, got {max_objects}")
         self.predict_looks = predict_looks
-        self.ranks_from = PREDICTED if predict_looks else RULE
-        most = ranks.MAX_OBJECTS if predict_looks else saliency.MAX_OBJECTS
-        max_objects = most if max_objects is None else max_objects
-        if not 1 <= max_objects <= most:
-            raise OptionError(f"max_objects must be 1…{most}, got {max_objects}")
         self.split, self.size, self.seed, self.length = split, size, seed, length
         self.max_objects = max_objects
         self.library = library = Library(cutouts, backgrounds, coco, split)
@@ -116,38 +120,33 @@ class CompositeScenes:
             raise IndexError(f"scene {index} of {self.length}")
         return self.scene(index)
 
-    def load(self) -> None:
-        """Decode all material now, so that workers forked afterwards share it."""
-        self.library.load()
-
     def scene(self, number: int, size: Size | None = None) -> Sample:
         """Make the scene of this number, from 0 on. size: as for the class, by default its own."""
         rng = np.random.default_rng([self.seed, self.split == "test", number])
         frame = _frame(rng, self.size if size is None else size)
         kind = self._kinds[rng.choice(len(self._kinds), p=self._shares)]
         if kind == "photo":
-            image, masks, kinds, full = self._crop(rng, frame, zoom=0.5)
-            salient = self._salient(image, masks, kinds, full)[0]
+            image, masks, full = self._crop(rng, frame, zoom=0.5)
+            looks = self.predict_looks(image)
+            salient = self._salient(looks, masks, full, len(masks), self.max_objects)[0]
         else:
-            image, masks, salient = self._compose(rng, kind, frame)
+            image, masks, looks, salient = self._compose(rng, kind, frame)
         stacked = stack_masks([masks[i] for i in salient], frame)
         as_it_is = kind == "photo" and self.split == "test"
         image = develop(rng, image, 0.6 if as_it_is else 1.0)
         counting_up = np.arange(len(salient), 0, -1)
         order = rng.permutation(len(salient))  # the place in the list must not tell the rank
-        return Sample(
-            image, stacked[order], counting_up[order], f"{self.split}-{number:07d}-{kind}"
-        )
+        name = f"{self.split}-{number:07d}-{kind}"
+        return Sample(image, stacked[order], counting_up[order], name, attention=looks)
 
     def _compose(
         self, rng: np.random.Generator, kind: str, frame: tuple[int, int]
-    ) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
-        """Paste, score, and take off what the rule cannot place: picture, masks, salient ones."""
+    ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, list[int]]:
+        """Paste, and take off what has no clear place: picture, masks, looks, salient ones."""
         masks: list[np.ndarray] = []
-        kinds: list[str] = []
         full: list[float] = []
         if kind == "copies" and rng.random() < 0.4:
-            background, masks, kinds, full = self._crop(rng, frame, zoom=0.0)
+            background, masks, full = self._crop(rng, frame, zoom=0.0)
         else:
             background = self._any_background(rng, frame, kind)
         layers = self._layers(rng, kind, background, len(masks))
@@ -155,49 +154,39 @@ class CompositeScenes:
         while True:
             image, visible = flatten(background, masks, layers)
             areas = full + [float((layer.alpha > 0.5).sum()) for layer in layers]
-            names = kinds + [layer.kind for layer in layers]
-            salient, unclear = self._salient(image, visible, names, areas, len(masks), limit)
+            looks = self.predict_looks(image)
+            salient, unclear = self._salient(looks, visible, areas, len(masks), limit)
             if not unclear:
-                return image, visible, salient
+                return image, visible, looks, salient
             layers = [x for i, x in enumerate(layers, len(masks)) if i not in unclear]
 
     def _salient(
         self,
-        image: np.ndarray,
+        looks: np.ndarray,
         masks: list[np.ndarray],
-        kinds: list[str],
         full: list[float],
-        movable: int | None = None,
-        limit: int | None = None,
+        movable: int,
+        limit: int,
     ) -> tuple[list[int], set[int]]:
-        """Salient objects, most salient first, and those from index `movable` on to be taken off.
+        """Salient objects, most looked at first, and those from index `movable` on to be taken off.
 
         full: unhidden area of each object in pixels. limit: salient objects at most.
         """
-        limit = self.max_objects if limit is None else limit
-        stacked = stack_masks(masks, image.shape[:2])
+        if not masks:
+            return [], set()
         pixels = np.array([cv2.countNonZero(m.view(np.uint8)) for m in masks], float)
-        areas = pixels / image[..., 0].size
+        areas = pixels / masks[0].size
         areas[pixels < MIN_VISIBLE * np.array(full)] = 0
-        if self.predict_looks is not None:
-            looks = self.predict_looks(image)
-            scores = shares_under(looks, stacked) if masks else np.zeros(0)
-            order = ranks.most_looked_at(scores, areas).tolist()
-            floor, gap = ranks.MIN_SHARE, ranks.CLEAR
-        else:
-            scores = saliency.saliency_scores(image, stacked, kinds)
-            order = saliency.salient_objects(scores, areas).tolist()
-            best = scores[order[0]] if order else 0.0
-            floor, gap = max(saliency.THRESHOLD, best - saliency.SPAN), saliency.MIN_GAP
-        salient, movable = order[:limit], len(masks) if movable is None else movable
+        shares = shares_under(looks, np.stack(masks))
+        salient = most_looked_at(shares, areas, limit).tolist()
         unclear = {
             i
             for i in range(movable, len(masks))
-            if areas[i] >= ranks.MIN_AREA and scores[i] >= floor - gap and i not in salient
+            if areas[i] >= MIN_AREA and shares[i] >= MIN_SHARE - CLEAR and i not in salient
         }
-        unclear |= {i for i in salient if i >= movable and scores[i] < floor + gap}
+        unclear |= {i for i in salient if i >= movable and shares[i] < MIN_SHARE + CLEAR}
         for first, second in zip(salient, salient[1:], strict=False):
-            if scores[first] - scores[second] < gap:
+            if shares[first] - shares[second] < CLEAR:
                 # Either will do; the lower one first, as its place in the order is the less sure.
                 pasted = [i for i in (second, first) if i >= movable]
                 unclear |= set(pasted[:1]) if not {first, second} & unclear else set()
@@ -334,7 +323,7 @@ def crop_photo(
 
     zoom: share of windows set on one larger object, which then takes 45 to 130% of the frame.
     turn: degrees by which the window is turned about its middle, and enlarged to have no corners.
-    Returns the picture, visible masks, kinds, and the areas in pixels that MIN_VISIBLE refers to.
+    Returns the picture, visible masks, and the areas in pixels that MIN_VISIBLE refers to.
     """
     h, w = image.shape[:2]
     aspect = frame[1] / frame[0]
@@ -342,7 +331,7 @@ def crop_photo(
     large = [
         box
         for box, instance in zip(boxes, photo.instances, strict=True)
-        if instance.area > 0.01 * h * w and kind_weight(instance.kind) >= MIN_COPY_WEIGHT
+        if instance.area > 0.01 * h * w and instance.kind not in FURNITURE
     ]
     if large and rng.random() < zoom:
         x0, y0, x1, y1 = large[int(rng.integers(len(large)))]
@@ -369,7 +358,7 @@ def crop_photo(
         part = cv2.warpAffine(
             part, turned, frame[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
         )
-    masks, kinds, full = [], [], []
+    masks, full = [], []
     for instance, box in zip(photo.instances, boxes, strict=True):
         if box[2] <= x or box[0] >= x + cw or box[3] <= y or box[1] >= y + ch:
             continue
@@ -383,11 +372,10 @@ def crop_photo(
         if pixels == 0:
             continue
         masks.append(mask)
-        kinds.append(instance.kind)
         # A piece of an object at the edge of the window is no object, unless it is large.
         whole = instance.area * sx * sy
         full.append(0.5 * whole if pixels < 0.1 * mask.size else float(pixels))
     if rng.random() < 0.5:
         part = cv2.flip(part, 1)
         masks = [cv2.flip(mask.view(np.uint8), 1).view(bool) for mask in masks]
-    return part, masks, kinds, full
+    return part, masks, full

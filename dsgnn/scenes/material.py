@@ -20,14 +20,14 @@ import cv2
 import numpy as np
 
 from dsgnn.data.coco import Instance, Photo, read_photos
-from dsgnn.data.saliency import kind_weight
 from dsgnn.runtime.errors import DataError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 CUTOUT_PX = 384  # longest side kept
 BACKGROUND_PX = 768
 MIN_COPY_PX = 64  # √area from which an object is copied out of a photo
-MIN_COPY_WEIGHT = 0.2
+# What furnishes a room is not copied out of it.
+FURNITURE = {"bed", "bench", "chair", "couch", "dining table", "oven", "refrigerator", "sink"}
 
 
 def held_out(name: str) -> bool:
@@ -173,17 +173,6 @@ class Library:
         self.sources = [i for i, p in enumerate(self.photos) if any(map(_copyable, p.instances))]
         self._cache: dict[tuple[str, int], Any] = {}
 
-    def load(self) -> None:
-        """Decode everything now, so that workers forked afterwards share it."""
-        for i in range(len(self.cutout_files)):
-            self.cutout(i)
-        for i in range(len(self.background_files)):
-            self.background(i)
-        for i in range(len(self.photos)):
-            self.empty(i)
-        for i in self.sources:
-            self.copies(i)
-
     def cutout(self, i: int) -> Cutout:
         return self._cached(
             "cutout", i, lambda: read_cutout(self.cutout_files[i], self.cutout_kinds[i])
@@ -216,11 +205,11 @@ def _files_of_split(folder: Path | str | None, test: bool) -> list[Path]:
 
 
 def _copyable(instance: Instance) -> bool:
-    """In one piece, large enough, and something that can stand by itself (a table cannot)."""
+    """In one piece, large enough, and something that can stand by itself."""
     return (
         len(instance.parts) == 1
         and instance.area >= MIN_COPY_PX**2
-        and kind_weight(instance.kind) >= MIN_COPY_WEIGHT
+        and instance.kind not in FURNITURE
     )
 
 

@@ -24,7 +24,6 @@ class Layer:
     alpha: np.ndarray
     x: int
     y: int
-    kind: str
     shadow: float
     base: float
 
@@ -90,7 +89,7 @@ def make_layer(
         shift += np.float32(rng.normal(0, 8))
     colour = patch[..., :3] * gain + alpha[..., None] * shift
     shadow = rng.uniform(0.15, 0.5) if rng.random() < 0.35 and not faint else 0.0
-    return Layer(colour, alpha, x, y, cutout.kind, shadow, base)
+    return Layer(colour, alpha, x, y, shadow, base)
 
 
 def _rotated(patch: np.ndarray, degrees: float) -> np.ndarray:

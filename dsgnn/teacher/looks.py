@@ -3,39 +3,56 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
 
 from dsgnn.data.ranks import PredictLooks
+from dsgnn.runtime.artifact import open_artifact, sha256_of
 from dsgnn.runtime.disk.files import whole_file
 from dsgnn.runtime.errors import CheckpointError
 
 
-def looks_of(path: Path, folder: Path) -> PredictLooks:
+def looks_of(path: Path, folder: Path | None = None) -> PredictLooks:
     """What predicts looks with the weights in a file: a teacher, or an artifact with attention.
 
-    path: what `dsgnn.teacher` trained, or an ONNX file such as the bundled model. folder: keeps
-    the predictions, each named after the photo's pixels and the weights. Raises CheckpointError
-    for an artifact without attention, and what opening the file raises.
+    path: what `dsgnn.teacher` trained, or an ONNX file such as the bundled model, which needs no
+    PyTorch. folder: keeps the predictions, each named after the photo's pixels and the weights;
+    None = they are not kept. Raises CheckpointError for an artifact without attention, and what
+    opening the file raises.
     """
+    predict: PredictLooks
     if path.suffix == ".onnx":
-        from dsgnn.runtime.ranker import Ranker
+        predict = ArtifactLooks(path)
+    else:
+        from dsgnn.teacher.network import load_teacher
 
-        ranker = Ranker(path)
-        if not ranker.artifact.description.attention:
+        predict = load_teacher(path).predict
+    return predict if folder is None else KeptLooks(predict, folder / sha256_of(path)[:16])
+
+
+class ArtifactLooks:
+    """`PredictLooks` by the attention of an exported network.
+
+    Each process opens the artifact for itself when it is first asked: an inference library does not
+    survive the fork of a process that prepares images.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._process = path, 0
+        if not open_artifact(path).description.attention:
             raise CheckpointError(f"{path} has no attention, so it cannot tell where people look")
 
-        def predict(image: np.ndarray) -> np.ndarray:
-            attention = ranker(image).attention
-            assert attention is not None
-            return attention
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """image: (h, w, 3) uint8 RGB → (gh, gw) float32, sum 1."""
+        if self._process != os.getpid():
+            from dsgnn.runtime.ranker import Ranker
 
-        return KeptLooks(predict, folder / ranker.artifact.sha256[:16])
-    from dsgnn.runtime.artifact import sha256_of
-    from dsgnn.teacher.network import load_teacher
-
-    return KeptLooks(load_teacher(path).predict, folder / sha256_of(path)[:16])
+            self._ranker, self._process = Ranker(self.path, threads=1), os.getpid()
+        attention = self._ranker(image).attention
+        assert attention is not None  # the description says so
+        return attention
 
 
 class KeptLooks:

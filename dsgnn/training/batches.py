@@ -1,9 +1,8 @@
-"""What a run trains on: numbered examples from a data set or made up, and their batches."""
+"""What a run trains on: numbered examples from data sets, and their batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import cv2
@@ -12,9 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dsgnn.data.records import Samples
-from dsgnn.data.transforms import Example, Examples, augment, collate, example
+from dsgnn.data.transforms import Example, Examples, augment, collate
 from dsgnn.runtime.errors import DataError, DsgnnError, OptionError
-from dsgnn.scenes.composite import CompositeScenes
 
 Key = tuple[int, int]  # number of an example, and its size in pixels
 
@@ -23,27 +21,6 @@ class ExampleSource(Protocol):
     """Training data: any number from 0 on → an example, always the same one."""
 
     def example(self, number: int, size: int) -> Example: ...
-
-
-@dataclass(frozen=True)
-class Scenes:
-    """Made-up scenes without end; they need no augmentation.
-
-    A third are size × size, the others shorter one way: batches pad them as the letterbox pads
-    photos, which a network has to have seen. seed: another one gives other scenes.
-    """
-
-    scenes: CompositeScenes
-    seed: int = 0
-
-    def example(self, number: int, size: int) -> Example:
-        number += self.seed * 10**9  # no run is as long
-        random = np.random.default_rng(mix(7, number))
-        height = width = size
-        if random.random() > 0.35:
-            short = round(size * random.choice((2 / 3, 3 / 4, 9 / 16, 0.7, 0.85)))
-            height, width = (short, size) if random.random() < 0.7 else (size, short)
-        return example(self.scenes.scene(number, (height, width)))
 
 
 class Epochs:

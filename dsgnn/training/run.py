@@ -11,8 +11,7 @@ from dsgnn.data import open_data
 from dsgnn.data.ranks import PredictLooks
 from dsgnn.data.records import Samples
 from dsgnn.runtime.errors import OptionError
-from dsgnn.scenes.composite import CompositeScenes
-from dsgnn.training.batches import Epochs, ExampleSource, Mixture, Scenes
+from dsgnn.training.batches import Epochs, ExampleSource, Mixture
 from dsgnn.training.journal import curve
 from dsgnn.training.loop import RunOptions, train
 from dsgnn.training.parallel import join, leave, process
@@ -72,7 +71,7 @@ def train_on(
     → the checkpoint to use: the best one, or the last one where none is known to be the best. In a
     process group only the first process gets it, the others None.
 
-    Made-up scenes are trained on without end. options.device: "auto", "cpu", "cuda" or "cuda:N".
+    options.device: "auto", "cpu", "cuda" or "cuda:N".
     seed, amp: as for `TrainingPlan`. Errors as for `train`, and DataError for broken data.
     """
     samples, validation = splits.open()
@@ -101,18 +100,11 @@ def train_on(
 def source_of(
     data: Sequence[Samples], config: Config, seed: int, shares: Sequence[float] = ()
 ) -> ExampleSource:
-    """Examples without end: new scenes, or the images of a data set time after time.
+    """Examples without end: the images of each data set time after time.
 
-    Scenes whose ranks are predicted are not new each time, as to predict them costs as much as to
-    train on them. shares: as in `DataSplits`.
+    shares: as in `DataSplits`.
     """
-    sources: list[ExampleSource] = []
-    for samples in data:
-        if isinstance(samples, CompositeScenes) and samples.predict_looks is None:
-            samples.load()
-            sources.append(Scenes(samples, seed))
-        else:
-            sources.append(Epochs(samples, config.augmentation, seed))
+    sources = [Epochs(samples, config.augmentation, seed) for samples in data]
     if len(sources) == 1:
         return sources[0]
     return Mixture(sources, shares or [len(samples) ** 0.5 for samples in data], seed)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
+from dsgnn.runtime.attention import percent
 from dsgnn.runtime.console import say
 from dsgnn.runtime.disk.download import photo_at
 from dsgnn.runtime.disk.files import claimed, printable
@@ -41,7 +42,7 @@ PLAIN = VideoOptions()
 # What spoils one source and not the run. Anything else is a bug and ends it.
 FAILURES = (DsgnnError, OSError, MemoryError)
 STOPS = ("SIGINT", "SIGTERM", "SIGHUP")  # as far as the system has them
-MANY = 3  # more images than this get a progress bar
+MANY = 9  # more images than this get a progress bar instead of a line each
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Outcome:
 
     timings_ms: milliseconds of each of STAGES. skipped: an earlier run did it. bug: the failure is
     not the source's fault but ours. note: this is neither an image nor a failure, but something
-    that a person should know of the source.
+    that a person should know of the source. shares: of looks, of each object of an image; None
+    where they are not known.
     """
 
     source: Source
@@ -60,6 +62,7 @@ class Outcome:
     skipped: bool = False
     bug: bool = False
     note: str = ""
+    shares: tuple[float, ...] | None = None
 
 
 @dataclass
@@ -114,7 +117,7 @@ def run(
     aspects: Aspects = (),
     fit: str = "crop",
 ) -> Summary:
-    """Rank all sources with a progress bar (many images, on a terminal); see `rank_sources`.
+    """Rank all sources and tell how it goes, see `rank_sources` and `follow`.
 
     Failures are named on standard error as they come, and so are notes. Raises FolderBusyError if
     another run is writing into `out`.
@@ -129,13 +132,15 @@ def run(
 
 
 def follow(outcomes: Generator[Outcome, None, None], expected: int | None) -> Summary:
-    """Sum up the outcomes as they come, with a progress bar, and name the failures.
+    """Sum up the outcomes as they come, and name the failures. Many have a progress bar; of few
+    images the shares of looks are told.
 
     expected: how many there will be; None = not known. Closes the generator.
     """
     from tqdm import tqdm
 
-    hidden = True if expected is not None and expected <= MANY else None  # None: on a terminal only
+    few = expected is not None and expected <= MANY
+    hidden = True if few else None  # None: on a terminal only
     summary = Summary()
     with closing(outcomes):
         for outcome in tqdm(outcomes, total=expected, unit="image", disable=hidden):
@@ -143,6 +148,10 @@ def follow(outcomes: Generator[Outcome, None, None], expected: int | None) -> Su
             if said := outcome.error or outcome.note:
                 with tqdm.external_write_mode(file=sys.stderr):
                     say(printable(f"{outcome.source.shown}: {said}"), err=True)
+            elif few and outcome.shares is not None:
+                shares = ", ".join(map(percent, outcome.shares))
+                told = f"{shares} of looks" if shares else "nothing stands out"
+                say(printable(f"{outcome.source.shown}: {told}"))
     return summary
 
 
@@ -317,7 +326,9 @@ def _rank_image(
     if "json" in target.kinds:
         record({"file": target.source.shown, "made": made, **ranking.to_dict(), **framed})
     timings = {**ranking.timings_ms, "decode": decode_ms, "save": 1e3 * (perf_counter() - start)}
-    return Outcome(target.source, len(ranking.objects), timings)
+    known = [item.attention for item in ranking.objects if item.attention is not None]
+    shares = None if ranking.attention is None else tuple(known)
+    return Outcome(target.source, len(ranking.objects), timings, shares=shares)
 
 
 def _expected(source: Source, select: Selection) -> int:

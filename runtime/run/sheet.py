@@ -19,7 +19,8 @@ JPEG_QUALITY = 85
 
 
 class Sheets:
-    """Pages of 4 × 8 pictures: out/sheet.jpg, sheet2.jpg and so on.
+    """Pages of at most 4 × 8 pictures: out/sheet.jpg, sheet2.jpg and so on. Fewer fill their rows
+    evenly: six are 3 × 2.
 
     It is a context manager. The last page is written when the block ends, also by an error. If
     there is any page, further ones of an earlier run are removed. inputs: `real_place` of every
@@ -57,8 +58,8 @@ class Sheets:
         path = self._path(self.pages + 1)
         if real_place(path) in self.inputs:
             raise OSError(f"the sheet {path} is one of the inputs: choose another output folder")
-        columns = min(COLUMNS, len(self._tiles))
-        rows = -(-len(self._tiles) // columns)
+        rows = -(-len(self._tiles) // COLUMNS)
+        columns = -(-len(self._tiles) // rows)
         high, wide = self._tiles[0].shape[:2]
         page_px = rows * (high + GAP_PX) + GAP_PX, columns * (wide + GAP_PX) + GAP_PX
         page = np.full((*page_px, 3), GROUND, np.uint8)

@@ -465,7 +465,7 @@ def test_work_is_counted_on_the_deploy_graph() -> None:
     work = gpu.count_work(Spec("deploy", "nano", True, size=(64, 64)))
     double = gpu.count_work(Spec("deploy", "nano", True, size=(64, 128)))
     Q = CONFIGS["nano"].queries
-    assert work["bytes_io"] == 64 * 64 * 3 + 4 * (Q + Q + Q * 16 * 16)
+    assert work["bytes_io"] == 64 * 64 * 3 + 4 * (Q + Q + Q * 16 * 16 + 8 * 8)
     assert 1.8 < double["operations"] / work["operations"] < 2.2
     assert 1e6 < work["weights"] < 2e7
 

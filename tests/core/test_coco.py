@@ -16,8 +16,10 @@ from dsgnn.data.coco import CocoReader, read_photos
 from dsgnn.data.polygons import segmentation_to_mask
 from dsgnn.evaluation.loop import evaluate
 from dsgnn.evaluation.table import table
+from dsgnn.runtime.artifact import sha256_of
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
-from dsgnn.runtime.errors import DataError
+from dsgnn.runtime.errors import DataError, OptionError
+from dsgnn.runtime.ranker import BUNDLED
 
 H, W = 60, 80
 SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 40.0, 10.0, 40.0]]
@@ -36,6 +38,11 @@ def _data(*annotations):
         "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "dining table"}],
         "annotations": list(annotations),
     }
+
+
+def even_looks(image):
+    """Stands for a network: people look everywhere alike, so shares are visible areas."""
+    return np.full((3, 4), 1 / 12, np.float32)
 
 
 def _write(folder: Path, data) -> Path:
@@ -73,7 +80,7 @@ def test_a_json_file_and_an_images_folder_may_be_given(tmp_path):
     _write(tmp_path, _data(_annotation()))
     (tmp_path / "instances.json").rename(tmp_path / "other.json")
     (tmp_path / "images").rename(tmp_path / "jpg")
-    assert len(CocoReader(tmp_path / "other.json", tmp_path / "jpg")[0].ranks) == 1
+    assert len(CocoReader(tmp_path / "other.json", tmp_path / "jpg", even_looks)[0].ranks) == 1
 
 
 def test_crowds_are_left_out(tmp_path):
@@ -105,7 +112,7 @@ def test_run_lengths_are_read_and_drawn_exactly(tmp_path, hole):
     mask[15:25, 20:30] = not hole
     mask[18:20, 23:26] = True  # an island in the hole
     rle = {"size": [H, W], "counts": _counts(mask)}
-    reader = CocoReader(_write(tmp_path, _data(_annotation(rle))))
+    reader = CocoReader(_write(tmp_path, _data(_annotation(rle))), ranks=even_looks)
     assert np.array_equal(reader.photos[0].instances[0].draw((H, W)), mask)
     assert np.array_equal(reader[0].masks[0], mask)
 
@@ -116,7 +123,7 @@ def test_a_list_of_run_lengths_is_their_union_as_in_cocos_tools(tmp_path):
     masks[0, 5:40, 8:60] = masks[1, 30:55, 40:78] = True
     runs = [{"size": [H, W], "counts": _counts(mask)} for mask in masks]
     expected = coco.decode(coco.merge(coco.frPyObjects(runs, H, W))).astype(bool)
-    reader = CocoReader(_write(tmp_path, _data(_annotation(runs))))
+    reader = CocoReader(_write(tmp_path, _data(_annotation(runs))), ranks=even_looks)
     assert np.array_equal(reader[0].masks, [expected])
     assert np.array_equal(reader.photos[0].instances[0].draw((H, W)), expected)
 
@@ -139,45 +146,55 @@ def test_the_object_visited_first_is_the_most_salient_one(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_without_an_order_the_rule_ranks_and_it_is_said(tmp_path, caplog):
-    folder = _write(
-        tmp_path,
-        _data(_annotation([[0.0, 0, W, 0, W, H, 0, H]], category_id=2), _annotation(SQUARE)),
-    )
-    sample = CocoReader(folder)[0]
-    assert sample.ranks.tolist() == [1]  # the table is clutter
-    assert np.array_equal(sample.masks[0], segmentation_to_mask(SQUARE, H, W))
-    assert CocoReader(folder).ranks == "rule"
-    message = f"{folder}: there is no annotations[].visiting_order, so ranks come from the written"
-    assert caplog.records[0].message.startswith(message)
+def test_without_ranks_a_network_has_to_give_them(tmp_path):
+    """Refused without one, by the reader and by each command, which names its option."""
+    folder = _write(tmp_path, _data(_annotation(SQUARE), _annotation(OTHER)))
+    with pytest.raises(OptionError, match="nothing in it says what people") as error:
+        CocoReader(folder)
+    assert error.value.about == ("predict_looks",) and str(folder) in str(error.value)
+    assert CocoReader(folder, ranks=even_looks)[0].ranks.tolist() == [2, 1]
+    results = tmp_path / "results.json"
+    nothing = {"file": "a.png", "height": H, "width": W, "objects": []}
+    results.write_text(json.dumps({"schema": RESULTS_SCHEMA, "images": [nothing]}))
+    arguments = ["--data", str(folder), "--split", "all", "--predictions", str(results)]
+    done = CliRunner().invoke(cli.evaluate, arguments)
+    assert done.exit_code == 2 and "(see --teacher)" in " ".join(done.output.split())
+    done = CliRunner().invoke(cli.train, ["--config", "nano", "--data", str(folder), "--out", "x"])
+    assert done.exit_code == 2 and "(see --teacher)" in " ".join(done.output.split())
+    done = CliRunner().invoke(cli.evaluate, [*arguments, "--teacher", "nano"])
+    assert done.exit_code == 0, done.output
+    assert "the true ranks are predicted by nano.onnx, sha256 " in done.output
 
 
-@pytest.mark.parametrize(("order", "ranks"), [({}, "written rule"),
-                                              ({"visiting_order": 1}, "annotations")])  # fmt: skip
-def test_an_evaluation_says_where_the_true_ranks_come_from(tmp_path, order, ranks):
-    folder = _write(tmp_path, _data(_annotation(**order)))
+@pytest.mark.parametrize(("teacher", "ranks"), [(BUNDLED, "predicted looks"),
+                                                (None, "annotations")])  # fmt: skip
+def test_an_evaluation_says_where_the_true_ranks_come_from(tmp_path, teacher, ranks):
+    folder = _write(tmp_path, _data(_annotation(visiting_order=1)))
     nothing = {"file": "a.png", "height": H, "width": W, "objects": []}
     results = tmp_path / "results.json"
     results.write_text(json.dumps({"schema": RESULTS_SCHEMA, "images": [nothing]}))
-    figures = evaluate(None, str(folder), predictions=results, split="train+val")
-    assert figures["data"] == {"spec": str(folder), "split": "train+val", "ranks": ranks}
-    said = "true ranks come from the rule of dsgnn.data.saliency, not from people"
-    assert (said in table(figures)) == (ranks == "written rule")
+    split = "train+val"
+    figures = evaluate(None, str(folder), predictions=results, split=split, teacher=teacher)
+    facts = {"spec": str(folder), "split": split, "ranks": ranks}
+    told = f"nano.onnx, sha256 {sha256_of(BUNDLED)[:12]}"
+    assert figures["data"] == facts | ({"teacher": told} if teacher else {})
+    said = f"the true ranks are predicted by {told}, not by people"
+    assert (said in table(figures)) == (teacher is not None)
 
 
-def test_the_rule_may_find_nothing(tmp_path):
-    sample = CocoReader(_write(tmp_path, _data(_annotation(category_id=2))))[0]
+def test_looks_may_be_nowhere_on_an_object(tmp_path):
+    looks = np.zeros((H, W), np.float32)
+    looks[:, 60:] = 1
+    (sample,) = CocoReader(_write(tmp_path, _data(_annotation())), ranks=lambda _: looks)
     assert sample.masks.shape == (0, H, W) and sample.ranks.shape == (0,)
 
 
-def test_ranks_from_the_rule_may_be_asked_for_and_an_order_demanded(tmp_path):
-    folder = _write(tmp_path, _data(_annotation(visiting_order=1)))
-    assert CocoReader(folder, ranks="rule").ranks == "rule"
-    _write(tmp_path, _data(_annotation()))
+def test_an_order_may_be_demanded(tmp_path):
+    folder = _write(tmp_path, _data(_annotation()))
     with pytest.raises(DataError, match=r"there is no annotations\[\]\.visiting_order"):
         CocoReader(folder, ranks="visiting_order")
-    with pytest.raises(ValueError, match="ranks must be one of .*got 'size'"):
-        CocoReader(folder, ranks="size")
+    with pytest.raises(ValueError, match="ranks must be one of .*got 'rule'"):
+        CocoReader(folder, ranks="rule")
 
 
 def _broken(change):
@@ -364,7 +381,7 @@ def test_missing_and_unreadable_files_are_named(tmp_path):
     folder = _write(tmp_path, _data(_annotation()))
     (folder / "images" / "a.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"a\.png: not a readable image"):
-        CocoReader(folder)[0]
+        CocoReader(folder, ranks=even_looks)[0]
     cv2.imwrite(str(folder / "images" / "a.png"), np.zeros((10, 20, 3), np.uint8))
     with pytest.raises(DataError, match=r"say 80×60, the file is 20×10; resize"):
-        CocoReader(folder)[0]
+        CocoReader(folder, ranks=even_looks)[0]

@@ -1,4 +1,4 @@
-"""Composite scenes: deterministic, exact masks, an order the rule stands for, splits kept apart."""
+"""Composite scenes: deterministic, exact masks, an order by looks, splits kept apart."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from dsgnn.data.coco import read_photos
-from dsgnn.data.saliency import MIN_GAP, SPAN, THRESHOLD, saliency_scores
-from dsgnn.scenes import collect, composite, material, procedural
+from dsgnn.data.ranks import CLEAR, MIN_SHARE, shares_under
+from dsgnn.scenes import collect, composite, material
 from dsgnn.scenes.composite import ASPECTS, SHARES, TRAIN_SHARES, CompositeScenes, crop_photo
 from dsgnn.scenes.material import Cutout, empty_region, held_out, photo_cutouts, premultiplied
 from dsgnn.scenes.paint import Layer, flatten, make_layer
@@ -69,6 +69,11 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {name: root / name for name in ("cutouts", "backgrounds", "coco")}
 
 
+def even_looks(image):
+    """Stands for a network: people look everywhere alike, so shares are visible areas."""
+    return np.full((3, 4), 1 / 12, np.float32)
+
+
 def _same(a, b) -> bool:
     return (
         a.name == b.name
@@ -79,10 +84,9 @@ def _same(a, b) -> bool:
 
 
 def test_a_scene_is_the_same_whatever_was_made_before_it(folders):
-    first = CompositeScenes(**folders, size=96)
+    first = CompositeScenes(even_looks, **folders, size=96)
     made = {i: first.scene(i) for i in range(25)}
-    second = CompositeScenes(**folders, size=96)
-    second.load()
+    second = CompositeScenes(even_looks, **folders, size=96)
     for i in reversed(range(25)):
         assert _same(second.scene(i), made[i])
     third = pickle.loads(pickle.dumps(first))  # what a spawned worker gets
@@ -90,18 +94,18 @@ def test_a_scene_is_the_same_whatever_was_made_before_it(folders):
 
 
 def test_seed_split_and_number_each_change_the_scene(folders):
-    scenes = CompositeScenes(**folders, size=64)
-    other = CompositeScenes(**folders, size=64, seed=1)
+    scenes = CompositeScenes(even_looks, **folders, size=64)
+    other = CompositeScenes(even_looks, **folders, size=64, seed=1)
     images = [sample.image for sample in (scenes[0], scenes[1], other[0])]
     for split in ("train", "test"):  # also where both have the same material
-        images.append(CompositeScenes(size=64, split=split)[0].image)
+        images.append(CompositeScenes(even_looks, size=64, split=split)[0].image)
     for i, image in enumerate(images):
         for later in images[i + 1 :]:
             assert image.shape != later.shape or not np.array_equal(image, later)
 
 
 def test_len_and_iteration_end_but_any_number_can_be_made():
-    scenes = CompositeScenes(size=32, length=3)
+    scenes = CompositeScenes(even_looks, size=32, length=3)
     assert len(scenes) == len(list(scenes)) == 3
     with pytest.raises(IndexError, match="scene 3 of 3"):
         scenes[3]
@@ -109,7 +113,7 @@ def test_len_and_iteration_end_but_any_number_can_be_made():
 
 
 def test_sizes_are_exact_or_the_longest_side(folders):
-    scenes = CompositeScenes(**folders, size=(48, 80))
+    scenes = CompositeScenes(even_looks, **folders, size=(48, 80))
     assert scenes[0].image.shape == (48, 80, 3)
     shapes = Counter(scenes.scene(i, size=96).image.shape[:2] for i in range(150))
     allowed = {(round(96 * h / max(w, h)), round(96 * w / max(w, h))) for w, h in ASPECTS}
@@ -117,7 +121,7 @@ def test_sizes_are_exact_or_the_longest_side(folders):
 
 
 def test_without_folders_everything_is_procedural():
-    scenes = CompositeScenes(size=64)
+    scenes = CompositeScenes(even_looks, size=64)
     samples = [scenes[i] for i in range(60)]
     kinds = Counter(s.name.split("-")[-1] for s in samples)
     assert set(kinds) == {"procedural", "empty"}
@@ -128,7 +132,7 @@ def test_without_folders_everything_is_procedural():
 @pytest.mark.parametrize(("split", "shares"), [("test", SHARES), ("train", TRAIN_SHARES)])
 def test_kinds_of_scenes_come_in_their_shares(folders, split, shares):
     assert sum(shares.values()) == pytest.approx(1)
-    scenes = CompositeScenes(**folders, size=32, split=split)
+    scenes = CompositeScenes(even_looks, **folders, size=32, split=split)
     kinds = Counter(scenes[i].name.split("-")[-1] for i in range(500))
     for kind, share in shares.items():
         assert kinds[kind] / 500 == pytest.approx(share, abs=0.07)
@@ -139,58 +143,67 @@ def test_masks_turn_with_their_photo(folders, degrees):
     photo = read_photos(folders["coco"])[0]  # a red person on grey noise
     for seed in range(6):
         rng = np.random.default_rng(seed)
-        image, masks, kinds, _ = crop_photo(rng, photo.read(), photo, (150, 200), 0.5, degrees)
+        image, masks, _ = crop_photo(rng, photo.read(), photo, (150, 200), 0.5, degrees)
         rng = np.random.default_rng(seed)
         straight = crop_photo(rng, photo.read(), photo, (150, 200), 0.5)[0]
         assert not np.array_equal(image, straight)
         red = image[..., 0].astype(int) - image[..., 1] > 95
-        assert kinds == ["person"] and image.shape == (150, 200, 3)
+        assert len(masks) == 1 and image.shape == (150, 200, 3)
         assert (red & masks[0]).sum() > 0.96 * (red | masks[0]).sum()
         assert image.min() > 20, "no black corner"
 
 
 def test_at_most_max_objects_and_none_in_empty_scenes(folders):
-    scenes = CompositeScenes(**folders, size=64, max_objects=2)
+    scenes = CompositeScenes(even_looks, **folders, size=64, max_objects=2)
     counts = [(len(s.ranks), s.name) for s in (scenes[i] for i in range(150))]
     assert {n for n, _ in counts} == {0, 1, 2}
     assert all(n == 0 for n, name in counts if name.endswith("empty"))
 
 
 def test_the_place_in_the_list_does_not_tell_the_rank(folders):
-    scenes = CompositeScenes(**folders, size=64)
+    scenes = CompositeScenes(even_looks, **folders, size=64)
     pairs = [s.ranks.tolist() for s in (scenes[i] for i in range(300)) if len(s.ranks) == 2]
     assert 0.3 < np.mean([ranks == [2, 1] for ranks in pairs]) < 0.7
 
 
-@pytest.mark.parametrize("kind", ["animals", "bowl"])
-def test_pasted_objects_are_ordered_by_the_rule_and_clearly(folders, monkeypatch, kind):
-    """With the frame's colours left alone and one kind of object, the rule can be asked again."""
+def looks_at_the_left(image):
+    """Stands for a network: the further to the left, the more is looked at."""
+    looks = np.repeat(np.linspace(1, 0.2, 16, dtype=np.float32)[None], 12, 0)
+    return looks / looks.sum()
+
+
+def test_pasted_objects_are_ordered_by_their_looks_and_clearly(folders, monkeypatch):
+    """With the frame's colours left alone what predicts the looks can be asked again."""
     monkeypatch.setattr(composite, "develop", lambda rng, image, strength: image)
-    monkeypatch.setattr(material, "read_cutout", lambda path, _: _disc(kind))
-    monkeypatch.setattr(procedural, "shape", lambda rng: _disc(kind))
-    scenes = CompositeScenes(folders["cutouts"], folders["backgrounds"], size=160)
-    several = 0
+    scenes = CompositeScenes(
+        looks_at_the_left, folders["cutouts"], folders["backgrounds"], size=160
+    )
+    several = by_size = 0
     for i in range(150):
         sample = scenes[i]
-        scores = saliency_scores(sample.image, sample.masks, [kind] * len(sample.ranks))
-        ordered = scores[np.argsort(sample.ranks)]
-        assert (np.diff(ordered) >= MIN_GAP).all()
-        assert (scores >= THRESHOLD + MIN_GAP).all()
-        assert np.ptp(ordered) <= SPAN if len(ordered) else True
+        if not len(sample.masks):
+            continue
+        shares = shares_under(looks_at_the_left(sample.image), sample.masks)
+        ordered = shares[np.argsort(sample.ranks)]
+        assert (np.diff(ordered) >= CLEAR - 1e-6).all()
+        assert (shares >= MIN_SHARE + CLEAR - 1e-6).all()
         assert (sample.masks.mean((1, 2)) >= 0.003).all()
-        several += len(scores) > 1
-    assert several > 20
+        np.testing.assert_array_equal(sample.attention, looks_at_the_left(sample.image))
+        several += len(shares) > 1
+        areas = sample.masks.sum((1, 2))[np.argsort(sample.ranks)]
+        by_size += bool((np.diff(areas) >= 0).all())
+    assert several > 20 and by_size < 150 - 5
 
 
-def _disc(kind: str = "animals") -> Cutout:
+def _disc() -> Cutout:
     cv2.circle(alpha := np.zeros((64, 64), np.uint8), (32, 32), 30, 255, -1)
     colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    return Cutout(premultiplied(np.dstack([colours, alpha])), kind)
+    return Cutout(premultiplied(np.dstack([colours, alpha])), "animals")
 
 
 def test_photo_scenes_carry_the_masks_of_the_photo(folders, monkeypatch):
     monkeypatch.setattr(composite, "develop", lambda rng, image, strength: image)
-    scenes = CompositeScenes(coco=folders["coco"], size=128)
+    scenes = CompositeScenes(even_looks, coco=folders["coco"], size=128)
     seen = 0
     for i in range(80):
         sample = scenes[i]
@@ -214,7 +227,7 @@ def test_train_and_test_share_no_file_and_leave_none_out(folders, monkeypatch):
     used = {}
     for split in ("train", "test"):
         read.clear()
-        scenes = CompositeScenes(**folders, split=split, size=32)
+        scenes = CompositeScenes(even_looks, **folders, split=split, size=32)
         for i in range(250):
             scenes[i]
         used[split] = set(read)
@@ -239,9 +252,9 @@ def test_layers_paste_exactly_and_hide_what_lies_behind():
     alpha[5:, :] = 1.0
     alpha[4, :] = 0.5  # not above one half: not the object's
     alpha[3, :] = 0.51
-    behind = Layer(alpha[..., None] * np.float32(RED), alpha, 10, 10, "x", 0.0, 30.0)
+    behind = Layer(alpha[..., None] * np.float32(RED), alpha, 10, 10, 0.0, 30.0)
     full = np.ones((10, 10), np.float32)
-    front = Layer(full[..., None] * np.float32(GREEN), full, 35, 20, "x", 0.0, 30.0)
+    front = Layer(full[..., None] * np.float32(GREEN), full, 35, 20, 0.0, 30.0)
     image, (old, first, second) = flatten(background, [before], [behind, front])
 
     expected = np.zeros((40, 60), bool)
@@ -258,7 +271,7 @@ def test_layers_paste_exactly_and_hide_what_lies_behind():
 def test_shadows_darken_and_belong_to_nobody():
     background = np.full((60, 60, 3), 200, np.uint8)
     alpha = np.ones((20, 20), np.float32)
-    layer = Layer(alpha[..., None] * np.float32(RED), alpha, 20, 20, "x", 0.5, 40.0)
+    layer = Layer(alpha[..., None] * np.float32(RED), alpha, 20, 20, 0.5, 40.0)
     image, (mask,) = flatten(background, [], [layer])
     assert mask.sum() == 400 and (image[mask] == RED).all()
     assert (image[~mask] <= 200).all() and image[41, 30].max() < 200 and image[5, 5].min() == 200
@@ -324,20 +337,20 @@ def test_empty_regions_hold_no_object(folders):
 
 def test_wrong_arguments_and_files_are_named(tmp_path, folders):
     with pytest.raises(ValueError, match='split must be "train" or "test", got \'val\''):
-        CompositeScenes(split="val")
-    with pytest.raises(ValueError, match="max_objects must be 1…5, got 6"):
-        CompositeScenes(max_objects=6)
+        CompositeScenes(even_looks, split="val")
+    with pytest.raises(ValueError, match="max_objects must be 1…8, got 9"):
+        CompositeScenes(even_looks, max_objects=9)
     with pytest.raises(FileNotFoundError, match="no images"):
-        CompositeScenes(cutouts=tmp_path)
+        CompositeScenes(even_looks, cutouts=tmp_path)
     _background_file(tmp_path / "opaque.png", 0)
     split = "test" if held_out("opaque") else "train"
     with pytest.raises(ValueError, match=r"no file falls into the \w+ split"):
-        CompositeScenes(cutouts=tmp_path, split="train" if split == "test" else "test")
+        CompositeScenes(even_looks, cutouts=tmp_path, split="train" if split == "test" else "test")
     with pytest.raises(ValueError, match=r"opaque\.png: a cut-out must be an 8-bit RGBA image"):
-        CompositeScenes(cutouts=tmp_path, split=split).load()
+        CompositeScenes(even_looks, cutouts=tmp_path, split=split).library.cutout(0)
     cv2.imwrite(str(tmp_path / "opaque.png"), np.zeros((9, 9, 4), np.uint8))
     with pytest.raises(ValueError, match="transparent everywhere"):
-        CompositeScenes(cutouts=tmp_path, split=split).load()
+        CompositeScenes(even_looks, cutouts=tmp_path, split=split).library.cutout(0)
 
 
 def test_collecting_takes_photographs_and_leaves_drawings(tmp_path):
@@ -365,16 +378,10 @@ def test_collecting_takes_photographs_and_leaves_drawings(tmp_path):
     assert len(collect.DEBIAN_PACKAGES) == 8
 
 
-def even_looks(image):
-    """Stands for a network: people look everywhere alike, so shares are visible areas."""
-    return np.full((3, 4), 1 / 12, np.float32)
-
-
 def test_predicted_looks_order_the_objects(folders) -> None:
     """Its shares decide what is salient, in which order, and what is taken off as unclear."""
-    scenes = CompositeScenes(**folders, predict_looks=even_looks)
+    scenes = CompositeScenes(even_looks, **folders)
     assert scenes.ranks_from == "predicted looks" and scenes.max_objects == 8
-    assert CompositeScenes(**folders).ranks_from == "written rule"
     counts = Counter()
     for number in range(60):
         sample = scenes.scene(number, (96, 128))
@@ -387,5 +394,5 @@ def test_predicted_looks_order_the_objects(folders) -> None:
             shares = 0.5 * areas / areas.sum()
             assert (-np.diff(shares) >= 0.02 - 1e-9).all()
     assert sum(count for objects, count in counts.items() if objects >= 2) >= 10
-    same = CompositeScenes(**folders, predict_looks=even_looks).scene(7, (96, 128))
+    same = CompositeScenes(even_looks, **folders).scene(7, (96, 128))
     np.testing.assert_array_equal(same.image, scenes.scene(7, (96, 128)).image)

@@ -403,6 +403,8 @@ def losses(config, targets, seed: int = 0, **options):
     torch.manual_seed(seed)
     model = build_model(config)
     images = torch.randn(len(targets), 3, 64, 64)
+    if model.config.attention:  # as batches have it where nobody knows what is looked at
+        targets = [replace(target, attention=torch.zeros(8, 8)) for target in targets]
     criterion = Criterion(model.config, points=256)
     terms = criterion(model(images, training_outputs=True), images, targets, **options)
     sum(term.sum() for term in terms.values()).backward()

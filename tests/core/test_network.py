@@ -188,7 +188,8 @@ def test_every_parameter_learns(config):
     masks = torch.zeros(2, 3, 96, 96)
     masks[:, 0, :40, :40], masks[:, 1, 50:, :48], masks[:, 2, 20:80, 60:] = 1, 1, 1
     masks[1] = masks[1].flip(-1)
-    targets = [ImageTruth(m, torch.tensor([2.0, 1.0, 3.0])) for m in masks]
+    looks = torch.eye(12) / 12
+    targets = [ImageTruth(m, torch.tensor([2.0, 1.0, 3.0]), attention=looks) for m in masks]
     terms = Criterion(model.config, points=256)(
         model(images, training_outputs=True), images, targets
     )

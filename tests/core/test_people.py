@@ -160,7 +160,7 @@ def test_the_parts_of_a_mask_are_objects_to_train_on(tmp_path: Path) -> None:
     for number, mask in ((first, LARGE | SMALL | speck), (second, many)):
         write_photo(tmp_path / "images" / f"{number}.png")
         cv2.imwrite(str(tmp_path / "masks" / f"{number}.png"), 255 * mask.astype(np.uint8))
-    with pytest.raises(DataError, match="has masks without ranks; give a network that"):
+    with pytest.raises(OptionError, match="nothing in it says what people look at first"):
         open_data(tmp_path, "train")
 
     def middle(image: np.ndarray) -> np.ndarray:
@@ -258,8 +258,13 @@ def test_ranks_of_people_in_samples(ranked: Path) -> None:
     np.testing.assert_array_equal(reader[0].masks, [SMALL, LARGE])
     assert reader[0].ranks.tolist() == [2, 1]
     np.testing.assert_array_equal(reader[1].masks, [SMALL])
-    assert CocoReader(ranked).ranks_from == "written rule"  # one photo has no ranks of people
-    assert [len(open_data(ranked, split)) for split in ("train", "val", "all")] == [2, 0, 3]
+    with pytest.raises(OptionError, match="nothing in it says"):  # of one photo
+        CocoReader(ranked)
+
+    def middle(image: np.ndarray) -> np.ndarray:
+        return np.ones((1, 1), np.float32)
+
+    assert [len(open_data(ranked, split, middle)) for split in ("train", "val", "all")] == [2, 0, 3]
 
 
 def test_counts_of_fixations_must_fit(ranked: Path) -> None:

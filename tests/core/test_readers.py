@@ -193,6 +193,11 @@ def test_broken_segmentations(segmentation, message):
         segmentation_to_mask(segmentation, HEIGHT, WIDTH)
 
 
+def even_looks(image):
+    """Stands for a network: people look everywhere alike, so shares are visible areas."""
+    return np.full((3, 4), 1 / 12, np.float32)
+
+
 # --- ASSR --------------------------------------------------------------------------------------
 
 
@@ -219,7 +224,7 @@ def test_assr_splits_and_the_published_recipe(assr):
     assert joined[-1].name == "201" and joined.palette == "assr"
     with pytest.raises(IndexError):
         joined[3]
-    mixed = Joined([open_data("composite:2", "train"), AssrReader(assr, "val")])
+    mixed = Joined([open_data("composite:2", "train", even_looks), AssrReader(assr, "val")])
     assert mixed[-1].name == "201" and mixed[-2].name == mixed[1].name
     with pytest.raises(ValueError, match="split must be one of train, val, test, got 'all'"):
         AssrReader(assr, "all")
@@ -572,13 +577,17 @@ def test_coco_folders(tmp_path):
 
 
 def test_composite_scenes():
-    train, val, test = (open_data("composite:3", split) for split in ("train", "val", "test"))
+    train, val, test = (
+        open_data("composite:3", split, even_looks) for split in ("train", "val", "test")
+    )
     assert len(train) == len(val) == len(test) == 3
     assert (val.split, test.split, train.split) == ("test", "test", "train")
     assert not np.array_equal(val[0].image, test[0].image)  # other scenes of the same material
     for spec in ("composite:", "composite:0", "composite:many"):
         with pytest.raises(ValueError, match="expected composite:N"):
-            open_data(spec, "train")
+            open_data(spec, "train", even_looks)
+    with pytest.raises(ValueError, match="nothing in it says what people look at first"):
+        open_data("composite:3", "train")
     with pytest.raises(ValueError, match="splits of composite scenes are train, val, test"):
         open_data("composite:3", "all")
 
@@ -587,7 +596,7 @@ def test_composite_scenes_of_a_folder(tmp_path):
     for number in range(30):
         colour = (number * 8, 255 - number * 8, 40)
         write_image(tmp_path / "backgrounds" / f"{number}.png", colour, size=(300, 400))
-    data = open_data(f"composite:4:{tmp_path}", "train")
+    data = open_data(f"composite:4:{tmp_path}", "train", even_looks)
     assert data.library.background_files
     with pytest.raises(ValueError, match="has none of cutouts, backgrounds, photos"):
         open_data(f"composite:4:{tmp_path / 'backgrounds'}", "train")
@@ -714,8 +723,24 @@ def test_coco_and_composite_sets_are_checked_too(tmp_path):
     write_json(tmp_path / "instances.json", coco_json([40, 41]))
     found = problems(open_data(tmp_path, "all"))
     assert len(found) == 1 and "000000000041.jpg" in found[0]
-    report = check_data(open_data("composite:3", "train"))
+    report = check_data(open_data("composite:3", "train", even_looks))
     assert report.problems == [] and sum(report.objects.values()) == 3
+
+
+def test_what_has_no_ranks_is_checked_without_them(tmp_path):
+    """All but the ranks; with a teacher these too."""
+    write_image(tmp_path / "images" / f"{40:012d}.jpg")
+    content = coco_json([40, 41])
+    for annotation in content["annotations"]:
+        del annotation["visiting_order"]
+    write_json(tmp_path / "instances.json", content)
+    done = CliRunner().invoke(check, [str(tmp_path), "--split", "all"])
+    assert done.exit_code == 1 and len(done.stdout.splitlines()) == 1
+    assert "there are no ranks: " in done.stderr and "objects per image" not in done.stderr
+    assert "width×height in pixels: 16×12: 1" in done.stderr
+    done = CliRunner().invoke(check, [str(tmp_path), "--split", "all", "--teacher", "nano"])
+    assert done.exit_code == 1 and "ranks come from predicted looks" in done.stderr
+    assert "objects per image: " in done.stderr
 
 
 def test_coco_images_of_one_name_and_empty_splits_are_told(tmp_path):

@@ -193,7 +193,7 @@ def test_gather_samples_outside_as_zero() -> None:
         small("r50-assr"),
         small("r50-irsr"),
         CONFIGS["nano"],
-        replace(CONFIGS["nano"], name="attentive", attention=True),
+        replace(CONFIGS["nano"], name="inattentive", attention=False),
     ],
     ids=lambda c: c.name,
 )

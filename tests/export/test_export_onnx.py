@@ -52,7 +52,7 @@ def test_command_writes_a_verified_file(tmp_path: Path) -> None:
     model = onnx.load(target)
     sides = [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     assert sides == ["batch", 64, 96, 3]
-    assert [o.name for o in model.graph.output] == ["saliency", "score", "masks"]
+    assert [o.name for o in model.graph.output] == ["saliency", "score", "masks", "attention"]
     assert model.opset_import[0].version == 18
     description = read_description(target)
     assert (description.config, description.input) == ("nano", Fixed(64, 96))
@@ -60,7 +60,7 @@ def test_command_writes_a_verified_file(tmp_path: Path) -> None:
     sidecar = json.loads((tmp_path / "nano.onnx.json").read_text())
     assert sidecar["schema"] == "dsgnn.sidecar/1" and sidecar["verified"] is True
     assert [check["batch"] for check in sidecar["parity"]] == [1, 3]
-    assert all(check["photos"] == 3 and check["passed"] for check in sidecar["parity"])
+    assert all(check["photos"] == 6 and check["passed"] for check in sidecar["parity"])
     assert sidecar["machine"]["libraries"]["torch"] and sidecar["build"]["nodes"] > 100
     ranker = Ranker(target, if_none="all")
     together = ranker.batch(parity_photos())
@@ -92,7 +92,8 @@ def test_no_trace_of_this_machine_is_in_the_file(small_graph: onnx.ModelProto) -
 def test_half_weights_of_any_size(tmp_path: Path, photos: list[np.ndarray]) -> None:
     """A checkpoint rounded first gives a file of half the size and the same answers."""
     torch.manual_seed(3)
-    model = build_model("nano").eval()
+    # Random weights of a deeper backbone magnify the rounding of batches.
+    model = build_model(replace(CONFIGS["nano"], backbone="efficientnet_lite0")).eval()
     for norm in model.backbone.batch_norms():  # so that folding it changes the convolution
         norm.running_mean.normal_(0, 0.1)
         norm.running_var.uniform_(0.5, 1.5)
@@ -127,8 +128,7 @@ def test_attention_is_an_output_that_the_gate_compares(
     """From the network to a ranking whose shares order the objects; a map that lies elsewhere on
     the photo does not pass."""
     torch.manual_seed(3)
-    config = replace(CONFIGS["nano"], name="attentive", attention=True)
-    model = build_model(config)
+    model = build_model("nano")
     with torch.no_grad():
         model.attention.prior.normal_(0, 2)
     source = ExportSource(model.eval(), "synthetic", "0" * 64)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -37,6 +39,27 @@ def test_a_folder(place: Path, model: Path) -> None:
     assert "2 images ranked, 4 objects; ms per image: decode " in result.output
     names = sorted(path.name for path in Path("out").iterdir())
     assert names == ["a.overlay.jpg", "b.overlay.jpg", "results.json"]
+
+
+def test_few_photos_have_a_line_each_where_looks_are_known(
+    place: Path, tmp_path: Path, write_model: Callable[..., Path]
+) -> None:
+    """The shares are those of results.json; many photos have a progress bar instead."""
+    model = write_model(tmp_path / "looks.onnx", attention=True, order="attention")
+    result = call("photos", "--out", "out", "--model", model)
+    assert result.exit_code == 0, result.output
+    (objects, _) = (
+        e["objects"] for e in json.loads(Path("out/results.json").read_text())["images"]
+    )
+    assert objects[1]["attention"] < 0.005
+    shares = f"{objects[0]['attention']:.0%}, <1%"
+    assert len(objects) == 2 and f"photos/a.png: {shares} of looks" in result.stdout.splitlines()
+    nothing = call("photos/b.png", "--out", "none", "--model", model, "--threshold", "0.9999")
+    assert nothing.stdout.startswith("photos/b.png: nothing stands out\n")
+    for number in range(10):
+        shutil.copy("photos/a.png", f"photos/{number}.png")
+    many = call("photos", "--out", "many", "--model", model)
+    assert "12 images ranked" in many.output and "of looks" not in many.output
 
 
 def test_options_reach_the_ranker(place: Path, model: Path) -> None:

@@ -4,19 +4,28 @@ import numpy as np
 import pytest
 
 from dsgnn.runtime import RankedObject, Ranking
+from dsgnn.runtime.attention import percent
 from dsgnn.runtime.draw import DIM, RANK_COLOURS, TINT
 
+Box = tuple[float, float, float, float]
 
-def scene(h: int, w: int, boxes: list[tuple[float, float, float, float]]) -> Ranking:
-    """Objects with boxes (x0, y0, x1, y1) as shares of the photo, most salient first."""
+
+def scene(
+    h: int, w: int, boxes: list[Box], shares: tuple[float, ...] = (), identity: int | None = None
+) -> Ranking:
+    """Objects with boxes (x0, y0, x1, y1) as shares of the photo, most salient first. shares: of
+    looks."""
     objects = []
-    for index, shares in enumerate(boxes):
-        x0, y0, x1, y1 = (round(s * side) for s, side in zip(shares, (w, h, w, h), strict=True))
+    for index, ends in enumerate(boxes):
+        x0, y0, x1, y1 = (round(e * side) for e, side in zip(ends, (w, h, w, h), strict=True))
         mask = np.zeros((h, w), bool)
         mask[y0:y1, x0:x1] = True
         area = float(mask.mean())
         box = (x0, y0, x1, y1) if area else (0, 0, 0, 0)
-        objects.append(RankedObject(index + 1, -index, 0.9, box, mask, area, index))
+        looks = shares[index] if shares else None
+        objects.append(
+            RankedObject(index + 1, -index, 0.9, box, mask, area, index, identity, looks)
+        )
     return Ranking(h, w, tuple(objects))
 
 
@@ -87,6 +96,64 @@ def test_a_number_at_the_edge_stays_inside() -> None:
     rows, columns = np.nonzero((drawn == 255).all(2))
     ring = (rows.min(), columns.min(), rows.max(), columns.max())
     assert ring[2] - ring[0] == pytest.approx(ring[3] - ring[1], abs=1)  # not cut off
+
+
+ALONE: list[Box] = [(0.3, 0.4, 0.5, 0.6)]
+TWO: list[Box] = [(0.1, 0.1, 0.3, 0.3), (0.1, 0.7, 0.3, 0.9)]
+
+
+def written(h: int, w: int, boxes: list[Box], shares: tuple[float, ...]) -> np.ndarray:
+    """Where the shares of looks change the picture: (h, w) bool."""
+    image = np.full((h, w, 3), 100, np.uint8)
+    bare, told = scene(h, w, boxes).draw(image), scene(h, w, boxes, shares).draw(image)
+    return (bare != told).any(2)
+
+
+def test_the_share_of_looks_stands_beside_the_number() -> None:
+    """In one line with it; a longer text takes more room, and the first says what it is of."""
+    first, second = (written(480, 640, TWO, (0.38, 0.21))[half] for half in np.s_[:240, 240:])
+    for place, (middle, width) in ((first, (96, 128)), (second, (144, 128))):
+        rows, columns = np.nonzero(place)
+        assert abs(rows.mean() - middle) < 8 and columns.min() > width and np.ptp(rows) < 40
+    assert np.ptp(np.nonzero(first)[1]) > np.ptp(np.nonzero(second)[1]) + 60
+    short, long = (written(480, 640, ALONE, (share,)).sum() for share in (0.05, 0.55))
+    assert 0 < short < long
+
+
+def test_a_share_that_rounds_to_nothing_is_not_told_as_nothing() -> None:
+    image = np.full((480, 640, 3), 100, np.uint8)
+    pictures = [scene(480, 640, ALONE, (share,)).draw(image) for share in (0.0, 0.004, 0.006)]
+    assert (pictures[0] == pictures[1]).all() and (pictures[1] != pictures[2]).any()
+    assert [percent(share) for share in (0.0, 0.004, 0.006, 0.384, 1.0)] == [
+        "<1%", "<1%", "1%", "38%", "100%"
+    ]  # fmt: skip
+
+
+def test_a_share_at_the_edge_stands_on_the_other_side_or_is_shortened_or_left_out() -> None:
+    for boxes, least, most in (
+        ([(0.8, 0.4, 1.0, 0.6)], 0, 560),  # whole, to the left
+        ([(0.0, 0.4, 0.2, 0.6)], 64, 640),
+    ):
+        rows, columns = np.nonzero(written(480, 640, list(boxes), (0.38,)))
+        assert least < columns.min() + 1 and columns.max() < most and np.ptp(columns) > 120
+    narrow = written(300, 150, [(0.3, 0.4, 0.7, 0.6)], (0.38,))
+    assert 0 < np.ptp(np.nonzero(narrow)[1]) < 80
+    assert not written(300, 60, [(0.3, 0.4, 0.7, 0.6)], (0.38,)).any()
+
+
+def test_a_share_hides_no_other_number() -> None:
+    """Ten objects in a row: every disc is as it is without shares."""
+    row: list[Box] = [(0.1 * i, 0.4, 0.1 * i + 0.08, 0.6) for i in range(10)]
+    changed = written(480, 640, row, tuple(0.1 for _ in row))
+    for i in range(10):
+        y, x = 240, round((0.1 * i + 0.04) * 640)
+        assert not changed[y - 18 : y + 18, x - 18 : x + 18].any()
+
+
+def test_objects_of_a_video_have_no_share_on_them() -> None:
+    image = np.full((480, 640, 3), 100, np.uint8)
+    told = scene(480, 640, ALONE, (0.38,), identity=1).draw(image)
+    assert (told == scene(480, 640, ALONE).draw(image)).all()
 
 
 def test_refuses_a_photo_of_another_size() -> None:

@@ -267,7 +267,12 @@ def test_a_ranker_of_a_loaded_artifact(model: Path, photo: np.ndarray, write_mod
 
 
 def test_sample_photos() -> None:
-    assert [path.name for path in samples()] == ["astronaut.jpg", "chelsea.jpg", "coffee.jpg"]
+    names = [path.name for path in samples()]
+    assert names == [
+        f"{name}.jpg" for name in ("birthday", "cake", "desk", "goats", "tennis", "tie")
+    ]
+    credits = samples()[0].with_name("README.md").read_text("utf-8")
+    assert all(f"| `{name}` |" in credits for name in names)
 
 
 def test_the_bundled_model() -> None:
@@ -278,7 +283,9 @@ def test_the_bundled_model() -> None:
     for path, ranking in zip(samples(), ranker.batch(samples()), strict=True):
         photo = cv2.imread(str(path))
         assert (ranking.height, ranking.width) == photo.shape[:2]
-        assert len(ranking.objects) <= ranker.artifact.description.queries
+        assert 1 <= len(ranking.objects) <= ranker.artifact.description.queries
+        shares = [item.attention for item in ranking.objects]
+        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
         same(ranking, ranker(path))
 
 
