@@ -91,26 +91,6 @@ def test_objects_are_highlighted_in_the_order_of_the_json(
     assert highlighted(page) == [] and page.locator("#bubble").is_hidden()
 
 
-def test_shares_of_looks_are_told_where_the_model_knows_them(
-    page: "Page", tmp_path: Path, write_model: Callable[..., Path], file: Path
-) -> None:
-    model = write_model(tmp_path / "looks.onnx", attention=True, order="attention")
-    with serving_model(model, ServeLimits(max_bytes=200_000)) as (host, port):
-        (image,) = upload(page, f"http://{host}:{port}/", file)["images"]
-        assert len(image["objects"]) == 3
-        for item, button in zip(
-            image["objects"], page.locator("#objects button").all(), strict=True
-        ):
-            percent = f"{100 * item['attention']:.0f}"
-            looks = f"{'<1' if percent == '0' else percent} % of looks"
-            assert button.inner_text().split("\n")[1] == looks
-            assert (button.get_attribute("aria-label") or "").startswith(
-                f"Rank {item['rank']}: {looks}, "
-            )
-            bar = button.locator(".bar i").evaluate("i => parseFloat(i.style.width)")
-            assert bar == pytest.approx(100 * item["attention"], abs=1e-4)
-
-
 def test_the_picture_shows_what_is_highlighted(page: "Page", server: str, file: Path) -> None:
     """Tinted objects on a dimmed photo; alone in its light when highlighted."""
     upload(page, server, file)
