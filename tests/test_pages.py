@@ -132,6 +132,19 @@ def test_commands_take_these_options(line: str) -> None:
     parse(line)
 
 
+def test_every_command_is_in_the_pages() -> None:
+    shown = {name for text in PAGES.values() for name in re.findall(r"{{ help (.*) }}", text)}
+    there = {"python -m dsgnn.teacher"}
+    for script in entry_points(group="console_scripts"):
+        if script.name.startswith("dsgnn-"):
+            command = script.load()
+            there |= {
+                script.name,
+                *(f"{script.name} {below}" for below in getattr(command, "commands", ())),
+            }
+    assert shown == there
+
+
 def test_the_reading_of_commands_can_fail() -> None:
     with pytest.raises(click.NoSuchOption):
         parse("dsgnn-run photo.jpg --out ranked --nonsense")
