@@ -45,7 +45,8 @@ if_none_option = click.option(
     type=click.Choice(["none", "all"]),
     default="none",
     show_default=True,
-    help="What an image gives where no object passes: none, or all as the published code does.",
+    help="What an image gives where no object passes: none, or all as the published code does "
+    "(dsgnn-eval has all for its published protocols).",
 )
 specks_option = click.option(
     "--specks",

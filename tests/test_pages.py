@@ -45,6 +45,7 @@ from dsgnn.data.check import check_folder
 from dsgnn.runtime import rle, samples
 from dsgnn.runtime.ranker import BUNDLED
 from dsgnn.runtime.run.cli import main
+from dsgnn.runtime.serving.app import PARAMETERS
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sys.executable).parent
@@ -130,6 +131,19 @@ def test_links_lead_somewhere(page: str, link: str) -> None:
 @pytest.mark.parametrize("line", [*lines("dsgnn-"), *lines("python -m dsgnn.teacher")])
 def test_commands_take_these_options(line: str) -> None:
     parse(line)
+
+
+def test_every_command_is_in_the_pages() -> None:
+    shown = {name for text in PAGES.values() for name in re.findall(r"{{ help (.*) }}", text)}
+    there = {"python -m dsgnn.teacher"}
+    for script in entry_points(group="console_scripts"):
+        if script.name.startswith("dsgnn-"):
+            command = script.load()
+            there |= {
+                script.name,
+                *(f"{script.name} {below}" for below in getattr(command, "commands", ())),
+            }
+    assert shown == there
 
 
 def test_the_reading_of_commands_can_fail() -> None:
@@ -444,6 +458,9 @@ def checked(description: dict, operation: dict, address: str, path: str, **how: 
         if media == "application/json":
             whole = {**schema, "components": description["components"]}
             jsonschema.Draft202012Validator(whole).validate(json.loads(body))
+            told = description["components"]["schemas"]["Image"]["properties"]
+            for image in json.loads(body).get("images", ()):
+                assert set(image) <= set(told)
     return answer.status
 
 
@@ -470,6 +487,9 @@ def test_the_server_is_as_its_description_says(server: str, description: dict) -
     for path, status, how in refused:
         assert checked(description, rank, server, path, **how) == status
     assert checked(description, rank, server, "/rank?model=nano", body=photo) == 200
+    for query, how in (("16:9,1:1", {}), ("1:1", {"accept": "image/jpeg"})):
+        path = f"/rank?aspect={query}"
+        assert checked(description, rank, server, path, body=photo, **how) == 200
     for path in ("/", "/health", "/ready", "/metrics"):
         assert checked(description, description["paths"][path]["get"], server, path) == 200
 
@@ -482,6 +502,7 @@ def test_the_description_has_every_path_status_and_parameter(
     told = set(re.findall(r"\b([45]\d\d) ", (ROOT / "runtime/serving/cli.py").read_text("utf-8")))
     rank = description["paths"]["/rank"]["post"]
     assert told == {status for status in rank["responses"] if status != "200"}
+    assert {each["name"] for each in rank["parameters"]} == set(PARAMETERS)
     assert description["info"]["version"] == dsgnn.__version__
 
 

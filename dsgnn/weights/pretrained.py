@@ -317,6 +317,14 @@ def _branches(name: str) -> list[str]:
 
 
 def _brief(names: dict[str, str]) -> str:
-    """How many of each part, and why: "graph (532: not in the file); shape (2: …)"."""
-    counts = Counter((name.split(".")[0], why) for name, why in names.items())
-    return "; ".join(f"{part} ({count}: {why})" for (part, why), count in counts.items())
+    """How many of each part, and why: "graph (532: not in the file); shape (2: …)". Of several
+    reasons that a part has, only the first is given."""
+    reasons: dict[str, Counter[str]] = {}
+    for name, why in names.items():
+        reasons.setdefault(name.split(".")[0], Counter())[why] += 1
+    said = []
+    for part, counts in reasons.items():
+        first, more = next(iter(counts)), len(counts) - 1
+        others = f", and {more} other reasons" if more > 1 else ", and another reason" * more
+        said.append(f"{part} ({counts.total()}: {first}{others})")
+    return "; ".join(said)

@@ -15,7 +15,7 @@ from dsgnn.config import CONFIGS
 from dsgnn.model import build_model, normalise
 from dsgnn.runtime.errors import CheckpointError
 from dsgnn.weights.checkpoint import save_checkpoint
-from dsgnn.weights.pretrained import initialise, read_source
+from dsgnn.weights.pretrained import Report, initialise, read_source
 
 SMALL = replace(
     CONFIGS["r50-assr"], name="small", width=32, encoder_layers=2, layers=3, feedforward=64,
@@ -332,3 +332,11 @@ def test_the_names_in_memory_and_a_pickle_load_alike(mask2former, tmp_path: Path
     assert initialise(from_memory, tmp_path).taken.keys() == taken.keys()
     for name in taken:
         assert torch.equal(from_file.state_dict()[name], from_memory.state_dict()[name]), name
+
+
+def test_many_reasons_are_not_all_listed() -> None:
+    fresh = {f"backbone.{i}": f"the file has ({i},), here it is (9,)" for i in range(3)}
+    fresh |= {"graph.a": "not in the file", "graph.b": "of another shape", "shape.a": "no"}
+    text = str(Report("dsgnn", {}, fresh, {}))
+    assert "backbone (3: the file has (0,), here it is (9,), and 2 other reasons)" in text
+    assert "graph (2: not in the file, and another reason); shape (1: no)" in text
