@@ -289,9 +289,9 @@ def _walk(folder: str, parts: tuple[str, ...]) -> Iterator[str]:
         path = os.path.join(folder, entry.name)
         if entry.name.startswith(".") and not part.startswith("."):
             continue
-        if part == "**" and entry.is_dir():
-            yield from () if entry.is_symlink() else _walk(path, parts)
-        elif part == "**" and not rest:
+        if part == "**" and entry.is_dir(follow_symlinks=False):
+            yield from _walk(path, parts)
+        elif part == "**" and not rest and not os.path.isdir(path):
             yield path
         elif part != "**" and fnmatch(entry.name, part):
             yield from _walk(path, rest)

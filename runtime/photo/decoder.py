@@ -238,6 +238,7 @@ def main() -> None:
     # process that started this one decides when it ends.
     for name in ("SIGINT", "SIGTERM"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    nowhere = os.open(os.devnull, os.O_WRONLY)  # takes number 2 if there is no standard error
     source, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that a library prints may get among the answers
     silence_opencv()
@@ -253,7 +254,6 @@ def main() -> None:
             os._exit(0)
 
     answer(STARTED, 0, 0, b"")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # libpng and others write their warnings past OpenCV's switch
     os.dup2(nowhere, 2)
     while head := source.read(REQUEST.size):

@@ -127,8 +127,8 @@ def main(
 
     A SOURCE is an image, a video, a folder (with its sub-folders), a quoted pattern such as
     'trip/**/*.jpg', numbered images as one video (shot%04d.png), a camera's number, an RTSP or HTTP
-    address, - for the bytes of one image on standard input (with --raw: of frames), or a .txt file
-    that lists sources, one on each line.
+    address, - for the bytes of one image or video on standard input (with --raw: of frames), or a
+    .txt file that lists sources, one on each line and relative to the list.
 
     \b
     dsgnn-run photo.jpg --out ranked
@@ -137,7 +137,7 @@ def main(
     dsgnn-run - --out ranked < photo.jpg
     dsgnn-run rtsp://camera.local/live --out ranked --every 5 --max-frames 1000
 
-    Videos are H.264 where PyAV is installed (pip install 'dsgnn[video]'). To rank images on many
+    Videos need PyAV (pip install 'dsgnn[video]'). Animations are videos. To rank images on many
     machines see dsgnn-batch.
     """
     from dsgnn.runtime.disk.outputs import make_folder, parse_kinds

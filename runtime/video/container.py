@@ -22,13 +22,9 @@ TIMEOUT_S = 10.0  # for opening a stream, and for each read from it
 
 def opened(source: Source) -> InputContainer:
     """A file, an address or standard input. Raises InputError, and OSError."""
-    try:
-        import av
-    except ImportError:
-        raise InputError(MISSING) from None
-
     if source.path is not None:
         return opened_file(source.path)
+    av = _library()
     options: dict[str, str] = {}
     timeout = None
     if source.feed == "url":
@@ -47,16 +43,24 @@ def opened(source: Source) -> InputContainer:
 
 def opened_file(path: Path) -> InputContainer:
     """Open a file of pictures or sound. Raises InputError, and OSError."""
-    import av
-
     with path.open("rb") as file:  # this may raise OSError
         if not file.read(1):
             raise InputError("the file is empty (0 bytes)")
+    av = _library()
     options = {"protocol_whitelist": "file"}  # a playlist in a file may name no address
     try:
         return av.open(ffmpeg_name(path), "r", options=options, metadata_errors="replace")
     except av.FFmpegError as error:
         raise InputError(UNREADABLE) from error
+
+
+def _library() -> Any:
+    """PyAV. Raises InputError where it is missing."""
+    try:
+        import av
+    except ImportError:
+        raise InputError(MISSING) from None
+    return av
 
 
 def sound_of(path: Path) -> tuple[InputContainer, AudioStream | None, float]:

@@ -51,6 +51,8 @@ def go(model: Path) -> Callable[..., Result]:
 
 @pytest.fixture
 def clip(scene) -> Callable[..., None]:
+    pytest.importorskip("av")  # which reads it
+
     def write(path: str, frames: int = 10) -> None:
         code = {".avi": "MJPG", ".mp4": "mp4v"}[Path(path).suffix]
         writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*code), 10, (W, H))
@@ -89,6 +91,7 @@ def ranked(result: Result) -> int:
     ],
 )
 def test_no_video_at_all(go, data: bytes, reason: str) -> None:
+    pytest.importorskip("av")
     Path("clip.mp4").write_bytes(data)
     result = go("clip.mp4")
     assert result.exit_code == 1 and files() == ["results.json"]
@@ -135,6 +138,7 @@ def test_a_colon_in_the_output_folder(
 
 def test_streams_of_no_length(go) -> None:
     """A pipe that closes at once, and a camera that takes the call and says nothing."""
+    pytest.importorskip("av")
     result = go("-", "--raw", f"{W}x{H}")
     assert result.exit_code == 1 and files() == ["results.json"]
     assert "stdin: it has no frame to rank" in result.output
@@ -162,6 +166,7 @@ def test_a_video_that_is_gone(go, clip, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_frames_of_changing_size(go, scene) -> None:
     """Images: named, and what came before is kept. A stream is scaled to the first size."""
+    pytest.importorskip("av")
     for number, size in enumerate([(48, 64), (48, 64), (64, 48)]):
         cv2.imwrite(f"shot{number}.png", scene(*size)[..., ::-1])
     result = go("shot%d.png", "--rate", "10")
@@ -549,6 +554,7 @@ def test_messages_to_a_full_disk(model: Path, photos, arguments: tuple[str, ...]
 
 
 def test_a_bad_address_is_one_failed_source(go, photos) -> None:
+    pytest.importorskip("av")
     addresses = [
         "http://[::1/a.jpg",
         "https://",

@@ -26,6 +26,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def clip(place: Path) -> Path:
     """50 frames of 48 × 64 at 10 per second; their grey tells their number."""
+    pytest.importorskip("av")  # which reads it
     path = place / "clip.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
     for number in range(50):
@@ -146,6 +147,7 @@ def test_numbered_images() -> None:
 @pytest.fixture
 def server(place: Path) -> Iterator[str]:
     """Serves the folder over HTTP."""
+    pytest.importorskip("av")  # which reads it
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments: object) -> None:
@@ -205,6 +207,7 @@ def test_an_http_camera_that_dies(server: str) -> None:
 @pytest.fixture
 def transport_stream(place: Path) -> bytes:
     """50 frames as in `clip`, as network cameras send them."""
+    pytest.importorskip("av")  # which reads it
     path = str(place / "clip.ts")
     writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), 25, (64, 48))
     for number in range(50):

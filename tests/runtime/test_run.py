@@ -63,6 +63,7 @@ def files(out: str = "out") -> list[str]:
 
 def clip(path: str, scene, frames: int = 12, size: tuple[int, int] = (48, 64)) -> None:
     """A red box that moves right, 10 frames a second."""
+    pytest.importorskip("av")  # which reads it
     codes = {".mp4": "mp4v", ".avi": "MJPG"}
     code = cv2.VideoWriter.fourcc(*codes[Path(path).suffix])
     writer = cv2.VideoWriter(path, code, 10, size[::-1])
@@ -501,6 +502,7 @@ def test_a_video_gives_no_crops(go, scene) -> None:
 
 
 def test_no_video(go) -> None:
+    pytest.importorskip("av")
     Path("clip.mp4").write_bytes(b"hello")
     (outcome,) = go("clip.mp4", kinds=("overlay", "json"))
     assert outcome.error == (

@@ -47,6 +47,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def clip(scene) -> Callable[..., None]:
+    pytest.importorskip("av")  # which reads it
+
     def write(path: str = "clip.avi", frames: int = 20, size: tuple[int, int] = (48, 64)) -> None:
         """A red box that moves right, and below it from frame 10 on a larger blue one."""
         h, w = size
