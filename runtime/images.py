@@ -47,7 +47,10 @@ def picture_or_bytes(source: ImageSource) -> np.ndarray | bytes:
         check_photo(source)
         return source
     if isinstance(source, (str, Path)):
-        return Path(source).read_bytes()
+        try:
+            return Path(source).read_bytes()
+        except ValueError as error:  # a zero byte, or half of a surrogate pair
+            raise InputError(f"no file can have such a name: {error}") from error
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source)
     raise InputError(
