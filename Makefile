@@ -2,6 +2,7 @@
 # make run        rank the sample photos into out/ (no PyTorch needed)
 # make test       lint, format, types, tests
 # make test-slow  what is too heavy for every day
+# make fuzz      damaged files for everything that reads files; MINUTES=10
 # make docs       the pages of docs/ as HTML, in build/docs; needs no network once installed
 # make count      lines of code outside the tests, by folder (REVISION=… of a commit)
 # PYTHON=python3.12 make …  with another interpreter (3.11 or newer)
@@ -13,7 +14,7 @@ TEST := .venv-test
 BUILD := setup.cfg pyproject.toml
 PACKAGE := $(BUILD) $(shell find dsgnn runtime export benchmarks -type f -not -path '*/__pycache__/*')
 
-.PHONY: help run test test-slow lint docs count clean
+.PHONY: help run fuzz test test-slow lint docs count clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -24,6 +25,10 @@ run: $(RUN)/.installed
 
 test: lint
 	$(TEST)/bin/python -m pytest -m "not slow"
+
+# As many inputs as the time allows; see tests/fuzz.py for one target or another seed.
+fuzz: $(TEST)/.installed
+	$(TEST)/bin/python tests/fuzz.py --minutes $(or $(MINUTES),10)
 
 test-slow: $(TEST)/.installed
 	$(TEST)/bin/python -m pytest -m slow

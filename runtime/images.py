@@ -53,7 +53,11 @@ def picture_or_bytes(source: ImageSource) -> np.ndarray | bytes:
         check_photo(source)
         return source
     if isinstance(source, (str, os.PathLike)):
-        with Path(source).open("rb") as file:
+        try:
+            file = Path(source).open("rb")  # noqa: SIM115
+        except ValueError as error:  # a zero byte, or half of a surrogate pair
+            raise InputError(f"no file can have such a name: {error}") from error
+        with file:
             if file.seekable() and signatures.kind(file) == "video":
                 raise InputError(VIDEO)
             return file.read()

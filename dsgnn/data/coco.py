@@ -38,7 +38,8 @@ from dsgnn.data.ranks import (
 )
 from dsgnn.data.records import field, inside, read_json, unique_names, whole_number
 from dsgnn.data.sample import Sample
-from dsgnn.runtime.errors import DataError, OptionError
+from dsgnn.runtime.errors import DataError, InputError, OptionError
+from dsgnn.runtime.images import read_image
 
 _SUBPIXEL_BITS = 4  # fillPoly takes fixed-point coordinates
 _FINER = 4  # and fills a grid this many times finer
@@ -166,15 +167,18 @@ class Photo:
 
     def read(self) -> np.ndarray:
         """Read the photo: (height, width, 3) uint8 RGB. Raises DataError if that fails."""
-        bgr = cv2.imread(str(self.path), cv2.IMREAD_COLOR)
-        if bgr is None:
-            raise DataError(f"{self.path}: not a readable image; is the images folder complete?")
-        if bgr.shape[:2] != (self.height, self.width):
+        try:
+            image = read_image(self.path)
+        except (OSError, InputError) as error:
+            raise DataError(
+                f"{self.path}: not a readable image ({error}); is the images folder complete?"
+            ) from error
+        if image.shape[:2] != (self.height, self.width):
             raise DataError(
                 f"{self.path}: images[].width and height say {self.width}×{self.height}, the "
-                f"file is {bgr.shape[1]}×{bgr.shape[0]}; resize one to the other"
+                f"file is {image.shape[1]}×{image.shape[0]}; resize one to the other"
             )
-        return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        return image
 
 
 def read_photos(

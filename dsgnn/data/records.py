@@ -224,8 +224,12 @@ def objects(entry: Any, name: str, where: str) -> dict[str, Any]:
 
 def number(value: Any, where: str) -> float:
     """A finite number as float, or a DataError."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise DataError(f"{where} must be a finite number, got {value!r}")
+    try:
+        finite = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        finite = False
+    if not finite:
+        raise DataError(f"{where} must be a finite number, got {repr(value)[:100]}")
     return float(value)
 
 

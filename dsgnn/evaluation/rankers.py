@@ -145,7 +145,7 @@ def predictions_ranker(path: Path) -> tuple[Rank, Facts]:
             file = Path(entry["file"])
             for name in {entry["file"], file.with_suffix("").as_posix(), file.stem}:
                 by_name.setdefault(name, []).append(entry)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path} is not a results.json of dsgnn ({error!r})") from None
 
     def rank(sample: Sample) -> Ranking:
@@ -163,7 +163,7 @@ def predictions_ranker(path: Path) -> tuple[Rank, Facts]:
             if size != expected:  # before anything of the other size is made
                 raise DataError(f"height and width are {size}, of the photo {expected}")
             return _ranking(entry)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{path}: {error!r}") from error
 
     return rank, model

@@ -4,6 +4,8 @@ The bytes are made here. Peaks of memory are measured in a process of its own.
 """
 
 import io
+import json
+import os
 import pickle
 import struct
 import subprocess
@@ -15,8 +17,13 @@ import numpy as np
 import pytest
 import torch
 
+from dsgnn.data.coco import read_photos
 from dsgnn.data.irsr import load_plain_pickle
+from dsgnn.data.records import number
+from dsgnn.data.sample import Sample
+from dsgnn.evaluation.rankers import predictions_ranker
 from dsgnn.pickled import DEPTH, check_pickle
+from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
 from dsgnn.runtime.errors import CheckpointError, DataError
 from dsgnn.weights.checkpoint import convert
 from dsgnn.weights.pickles import read_tensors
@@ -133,3 +140,46 @@ def test_one_number_for_many(tmp_path: Path) -> None:
         if line.startswith("VmHWM")
     )
     assert peak < 4_000_000  # kilobytes, with everything that this process has loaded
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\0b", "."])
+def test_a_photo_of_an_impossible_name(tmp_path: Path, name: str) -> None:
+    """Such a name of a COCO-format file crashed OpenCV."""
+    data = {
+        "images": [{"id": 7, "file_name": name, "width": 8, "height": 6}],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": [],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    with pytest.raises(DataError):
+        read_photos(tmp_path / "instances.json", tmp_path)[0].read()
+
+
+def test_numbers_beyond_all_floats(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="x must be a finite number, got 1000"):
+        number(10**400, "x")
+    item = {"saliency": 10**400, "segmentation": {"size": [6, 8], "counts": [0, 48]}}
+    image = {"file": "a.jpg", "width": 8, "height": 6, "objects": [item]}
+    results = {"schema": RESULTS_SCHEMA, "images": [image]}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results))
+    rank, _ = predictions_ranker(path)
+    sample = Sample(
+        np.zeros((6, 8, 3), np.uint8), np.zeros((0, 6, 8), bool), np.zeros(0, np.int64), "a"
+    )
+    with pytest.raises(DataError, match="too large to convert"):
+        rank(sample)
+    path.write_text(json.dumps({**results, "images": [{**image, "file": "."}]}))
+    with pytest.raises(DataError, match="is not a results.json of dsgnn"):
+        predictions_ranker(path)
+
+
+def test_predictions_of_many_levels(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="nested too deeply"):
+        predictions_ranker(path)
+    os.remove(path)
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="it is no file"):
+        predictions_ranker(path)
