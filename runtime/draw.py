@@ -268,8 +268,8 @@ def _write_share(canvas: np.ndarray, badge: _Badge, colour: tuple[int, int, int]
     start, end = (badge.centre[0], x1 - half) if badge.side > 0 else (badge.centre[0], x0 + half)
     middle = (y0 + y1) / 2
     for fill, reach in ((colour, half), (DARK, half - max(1.0, 0.09 * badge.radius))):
-        points = [(round(x * 2**SHIFT), round(middle * 2**SHIFT)) for x in (start, end)]
-        cv2.line(canvas, *points, fill, max(1, round(2 * reach)), cv2.LINE_AA, SHIFT)
+        first, last = ((round(x * 2**SHIFT), round(middle * 2**SHIFT)) for x in (start, end))
+        cv2.line(canvas, first, last, fill, max(1, round(2 * reach)), cv2.LINE_AA, SHIFT)
     scale, thickness = _lettering(LETTERS * badge.radius)
     (_, height), _ = cv2.getTextSize("8", FONT, scale, thickness)
     left = x0 + (0.38 if badge.side > 0 else 0.55) * badge.radius

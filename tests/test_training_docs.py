@@ -169,7 +169,7 @@ def test_without_a_clone_there_are_no_weights(monkeypatch: pytest.MonkeyPatch) -
     (option,) = (option for option in cli.train.params if option.name == "init")
     monkeypatch.setattr(option.type, "nano", Path("nowhere/nano.safetensors"))
     result = CliRunner().invoke(cli.train, ["--init", "nano"])
-    assert result.exit_code == 2 and "it is in the folder weights" in result.output
+    assert result.exit_code == 2 and "take weights/" in " ".join(result.output.split())
 
 
 def test_ranks_of_ones_own_need_no_teacher(place: Path) -> None:

@@ -119,7 +119,7 @@ def test_half_weights_of_any_size(tmp_path: Path, photos: list[np.ndarray]) -> N
     assert "Conv" in operators and "BatchNormalization" not in operators
     weights = sum(p.numel() for p in model.parameters())
     assert path.stat().st_size < 2.2 * weights  # bytes; float32 would take 4
-    assert len(Ranker(path, if_none="all")(photos[0]).objects) == model.config.queries
+    assert len(Ranker(path, threshold=0.0)(photos[0]).objects) == model.config.queries
 
 
 def test_attention_is_an_output_that_the_gate_compares(
