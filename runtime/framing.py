@@ -105,7 +105,10 @@ class Aspect:
         return f"{self.width:.9g}:{self.height:.9g}"
 
 
-def parse_aspects(text: str) -> tuple[Aspect, ...]:
+Aspects = tuple[Aspect, ...]
+
+
+def parse_aspects(text: str) -> Aspects:
     """ "1:1,16:9" to its aspects, each once. Raises OptionError as `Aspect.of`."""
     return tuple(dict.fromkeys(Aspect.of(part) for part in text.split(",")))
 
@@ -172,6 +175,16 @@ class Looks:
         edges = self.columns if axis == 0 else self.rows
         cell = int(self._under(mask).sum(axis).argmax())
         return int(np.floor(edges[cell])), int(np.ceil(edges[cell + 1]))
+
+    def to_dict(self) -> dict[str, Any] | None:
+        """The map as a server's answer has it: its cells' edges in pixels and shares of looks."""
+        if not self.known:
+            return None
+        return {
+            "rows": self.rows.round(3).tolist(),
+            "columns": self.columns.round(3).tolist(),
+            "shares": self.grid.round(7).tolist(),
+        }
 
     def _density(self) -> np.ndarray:
         """Looks per pixel: (gh, gw)."""

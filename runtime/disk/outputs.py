@@ -19,7 +19,7 @@ from dsgnn.runtime.disk.files import ffmpeg_name, whole_file, write_whole
 from dsgnn.runtime.disk.pictures import encode_picture, to_bgr, write_picture
 from dsgnn.runtime.disk.sources import Source, numbered
 from dsgnn.runtime.errors import InputError, OptionError
-from dsgnn.runtime.framing import Aspect, crop_to, frames_entry
+from dsgnn.runtime.framing import Aspect, Aspects, crop_to, frames_entry
 from dsgnn.runtime.ranking import RankedObject, Ranking
 from dsgnn.runtime.video import h264
 
@@ -165,7 +165,7 @@ class OutputFiles:
     kinds: Collection[str]
     palette: str
     inputs: frozenset[Path]
-    aspects: tuple[Aspect, ...] = ()
+    aspects: Aspects = ()
     fit: str = "crop"
 
     def path(self, ending: str) -> Path:

@@ -27,7 +27,7 @@ from dsgnn.runtime.disk.outputs import (
 )
 from dsgnn.runtime.disk.sources import Source, standard_input
 from dsgnn.runtime.errors import DsgnnError, InputError, OptionError
-from dsgnn.runtime.framing import Aspect
+from dsgnn.runtime.framing import Aspects
 from dsgnn.runtime.images import memory_errors
 from dsgnn.runtime.photo.tiff import pages
 from dsgnn.runtime.ranker import Ranker
@@ -111,7 +111,7 @@ def run(
     palette: str = "assr",
     video: VideoOptions = PLAIN,
     skip_existing: bool = False,
-    aspects: tuple[Aspect, ...] = (),
+    aspects: Aspects = (),
     fit: str = "crop",
 ) -> Summary:
     """Rank all sources with a progress bar (many images, on a terminal); see `rank_sources`.
@@ -200,7 +200,7 @@ def rank_sources(
     palette: str = "assr",
     video: VideoOptions = PLAIN,
     skip_existing: bool = False,
-    aspects: tuple[Aspect, ...] = (),
+    aspects: Aspects = (),
     fit: str = "crop",
 ) -> Generator[Outcome, None, None]:
     """Rank the sources one by one; yields an Outcome per image, per frame and per failed source.

@@ -7,8 +7,10 @@ dsgnn.runtime.serving.replicas). Whatever is refused is answered with a status a
 
     POST /rank     a photo as raw bytes, or as the one file of a multipart form
                    ?model=NAME       one of several models (the first is the default)
+                   ?aspect=16:9,1:1  also where to crop the photo to these
                    Accept: application/json  results.json of this photo (the default)
-                           image/jpeg        the photo with its objects tinted and numbered
+                           image/jpeg        the photo with its objects tinted and numbered; with
+                                             an aspect, the photo cropped to it
                            image/png         the rank map: exact greys
     GET  /         the page
     GET  /health   the process answers
@@ -34,6 +36,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dsgnn.runtime.errors import BackendError, DsgnnError, OptionError
+from dsgnn.runtime.framing import Aspects, parse_aspects
 from dsgnn.runtime.serving.body import take_photo
 from dsgnn.runtime.serving.guard import App, Guard
 from dsgnn.runtime.serving.worker import MEDIA, Refused, Reply
@@ -46,6 +49,9 @@ NEEDED = ("starlette", "uvicorn", "h11", "python_multipart", "prometheus_client"
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)  # bounds of the histograms
 READY_S = 5.0  # seconds in which the workers have to say that they are ready
 PAGE = Path(__file__).with_name("page.html")
+
+MAX_ASPECTS = 16  # of one request
+PARAMETERS = ("model", "aspect")
 
 logger = logging.getLogger("dsgnn.serve")
 
@@ -89,11 +95,14 @@ class Workers(Protocol):
     @property
     def shown(self) -> str: ...
 
-    async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
+    async def rank(
+        self, data: bytes, media: str, file: str, aspects: Aspects = ()
+    ) -> Reply | Refused:
         """Rank an encoded photo and answer with one of the types in MEDIA.
 
-        file: the photo's name in the JSON. A photo that cannot be ranked gives a Refused. Raises
-        WorkersLostError. May be cancelled.
+        file: the photo's name in the JSON. aspects: those that the JSON has crops of; the JPEG is
+        the photo cropped to the first one, if there is any. A photo that cannot be ranked gives a
+        Refused. Raises WorkersLostError. May be cancelled.
         """
 
     async def ready(self) -> bool:
@@ -121,6 +130,16 @@ def negotiate(accept: str) -> str | None:
         if weight > most:
             best, most = media, weight
     return best
+
+
+def check_aspects(aspects: Aspects, media: str) -> None:
+    """Raise Refused for aspects that an answer of this type cannot have."""
+    if len(aspects) > MAX_ASPECTS:
+        raise Refused(400, f"expected at most {MAX_ASPECTS} aspects, got {len(aspects)}")
+    if media == "image/png" and aspects:
+        raise Refused(400, "a rank map has no aspect: accept application/json or image/jpeg")
+    if media == "image/jpeg" and len(aspects) > 1:
+        raise Refused(400, f"a JPEG has one aspect, got {len(aspects)}: accept application/json")
 
 
 def check_installed() -> None:
@@ -261,40 +280,48 @@ class _Service:
 
         Raises Refused if there is no room, and for a request of what there is not.
         """
-        model = self._chosen(request)
+        model, aspects = self._chosen(request)
         if media is None:
             raise Refused(
                 406,
                 f"expected Accept to take {' or '.join(MEDIA)}, got "
                 f"{', '.join(request.headers.getlist('accept'))[:200]}",
             )
+        check_aspects(aspects, media)
         if self._held >= self._limits.max_requests:
             raise Refused(
                 503, f"the server holds {self._held} requests, as many as it takes: try again later"
             )
         self._held += 1
         try:
-            return await self._ranked(request, model, media)
+            return await self._ranked(request, model, media, aspects)
         finally:
             self._held -= 1
 
-    def _chosen(self, request: Request) -> str:
-        """The name of the model that the query asks for. Raises Refused."""
+    def _chosen(self, request: Request) -> tuple[str, Aspects]:
+        """The name of the model, and the aspects, that the query asks for. Raises Refused."""
         query = request.query_params.multi_items()
-        unknown = [name for name, _ in query if name != "model"]
+        unknown = [name for name, _ in query if name not in PARAMETERS]
         if unknown:
             raise Refused(
-                400, f"expected no query parameter but model, got {', '.join(unknown)[:200]}"
+                400,
+                f"expected no query parameter but {' and '.join(PARAMETERS)}, got "
+                f"{', '.join(unknown)[:200]}",
             )
-        asked = [value for _, value in query] or [self._default]
+        wanted = ",".join(value for name, value in query if name == "aspect")
+        try:
+            aspects = parse_aspects(wanted[:1000]) if wanted else ()
+        except OptionError as error:
+            raise Refused(400, str(error)[:300]) from None
+        asked = [value for name, value in query if name == "model"] or [self._default]
         if len(asked) > 1 or asked[0] not in self._models:
             raise Refused(
                 404,
                 f"expected one model of {', '.join(self._models)}, got {', '.join(asked)[:200]}",
             )
-        return asked[0]
+        return asked[0], aspects
 
-    async def _ranked(self, request: Request, model: str, media: str) -> Reply:
+    async def _ranked(self, request: Request, model: str, media: str, aspects: Aspects) -> Reply:
         """Take the photo and wait for its ranking, until the client leaves or time is up."""
         from starlette.requests import ClientDisconnect
 
@@ -306,7 +333,7 @@ class _Service:
             )
         except TimeoutError:
             raise Refused(408, f"expected the whole photo within {limit_s:g} s") from None
-        ranking = asyncio.ensure_future(self._models[model].rank(data, media, file))
+        ranking = asyncio.ensure_future(self._models[model].rank(data, media, file, aspects))
         leaving = asyncio.ensure_future(_left(request))
         with self._queues[model].holding():
             try:

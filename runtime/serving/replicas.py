@@ -19,6 +19,7 @@ from dsgnn.runtime.artifact import ENGINES
 from dsgnn.runtime.backends import DEFAULT_THREADS
 from dsgnn.runtime.cluster.connect import cluster, have, machines
 from dsgnn.runtime.errors import BackendError, DsgnnError, OptionError
+from dsgnn.runtime.framing import Aspects
 from dsgnn.runtime.serving.app import ServeLimits, WorkersLostError
 from dsgnn.runtime.serving.worker import PhotoWorker, Refused, Reply
 
@@ -43,9 +44,11 @@ class ReplicaWorker:
             return {"error": self._error}
         return {"model": self._worker.model, "shown": self._worker.shown}
 
-    async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
+    async def rank(
+        self, data: bytes, media: str, file: str, aspects: Aspects = ()
+    ) -> Reply | Refused:
         """See dsgnn.runtime.serving.app.Workers.rank."""
-        return await self._worker.rank(data, media, file)
+        return await self._worker.rank(data, media, file, aspects)
 
 
 class Replicas:
@@ -55,12 +58,14 @@ class Replicas:
         self._handle, self._name = handle, name
         self.model, self.shown = model, shown
 
-    async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
+    async def rank(
+        self, data: bytes, media: str, file: str, aspects: Aspects = ()
+    ) -> Reply | Refused:
         """See dsgnn.runtime.serving.app.Workers.rank."""
         from ray.exceptions import RayError, RayTaskError
         from ray.serve.exceptions import RayServeException
 
-        response = self._handle.rank.remote(data, media, file)
+        response = self._handle.rank.remote(data, media, file, aspects)
         try:
             return await response
         except asyncio.CancelledError:

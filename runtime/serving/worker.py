@@ -17,6 +17,7 @@ import numpy as np
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
 from dsgnn.runtime.disk.pictures import encode_picture, to_bgr
 from dsgnn.runtime.errors import InputError, OptionError
+from dsgnn.runtime.framing import Aspects, crop_to, frames_entry
 from dsgnn.runtime.images import silence_opencv
 from dsgnn.runtime.photo.decoder import Decoder
 from dsgnn.runtime.photo.headers import ImageTooLargeError, is_photo
@@ -87,7 +88,9 @@ class PhotoWorker:
         # Decoded photos are large: while one batch is ranked, only the next is decoded.
         self._room = asyncio.Semaphore(2 * limit * lanes)
 
-    async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
+    async def rank(
+        self, data: bytes, media: str, file: str, aspects: Aspects = ()
+    ) -> Reply | Refused:
         """See dsgnn.runtime.serving.app.Workers.rank."""
         loop = asyncio.get_running_loop()
         async with self._room:
@@ -103,7 +106,7 @@ class PhotoWorker:
                 ranking, batch = await self._batcher(photo)
                 ranked = perf_counter()
                 body = await loop.run_in_executor(
-                    self._coding, self._encode, ranking, photo, media, file
+                    self._coding, self._encode, ranking, photo, media, file, aspects
                 )
             except InputError as error:
                 return Refused(422, f"the photo cannot be answered: {error}")
@@ -164,12 +167,26 @@ class PhotoWorker:
             )
         return Refused(422 if is_photo(data) else 415, f"the photo cannot be read: {error}")
 
-    def _encode(self, ranking: Ranking, photo: np.ndarray, media: str, file: str) -> bytes:
+    def _encode(
+        self,
+        ranking: Ranking,
+        photo: np.ndarray,
+        media: str,
+        file: str,
+        aspects: Aspects,
+    ) -> bytes:
         """Make an answer of one of the types in MEDIA. Raises InputError if it cannot hold it."""
+        looks, objects = ranking.looks, ranking.objects
         if media == "application/json":
             image = {"file": file, **ranking.to_dict()}
+            if aspects:
+                crops = {aspect: crop_to(looks, aspect, objects) for aspect in aspects}
+                image |= {**frames_entry(looks, crops), "attention_map": looks.to_dict()}
             results = {"schema": RESULTS_SCHEMA, "model": self.model, "images": [image]}
             return json.dumps(results).encode()
+        if media == "image/jpeg" and aspects:
+            part = crop_to(looks, aspects[0], objects).picture(photo)
+            return encode_picture(".jpg", to_bgr(part))
         if media == "image/jpeg":
             return encode_picture(".jpg", to_bgr(ranking.draw(photo)))
         return encode_picture(".png", ranking.rank_map())

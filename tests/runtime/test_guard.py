@@ -30,7 +30,9 @@ class Echo:
 
     model, shown = {"file": "echo"}, "echo"
 
-    async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
+    async def rank(
+        self, data: bytes, media: str, file: str, aspects: object = ()
+    ) -> Reply | Refused:
         told = {"bytes": len(data), "file": file, "media": media}
         return Reply(json.dumps(told).encode(), {"decode": 1.0}, 1)
 

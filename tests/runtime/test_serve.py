@@ -75,7 +75,9 @@ class Slow:
         self.go = threading.Event()
         self.arrived, self.cancelled = 0, 0
 
-    async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
+    async def rank(
+        self, data: bytes, media: str, file: str, aspects: object = ()
+    ) -> Reply | Refused:
         self.arrived += 1
         try:
             while not self.go.is_set():
@@ -95,7 +97,9 @@ class Failing:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
+    async def rank(
+        self, data: bytes, media: str, file: str, aspects: object = ()
+    ) -> Reply | Refused:
         raise self.error
 
     async def ready(self) -> bool:
@@ -403,7 +407,9 @@ def test_not_ready_when_a_photo_would_be_late() -> None:
             super().__init__()
             self.turn = asyncio.Semaphore(1)
 
-        async def rank(self, data: bytes, media: str, file: str) -> Reply | Refused:
+        async def rank(
+            self, data: bytes, media: str, file: str, aspects: object = ()
+        ) -> Reply | Refused:
             async with self.turn:
                 await asyncio.sleep(0.3)
             return Reply(b"{}", {"decode": 1.0}, 1)
@@ -445,7 +451,7 @@ def test_several_models(model: Path, data: bytes, tmp_path: Path) -> None:
         for query, status, words in (
             ("model=other", 404, "one model of usual, strict, got other"),
             ("model=usual&model=strict", 404, "got usual, strict"),
-            ("threshold=0.3", 400, "no query parameter but model, got threshold"),
+            ("threshold=0.3", 400, "no query parameter but model and aspect, got threshold"),
             ("model=usual&Threshold=&x=1", 400, "got Threshold, x"),
         ):
             got, _, body = send(place, data, f"/rank?{query}")
