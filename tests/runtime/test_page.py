@@ -202,7 +202,7 @@ def test_nothing_is_asked_of_anyone_else(page: "Page", server: str, file: Path) 
     page.on("request", lambda request: asked.append(request.url))
     upload(page, server, file)
     outside = [url for url in asked if not url.startswith((server, "blob:", "data:"))]
-    assert outside == [] and f"{server}rank" in asked
+    assert outside == [] and f"{server}rank?aspect=1:1,4:5,16:9,9:16" in asked
     fetched = page.evaluate("fetch('http://127.0.0.1:9').then(() => 'sent', e => String(e))")
     assert fetched == "TypeError: Failed to fetch"
 
@@ -255,3 +255,71 @@ def test_a_share_of_looks_is_said_and_drawn(page: "Page", server: str, file: Pat
         "all => all.map(i => i.offsetWidth / i.parentElement.offsetWidth)"
     )
     assert bars == pytest.approx([1, 0.25, 0.05], abs=0.01)
+
+
+@pytest.fixture
+def heedful(tmp_path: Path, write_model: Callable[..., Path]) -> Iterator[str]:
+    """A server with a model that tells where people look: at what is blue."""
+    model = write_model(tmp_path / "heedful.onnx", attention=True)
+    with serving_model(model, ServeLimits(max_bytes=200_000)) as (host, port):
+        yield f"http://{host}:{port}/"
+
+
+def test_the_heat_map_is_on_a_switch(page: "Page", heedful: str, file: Path) -> None:
+    upload(page, heedful, file)
+    read = """([x, y]) => { const c = document.querySelector("#canvas"); return [...c.getContext(
+        "2d").getImageData(x * c.width / 640, y * c.height / 480, 1, 1).data.slice(0, 3)]; }"""
+    blue, corner = (490, 160), (20, 460)
+    before = page.evaluate(read, blue)
+    assert page.locator("#legend").is_hidden()
+    page.check("#heat")
+    assert page.locator("#legend").inner_text().split() == ["fewer", "looks", "more", "looks"]
+    hot, cold = (sum(page.evaluate(read, place)) for place in (blue, corner))
+    red, _, most_blue = page.evaluate(read, blue)
+    assert red > most_blue + 60 and hot > 300  # warm on what was blue
+    assert cold < 3 * 128 and page.locator(".tag").first.is_hidden()
+    page.uncheck("#heat")
+    assert page.evaluate(read, blue) == before and page.locator("#legend").is_hidden()
+
+
+def test_crops_can_be_dragged_and_tell_what_they_keep(
+    page: "Page", heedful: str, file: Path
+) -> None:
+    image = upload(page, heedful, file)["images"][0]
+    assert list(image["crops"]) == ["1:1", "4:5", "16:9", "9:16"]
+    tall = page.locator("#crops li").nth(3)
+
+    def told() -> tuple[list[int], float]:
+        box = [int(side) for side in (tall.get_attribute("data-box") or "").split(",")]
+        return box, float(tall.locator("span").inner_text().split()[0]) / 100
+
+    box, share = told()
+    assert box == image["crops"]["9:16"]["box"]
+    assert share == pytest.approx(image["crops"]["9:16"]["attention"], abs=0.01)
+    tall.scroll_into_view_if_needed()
+    view = tall.locator("canvas").bounding_box()
+    assert view
+    x, y = view["x"] + view["width"] / 2, view["y"] + view["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 400, y + 30, steps=4)  # pulls the photo right, so the window goes left
+    page.mouse.up()
+    moved, less = told()
+    assert moved == [0, 0, box[2] - box[0], 480] and less < share
+    tall.locator("canvas").press("ArrowRight")
+    assert told()[0][0] == 13  # 2% of 640
+    with page.expect_download() as saved:
+        tall.get_by_role("button", name="Save the crop 9:16").click()
+    assert saved.value.suggested_filename == f"{file.stem}.9x16.jpg"
+    made = cv2.imread(str(saved.value.path()))
+    assert made.shape == (480, box[2] - box[0], 3)
+    original = cv2.imread(str(file))[:, 13 : 13 + made.shape[1]]
+    assert np.abs(made.astype(int) - original).mean() < 4
+
+
+def test_without_a_map_there_is_no_switch_and_no_share(
+    page: "Page", server: str, file: Path
+) -> None:
+    upload(page, server, file)
+    assert page.locator("#heat").is_hidden() and page.locator("#crops li").count() == 4
+    assert page.locator("#crops span").all_inner_texts() == [""] * 4

@@ -750,3 +750,54 @@ def test_for_real(tmp_path: Path, on_ray: bool) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def heedful(tmp_path: Path, write_model: Callable[..., Path]) -> Path:
+    """An artifact that tells where people look: at what is blue."""
+    return write_model(tmp_path / "heedful.onnx", attention=True)
+
+
+def test_crops(heedful: Path, photo: np.ndarray, data: bytes) -> None:
+    ranking = Ranker(heedful)(photo)
+    with serving_model(heedful) as place:
+        status, _, body = send(place, data, "/rank?aspect=9:16,1:1")
+        assert status == 200
+        image = json.loads(body)["images"][0]
+        assert image["focus"] == pytest.approx(ranking.focus, abs=1e-4)
+        assert {name: tuple(crop["box"]) for name, crop in image["crops"].items()} == {
+            name: ranking.crop_box(name) for name in ("9:16", "1:1")
+        }
+        shares = np.array(image["attention_map"]["shares"])
+        assert shares.sum() == pytest.approx(1, abs=1e-3)
+        assert image["attention_map"]["columns"][-1] == 64 and shares.shape == (6, 8)
+        status, headers, body = send(place, data, "/rank?aspect=9:16", accept="image/jpeg")
+        assert status == 200 and headers["Content-Type"] == "image/jpeg"
+        x0, y0, x1, y1 = ranking.crop_box("9:16")
+        made = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+        assert made.shape == (y1 - y0, x1 - x0, 3)
+        assert np.abs(made.astype(int) - photo[y0:y1, x0:x1]).mean() < 8
+        assert "crops" not in json.loads(send(place, data)[2])["images"][0]
+
+
+def test_without_a_map_crops_go_by_the_ranks(place: Place, data: bytes) -> None:
+    image = json.loads(send(place, data, "/rank?aspect=1:1")[2])["images"][0]
+    assert image["attention_map"] is None and image["crops"]["1:1"]["attention"] is None
+
+
+@pytest.mark.parametrize(
+    ("query", "accept", "message"),
+    [
+        ("aspect=wide", "*/*", "WIDTH:HEIGHT"),
+        ("aspect=1:1,4:5", "image/jpeg", "a JPEG has one aspect, got 2"),
+        ("aspect=1:1", "image/png", "a rank map has no aspect"),
+        ("&".join(f"aspect={i}:1" for i in range(1, 19)), "*/*", "at most 16 aspects, got 18"),
+        ("aspect=" + "9" * 500, "*/*", "WIDTH:HEIGHT"),
+    ],
+)
+def test_aspects_that_cannot_be_are_refused(
+    place: Place, data: bytes, query: str, accept: str, message: str
+) -> None:
+    status, _, body = send(place, data, f"/rank?{query}", accept=accept)
+    assert status == 400 and message in json.loads(body)["error"]
+    assert len(body) < 500
