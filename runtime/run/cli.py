@@ -174,7 +174,7 @@ def main(
     if found.passed_over:
         say(f"passed over as neither image nor video: {found.passed_over}", err=True)
     say(printable(str(ranker)), err=True)
-    if writes_video(found.sources, kinds) and not h264.is_installed():
+    if writes_video(found.sources, kinds, aspects) and not h264.is_installed():
         say(h264.MISSING, err=True)
     try:
         summary = run(

@@ -32,7 +32,7 @@ PAUSE_S = 0.5  # how long it rests at least before it turns round
 LOOKAHEAD_S = 1.0  # how far a path looks ahead where the source cannot be read twice
 PLACES = 97  # of the window on the grid
 BLOCK_S = 0.1  # steps of the grid in time
-FINE_S = 0.02  # steps in which the path is averaged
+FINE_S = 0.005  # steps in which the path is averaged
 
 # Prices, in seconds during which everything that is looked at is outside.
 START = 0.3  # of starting to move
@@ -76,31 +76,52 @@ def view_of(ranking: Ranking, aspect: Aspect, time_s: float, cut: bool = False) 
             air = min(AIR, spare / 2)
             low = min(end + air - size / side, 1 - size / side)
             high = max(start - air, 0.0)
-    return View(time_s, kept, low, high, cut)
+    return View(time_s, kept.astype(np.float32), low, high, cut)
 
 
 def free_side(height: int, width: int, aspect: Aspect) -> tuple[int, int, int]:
-    """Along which side a window can move (0 = the width), its length there, and the side's."""
+    """Along which side a window can move (0 = the width), its length there, and the side's.
+
+    Videos have even sides, so the length is even where the window is not the whole frame.
+    """
     high, wide = aspect.window(height, width)
-    return (0, wide, width) if wide < width else (1, high, height)
+    axis, size, side = (0, wide, width) if wide < width else (1, high, height)
+    return axis, size if size == side else max(size - size % 2, 1), side
 
 
 def plan_path(views: Iterable[View], room: float, lookahead_s: float = inf) -> Iterator[float]:
     """Where the window begins in each frame, in sides of the frame: 0…room, in the frames' order.
 
-    views: in the order of their times. room: 1 − window ÷ frame. lookahead_s: a place is told as
-    soon as frames so much later (and `EASE_S` / 2) are known, or their shot has ended. Yields as
-    many places as there are views.
+    views: in the order of their times. room, lookahead_s: as for `Operator`. Yields as many places
+    as there are views.
     """
-    shot: _Shot | None = None
+    operator = Operator(room, lookahead_s)
     for view in views:
-        if shot is None or view.cut:
-            if shot is not None:
-                yield from shot.end()
-            shot = _Shot(room, lookahead_s)
-        yield from shot.add(view)
-    if shot is not None:
-        yield from shot.end()
+        yield from operator.add(view)
+    yield from operator.end()
+
+
+class Operator:
+    """Tells where the window begins in each frame, as the frames come in."""
+
+    def __init__(self, room: float, lookahead_s: float = inf) -> None:
+        """room: 1 − window ÷ frame. lookahead_s: a place is told as soon as frames so much later
+        (and `EASE_S` / 2) are known, or their shot has ended."""
+        self._room, self._lookahead_s = room, lookahead_s
+        self._shot: _Shot | None = None
+
+    def add(self, view: View) -> list[float]:
+        """Take the next frame; gives the places, in sides of the frame, of the next frames of
+        which they are known now."""
+        told: list[float] = []
+        if self._shot is None or view.cut:
+            told += self.end()
+            self._shot = _Shot(self._room, self._lookahead_s)
+        return told + list(self._shot.add(view))
+
+    def end(self) -> list[float]:
+        """Give the places of the frames that are left."""
+        return [] if self._shot is None else list(self._shot.end())
 
 
 class _Shot:

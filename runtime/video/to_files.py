@@ -27,11 +27,13 @@ from dsgnn.runtime.disk.outputs import (
 from dsgnn.runtime.disk.pictures import to_bgr, write_picture
 from dsgnn.runtime.disk.sources import Source
 from dsgnn.runtime.errors import DsgnnError, InputError, OptionError
+from dsgnn.runtime.framing import Aspects
 from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.video import h264
 from dsgnn.runtime.video.feed import Ended
 from dsgnn.runtime.video.frames import Frame, Frames, Selection
 from dsgnn.runtime.video.pipeline import WriteBehind
+from dsgnn.runtime.video.reframe import Add, reframed
 from dsgnn.runtime.video.stream import FrameRanker, ranked_frames
 
 SUMMARY_SCHEMA = "dsgnn.video/1"
@@ -75,9 +77,10 @@ class VideoOptions:
         }
 
 
-def writes_video(sources: Iterable[Source], kinds: Collection[str]) -> bool:
+def writes_video(sources: Iterable[Source], kinds: Collection[str], aspects: Aspects = ()) -> bool:
     """Whether a run writes any video file."""
-    return bool({"overlay", "map"} & set(kinds)) and any(source.is_video for source in sources)
+    wanted = bool({"overlay", "map"} & set(kinds)) or bool(aspects)
+    return wanted and any(source.is_video for source in sources)
 
 
 def choose_threads(asked: int | None, sources: Iterable[Source]) -> int | None:
@@ -100,12 +103,13 @@ def rank_video(
     notes: what a person should know is appended to it, such as which stream was taken.
 
     Whole files of the frames that were ranked are left by a source that breaks off, by Ctrl-C, by
-    closing this generator, and by a bug of ours; the bug is raised when they are in place. None are
-    left where they cannot be written or the video cannot be ranked. Raises InputError for what is
+    closing this generator, and by a bug of ours; the bug is raised when they are in place. Crops of
+    a file are written after it was ranked, see `reframed`. No files are left where they cannot be
+    written or the video cannot be ranked. Raises InputError for what is
     wrong with the source (after its files are in place, if there was any frame), OptionError if
     none of the kinds asked for exists for videos, OSError, and what the ranker raises.
     """
-    if not set(target.kinds) & set(VIDEO_KINDS):
+    if not set(target.kinds) & set(VIDEO_KINDS) and not target.aspects:
         raise OptionError(
             f"a video gives {', '.join(VIDEO_KINDS)}, and only {', '.join(target.kinds)} was "
             "asked for"
@@ -114,9 +118,11 @@ def rank_video(
     how = {"made": target.made(), "options": options.to_dict()}
     presence = Presence()
     sound = None
-    if "overlay" in target.kinds and frames.has_sound and h264.is_installed():
+    heard = "overlay" in target.kinds or bool(target.aspects)
+    if heard and frames.has_sound and h264.is_installed():
         if target.source.path is not None and not target.source.feed:
-            sound = h264.Sound(target.source.path, options.select.start_s)
+            if "overlay" in target.kinds:
+                sound = h264.Sound(target.source.path, options.select.start_s)
         else:
             notes.append("its sound is left out, because only that of a file can be copied")
     broken: Exception | None = None
@@ -130,8 +136,12 @@ def rank_video(
                     pairs = ranked_frames(ranker, frames, options.batch, options.steady)
                     stages.enter_context(closing(pairs))
                     behind: WriteBehind[tuple[Frame, Ranking]] | None = None
+                    crop: Add | None = None
                     for frame, ranking in pairs:
                         if behind is None:
+                            if target.aspects:
+                                cropping = reframed(target, options.select, frames.rate, notes)
+                                crop = files.enter_context(cropping)
                             size = ranking.width, ranking.height
                             writing = write_frames(
                                 target, frames.rate, size, presence, options.select.start_s, sound
@@ -139,6 +149,8 @@ def rank_video(
                             write = files.enter_context(writing)
                             behind = stages.enter_context(WriteBehind(write, RANKED))
                         behind.put((frame, ranking))
+                        if crop is not None:
+                            crop(frame, ranking)
                         if options.show:
                             _show(ranking.draw(frame.image))
                         written_ms = presence.save_ms  # of earlier frames, as these wait
