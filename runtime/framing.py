@@ -230,8 +230,8 @@ def looks_of(
     gh, gw = max(1, round(height * scale)), max(1, round(width * scale))
     grid = np.zeros((gh, gw))
     for item in objects:
-        cells = cv2.resize(item.mask.view(np.uint8) * 255, (gw, gh), interpolation=cv2.INTER_AREA)
-        grid += cells / max(cells.sum(dtype=np.float64), 1.0) / item.rank
+        small = cv2.resize(item.mask.view(np.uint8) * 255, (gw, gh), interpolation=cv2.INTER_AREA)
+        grid += small / max(small.sum(dtype=np.float64), 1.0) / item.rank
     around = np.outer(_bell(gh), _bell(gw))
     if grid.any():
         around = STAND_IN_CENTRE * around + (1 - STAND_IN_CENTRE) * grid / grid.sum()
@@ -302,7 +302,7 @@ class Cropped:
         if self.fit == "crop":
             return part
         high, wide = self.size
-        frame = np.zeros((high, wide, 3), np.uint8)
+        frame: np.ndarray = np.zeros((high, wide, 3), np.uint8)
         if self.fit == "blur":
             small = Aspect(wide, high).window(*part.shape[:2])
             y, x = (part.shape[0] - small[0]) // 2, (part.shape[1] - small[1]) // 2

@@ -106,7 +106,7 @@ class PhotoWorker:
                 ranking, batch = await self._batcher(photo)
                 ranked = perf_counter()
                 body = await loop.run_in_executor(
-                    self._coding, self._encode, ranking, photo, media, file, aspects, data
+                    self._coding, self._encode, ranking, photo, media, file, aspects
                 )
             except InputError as error:
                 return Refused(422, f"the photo cannot be answered: {error}")
@@ -174,7 +174,6 @@ class PhotoWorker:
         media: str,
         file: str,
         aspects: Aspects,
-        data: bytes,
     ) -> bytes:
         """Make an answer of one of the types in MEDIA. Raises InputError if it cannot hold it."""
         looks, objects = ranking.looks, ranking.objects
