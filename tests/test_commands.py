@@ -123,8 +123,10 @@ def test_every_command_says_what_it_does_in_whole_sentences() -> None:
 
 
 def test_the_bundled_checkpoint_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = CheckpointFile(exists=True)
+
     @click.command()
-    @click.option("--init", type=CheckpointFile(exists=True))
+    @click.option("--init", type=kind)
     def show(init: Path | None) -> None:
         click.echo(str(init))
 
@@ -134,7 +136,7 @@ def test_the_bundled_checkpoint_has_a_name(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     assert said("nano").strip().endswith("weights/nano.safetensors")
     assert "Path 'absent' does not exist" in said("absent")
-    monkeypatch.setattr("dsgnn.options.__file__", str(tmp_path / "site-packages" / "options.py"))
+    monkeypatch.setattr(kind, "nano", tmp_path / "site-packages" / "nano.safetensors")
     assert "take weights/nano.safetensors from the repository" in said("nano").replace("\n", " ")
     Path("nano").write_text("a file of that name")
     assert said("nano") == "nano\n"

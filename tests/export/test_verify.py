@@ -58,13 +58,13 @@ def test_a_file_without_sidecar_becomes_verified(nano, tmp_path: Path) -> None:
     assert result.output.rstrip().endswith("m.onnx: verified")
     sidecar = read_sidecar(path)
     assert sidecar is not None and sidecar.verified and sidecar.sha256 == sha256_of(path)
-    assert [check["batch"] for check in sidecar.parity] == [1, 3]
+    assert [check["batch"] for check in sidecar.parity] == [1, 3, 8]
     assert sidecar.parity[0]["against"] == checkpoint.name
     assert sidecar.parity[0]["backend"].startswith("onnxruntime on cpu")
     said = dsgnn_export("inspect", path).output
     assert "m.onnx: nano, fp32, trained weights" in said
     assert (
-        "status      verified (gives PyTorch's answers on 3 photos), on " in said
+        "status      verified (gives PyTorch's answers on 6 photos), on " in said
         and "opset 18" in said
     )
     assert "input     image: uint8 (batch, 64, 96, 3)" in said
