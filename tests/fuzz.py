@@ -307,7 +307,7 @@ def source_list() -> Target:
     lists = place / "list.txt"
 
     def read(data: bytes) -> None:
-        if not re.search(rb"(?m)^\s*[/.]", data):  # "/" means every file of the machine
+        if not re.search(rb"(?m)^[\s\0]*[/.]", data):  # "/" means every file of the machine
             find_sources([str(written(lists, data))], place / "out")
 
     return Target(corpus, read)
