@@ -347,7 +347,7 @@ def _ends_with_number(data: bytes, number: int) -> bool:
 def _fields(data: mmap.mmap, position: int, end: int) -> list[tuple[int, int, int]]:
     """(field number, start, end) of each field of one message. Raises IndexError if it is damaged
     or has more of them than ours have."""
-    fields = []
+    fields: list[tuple[int, int, int]] = []
     while position < end:
         if len(fields) == MAX_FIELDS:
             raise IndexError

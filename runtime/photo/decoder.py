@@ -152,7 +152,7 @@ class Decoder:
         try:
             process.stdin.write(request)
             process.stdin.flush()
-            kind, height, width = ANSWER.unpack(_exactly(process.stdout, ANSWER.size))
+            kind, height, width = ANSWER.unpack(_exactly(process.stdout, ANSWER.size).tobytes())
             if height * width > self._max_pixels:  # someone else has taken over the process
                 process.kill()
                 raise EOFError
