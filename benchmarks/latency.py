@@ -18,7 +18,7 @@ from dsgnn.benchmarks.forms import (
     facts_of,
 )
 from dsgnn.benchmarks.processes import BenchProcess, apart
-from dsgnn.benchmarks.results import TurnLog, columns, save
+from dsgnn.benchmarks.results import SUBJECT, TurnLog, columns, save
 from dsgnn.benchmarks.timing import END_TO_END, Clock, Plan, Sample
 from dsgnn.runtime.errors import OptionError
 
@@ -162,9 +162,8 @@ def _row(
         if stage in samples
     }
     change = timing.drift(timing.medians(samples))
-    outside = ("load_s", "load_peak_mib", "threshold", "if_none", "toolkit")
     return {
-        "subject": {name: value for name, value in facts.items() if name not in outside},
+        "subject": {name: facts[name] for name in (*SUBJECT, "threads")},
         "batch": batch,
         "load_s": facts["load_s"],
         "first_ms": closing["first_ms"],
