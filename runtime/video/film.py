@@ -183,10 +183,11 @@ class Film:
         if self._live:
             raise Ended(f"the stream stopped after {count} frames; they were ranked")
         if self._is_cut_short():
-            declared = self._stream.frames
-            ends = f"it ends after {count} of the {declared} frames it declares"
-            if declared <= count:
-                whole_s = (self._container.duration or 0) / 1e6
+            declared, whole_s = self._stream.frames, (self._container.duration or 0) / 1e6
+            ends = "its file ends before its pictures or its sound do"
+            if declared > count:
+                ends = f"it ends after {count} of the {declared} frames it declares"
+            elif whole_s > self._last_s:
                 ends = f"it ends after {self._last_s:.2f} of the {whole_s:.2f} s it declares"
             raise Ended(
                 f"{ends}, so it is cut short or damaged; the frames that could be read were ranked"
