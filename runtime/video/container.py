@@ -93,6 +93,8 @@ def chosen(container: InputContainer) -> tuple[VideoStream, list[str]]:
         raise InputError(f"it holds {holds}")
     known = [stream for stream in moving if stream.codec_context is not None and stream.width]
     if not known:
+        if any(stream.codec_context is not None for stream in moving):
+            raise InputError("no picture of it can be decoded: it is damaged, or only a part of it")
         raise InputError("its video is of a kind that FFmpeg does not decode: convert it")
     default = [stream for stream in known if stream.disposition & Disposition.default] or known
     taken = max(default, key=lambda stream: stream.width * stream.height)
@@ -122,4 +124,6 @@ def origin_s(container: InputContainer, stream: VideoStream) -> float:
     """
     begins = (container.start_time or 0) / 1e6
     first = float((stream.start_time or 0) * (stream.time_base or 0))
+    if abs(begins - first) < 2e-6:  # FFmpeg rounds the beginning to microseconds
+        return first
     return max(begins, min(0.0, first))

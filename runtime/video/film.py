@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ BACK_S = 0.5  # a clock that goes back further was set anew; by less, a time is 
 LATE_S = 1.0  # how much later than it is decoded a frame is shown at most
 # Kinds of files that declare how long they are. (Others are estimated by FFmpeg.)
 DECLARING = ("avi", "matroska,webm", "asf", "mxf")
+LAST_BYTES = {"gif": b"\0;", "apng": b"IEND"}  # of animations
 
 
 class Film:
@@ -38,6 +40,7 @@ class Film:
         Raises InputError if it holds no video that can be decoded, or if PyAV is missing, and
         OSError if it cannot be opened.
         """
+        self._path = source.path
         self._container = opened(source)
         try:
             self._stream, self.notes = chosen(self._container)
@@ -87,7 +90,7 @@ class Film:
         except Ended as error:
             broken = error
         if hidden:
-            self.notes.append(f"{hidden} of its frames are damaged, and were ranked as they look")
+            self.notes.append(f"damaged frames, which were ranked as they look: {hidden}")
         self._check_end(self._passed + number)
         if broken is not None:
             raise broken
@@ -180,10 +183,11 @@ class Film:
         if self._live:
             raise Ended(f"the stream stopped after {count} frames; they were ranked")
         if self._is_cut_short():
-            declared = self._stream.frames
-            ends = f"it ends after {count} of the {declared} frames it declares"
-            if declared <= count:
-                whole_s = (self._container.duration or 0) / 1e6
+            declared, whole_s = self._stream.frames, (self._container.duration or 0) / 1e6
+            ends = "its file ends before its pictures or its sound do"
+            if declared > count:
+                ends = f"it ends after {count} of the {declared} frames it declares"
+            elif whole_s > self._last_s:
                 ends = f"it ends after {self._last_s:.2f} of the {whole_s:.2f} s it declares"
             raise Ended(
                 f"{ends}, so it is cut short or damaged; the frames that could be read were ranked"
@@ -197,6 +201,8 @@ class Film:
     def _is_cut_short(self) -> bool:
         """Whether the file ends before what it declares: by its index, or else by its length."""
         size = self._container.size or 0
+        if self._path is not None and self._container.format.name in LAST_BYTES:
+            return LAST_BYTES[self._container.format.name] not in _end_of(self._path)
         for stream in self._container.streams if size > 0 else ():
             entries = stream.index_entries
             for index in range(max(0, len(entries) - 100), len(entries)):
@@ -223,12 +229,22 @@ class _Clock:
         time_s = self._next_s
         if stamp is not None:
             time_s = _seconds(frame, stamp) + self._offset_s
+            if self._last_s < 0 and time_s < 0:  # the first frame of all
+                self._offset_s -= time_s
+                time_s = 0.0
             if time_s < self._last_s - BACK_S:
                 self._offset_s += self._next_s - time_s
                 time_s = self._next_s
         time_s = max(time_s, self._last_s + 1e-3)
         self._last_s, self._next_s = time_s, time_s + duration_s
         return time_s
+
+
+def _end_of(path: Path) -> bytes:
+    """The last bytes of a file."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 64))
+        return file.read()
 
 
 def _seconds(timed: Packet | VideoFrame, ticks: int | None) -> float:

@@ -25,6 +25,7 @@ from dsgnn.runtime.images import on_white, read_image
 from dsgnn.runtime.video.feed import DEFAULT_RATE, KEPT, Ended, Feed, Shot, steady_shots
 from dsgnn.runtime.video.film import Film
 
+CLOSE_S = 1e-6  # times are sums of fractions
 WEBP_PICTURES = 16  # of an animated WebP in memory at a time
 
 
@@ -108,10 +109,10 @@ class Frames:
         try:
             start = perf_counter()
             for shot in feed.shots(select.start_s):
-                if shot.time_s >= end_s - 1e-9:
+                if shot.time_s >= end_s - CLOSE_S:
                     self.whole = True
                     return
-                if shot.time_s < select.start_s - 1e-9:
+                if shot.time_s < select.start_s - CLOSE_S:
                     continue
                 if passed % select.every == 0:
                     image = shot.picture()

@@ -26,7 +26,7 @@ def film(
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     container: str | None = None,
-    rate: int = 10,
+    rate: int | Fraction = 10,
     sound_s: float = 0,
     sound_codec: str = "aac",
     options: dict[str, str] | None = None,
@@ -52,7 +52,7 @@ def film(
             form = "rgba" if picture.shape[2] == 4 else "rgb24"
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=form)
             if times_ms is None:
-                frame.pts, frame.time_base = number, Fraction(1, rate)
+                frame.pts, frame.time_base = number, 1 / Fraction(rate)
             else:
                 frame.pts, frame.time_base = times_ms[number], MILLI
             if each is not None:

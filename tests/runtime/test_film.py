@@ -247,6 +247,31 @@ def test_times_that_do_not_start_at_0(name: str, go) -> None:
     assert not any(outcome.error for outcome in go(name))
 
 
+@pytest.mark.parametrize("name", ["clip.mpg", "clip.ts"])
+def test_a_beginning_that_is_no_whole_microsecond(name: str) -> None:
+    rate = Fraction(30_000, 1001)
+    film(name, greys(11), codec="mpeg2video", rate=rate)
+    frames = read(name)
+    assert (seen(frames), frames[0].time_s) == (list(range(11)), 0)
+    assert seen(read(name, start_s=3 / rate)) == list(range(3, 11))
+
+
+@pytest.mark.parametrize("name", ["clip.gif", "clip.png"])
+def test_an_animation_cut_short_is_told(name: str, go) -> None:
+    animation(name)
+    data = Path(name).read_bytes()
+    Path(name).write_bytes(data[: int(0.7 * len(data))])
+    *ranked, failed = go(name)
+    assert "it is cut short or damaged" in failed.error and ranked
+
+
+def test_a_stream_without_its_beginning(go) -> None:
+    data = film("whole.ts", greys(11), coding={"g": "100"}).read_bytes()
+    Path("clip.ts").write_bytes(data[-188 * 6 :])
+    (failed,) = go("clip.ts")
+    assert "it is damaged" in failed.error
+
+
 def test_matroska_without_counts(go) -> None:
     """As a pipe gets it: no duration, no index."""
     film("clip.mkv", greys(11), container="matroska", options={"live": "1"})
@@ -300,7 +325,7 @@ def test_what_the_decoder_made_up_is_told(go) -> None:
     Path("clip.mp4").write_bytes(data)
     outcomes = go("clip.mp4")
     said = [outcome.note for outcome in outcomes if outcome.note]
-    assert len(said) == 1 and "of its frames are damaged, and were ranked as they look" in said[0]
+    assert len(said) == 1 and "damaged frames, which were ranked as they look: " in said[0]
 
 
 # 4. Several streams, and sound

@@ -189,7 +189,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         "more than 65,535 tiles",
     ),
     "bmp of a gigapixel": (lambda: bmp(1 << 15, -(1 << 15)), "32,768 × 32,768 pixels"),
-    "an AVI": (lambda: b"RIFF\x10\0\0\0AVI LIST" + bytes(99), "is a video, not a photo"),
+    "an AVI": (lambda: b"RIFF\x10\0\0\0AVI LIST" + bytes(99), "it is a video, not a photo"),
     "a Sun raster": (lambda: b"\x59\xa6\x6a\x95" + bytes(99), "is not an image"),
 }
 
