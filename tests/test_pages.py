@@ -226,7 +226,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     for number in range(32):  # for int8
         shutil.copy(samples()[number % len(samples())], folder / "photos" / f"{number}.jpg")
-    names = [f"{number}.png" for number in range(12)]
+    names = [f"{number:03}.png" for number in range(12)]  # by its name, one is for validation
     polygons = picture(0)[1]
     instances = {
         "images": [
