@@ -245,6 +245,17 @@ def never_measured(table: Table) -> str:
     return f"Never measured: {'; '.join(said)}." if said else ""
 
 
+def answers_text(parity: Sequence[Mapping[str, Any]]) -> str:
+    """Whose answers were not those of the CPU, as " A sentence.", or nothing without comparison."""
+    if not parity:
+        return ""
+    photos = max(one.get("photos", 0) for one in parity)
+    failed = {one["name"]: one["failures"][0] for one in reversed(parity) if one["failures"]}
+    said = "; ".join(f"{name}: {why}" for name, why in reversed(failed.items()))
+    verdict = f"FAILED for {said}" if failed else "all agree"
+    return f" Answers compared with float32 on the CPU on {photos} photos: {verdict}."
+
+
 def _on_gpu(runs: Sequence[Results]) -> list[tuple[str, str, Table]]:
     """Title, circumstances and table of every GPU run."""
     found = []
@@ -252,6 +263,7 @@ def _on_gpu(runs: Sequence[Results]) -> list[tuple[str, str, Table]]:
         name = ", ".join(gpu["name"] for gpu in results["environment"]["gpus"]) or "a GPU"
         about = "Inference p50 ms, transfers included, ÷ its floor. "
         about += _about(results) if results["rows"] else _where(results)
+        about += answers_text(results["parity"])
         table = gpu_table(results["rows"], results["missing"])
         title = f"{_title(results)} on {name}".lstrip()
         found.append((title, f"{about} {never_measured(table)}".rstrip(), table))

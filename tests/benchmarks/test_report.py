@@ -4,8 +4,10 @@ import copy
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -14,6 +16,7 @@ from dsgnn.benchmarks.cli import main
 from dsgnn.benchmarks.environment import environment
 from dsgnn.benchmarks.forms import DEFAULT_FORMS, Spec, specs
 from dsgnn.benchmarks.report import (
+    answers_text,
     caveats,
     compare,
     gpu_table,
@@ -395,6 +398,46 @@ def test_every_gpu_has_a_table_that_names_it_and_its_warnings(tmp_path: Path) ->
     assert (
         "never been" not in text and "nano on NVIDIA H200</h2>" in (tmp_path / "r.html").read_text()
     )
+
+
+def test_answers_are_compared_on_the_gpu_and_told() -> None:
+    """One form agrees, one has another order, and one cannot answer."""
+    about = open_artifact(BUNDLED).description
+
+    def answers(images: np.ndarray, sign: int = 1) -> dict[str, np.ndarray]:
+        B, Q = len(images), about.queries
+        masks = np.ones((B, Q, 60, 80), np.float32)
+        saliency = np.tile(sign * np.arange(Q, dtype=np.float32), (B, 1))
+        score = np.full((B, Q), 0.9, np.float32)
+        return {"saliency": saliency, "score": score, "masks": masks}
+
+    def broken(images: np.ndarray) -> dict[str, np.ndarray]:
+        raise RuntimeError("out of memory")
+
+    asked: list[int] = []
+
+    def reference(images: np.ndarray) -> dict[str, np.ndarray]:
+        asked.append(len(images))
+        return answers(images)
+
+    forms = {"good": answers, "upside down": lambda images: answers(images, -1), "full": broken}
+    benches = {
+        name: SimpleNamespace(facts={"name": name, "precision": "fp32"}, answers=form)
+        for name, form in forms.items()
+    }
+    photos = [np.full((480, 640, 3), level, np.uint8) for level in (10, 200)]
+    found = gpu.check_answers(benches, gpu.Remembered(reference), about, photos)
+    assert [(one["name"], one["passed"]) for one in found] == [
+        ("good", True),
+        ("good", True),
+        ("upside down", False),
+        ("upside down", False),
+        ("full", False),
+    ]
+    assert asked == [1, 1, 3]  # not once more for each form
+    text = answers_text(found)
+    assert "upside down: saliency differs" in text and "full: out of memory" in text
+    assert "good" not in text and answers_text(found[:2]).endswith("all agree.")
 
 
 def test_the_gpu_table_stops_in_time(tmp_path: Path) -> None:
