@@ -249,7 +249,7 @@ def answers_text(parity: Sequence[Mapping[str, Any]]) -> str:
     """Whose answers were not those of the CPU, as " A sentence.", or nothing without comparison."""
     if not parity:
         return ""
-    photos = max(one.get("photos", 0) for one in parity)
+    photos = min(one["photos"] for one in parity if "photos" in one)
     failed = {one["name"]: one["failures"][0] for one in reversed(parity) if one["failures"]}
     said = "; ".join(f"{name}: {why}" for name, why in reversed(failed.items()))
     verdict = f"FAILED for {said}" if failed else "all agree"
