@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FOR_TESTS = ("pytest", "hypothesis", "pillow")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -98,11 +99,11 @@ def wheel(source: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of an environment with the wheel, its [cpu] extra and pytest only."""
+    """Python of an environment with the wheel, its [cpu] extra and what tests are written with."""
     folder = tmp_path_factory.mktemp("bare")
     run(sys.executable, "-m", "venv", folder, cwd=folder)
     python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", f"{wheel}[cpu]", "pytest", cwd=folder)
+    run(python, "-m", "pip", "install", f"{wheel}[cpu]", *FOR_TESTS, cwd=folder)
     return python
 
 
@@ -209,5 +210,5 @@ def test_the_lower_bounds_are_true(wheel: Path, source: Path, tmp_path: Path) ->
     python = tmp_path / "venv" / "bin" / "python"
     bounds = lowest(setup()["options"]["install_requires"])
     bounds += lowest(setup()["options.extras_require"]["cpu"])
-    run(python, "-m", "pip", "install", f"{wheel}[cpu]", *bounds, "pytest", cwd=tmp_path)
+    run(python, "-m", "pip", "install", f"{wheel}[cpu]", *bounds, *FOR_TESTS, cwd=tmp_path)
     passes_runtime_tests(python, source, tmp_path)

@@ -17,6 +17,7 @@ PIXELS = 12.0  # mean difference of the levels 0…255 from which a frame may be
 COLOURS = 0.18  # the part of the pixels that changed their colour from which it may be one
 SUDDEN = 2.5  # how many times as much as any of the frames before
 BEFORE = 8  # so many of them
+LARGER = 1.1  # how much larger a change must be to be a cut again soon after one
 LEVELS = 6  # of each channel, for the colours
 
 
@@ -43,7 +44,7 @@ class CutFinder:
         recoloured = float(np.abs(colours - known).sum() / 2)
         if change > PIXELS and recoloured > COLOURS and change > SUDDEN * usual:
             self._changes.clear()
-            self._changes.append(change / SUDDEN)  # soon after, only a larger change is a cut again
+            self._changes.append(LARGER * change / SUDDEN)
             return True
         self._changes.append(change)
         return False

@@ -326,7 +326,7 @@ def test_the_zoo_is_about_configurations_there_are():
             assert weights.config.endswith(weights.data.lower())
             command = weights.convert.split()
             options = cli.convert.make_context(command[0], ["setup.cfg", *command[2:]])
-            assert options.params["output"].stem == weights.config
+            assert options.params["out"].stem == weights.config
     published = {w.config: w.sa_sor for w in ZOO if w.sa_sor is not None}
     assert published == {
         "r50-assr": 0.716, "r50-irsr": 0.569, "swin-l-assr": 0.761, "swin-l-irsr": 0.607,

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dsgnn.data import coco
 from dsgnn.data.coco import read_photos
 from dsgnn.data.ranks import CLEAR, MIN_SHARE, shares_under
 from dsgnn.scenes import collect, composite, material
@@ -224,6 +225,8 @@ def test_train_and_test_share_no_file_and_leave_none_out(folders, monkeypatch):
     monkeypatch.setattr(
         cv2, "imread", lambda p, *a: (read.append(Path(p).name), original(p, *a))[1]
     )
+    read_image = coco.read_image
+    monkeypatch.setattr(coco, "read_image", lambda p: (read.append(p.name), read_image(p))[1])
     used = {}
     for split in ("train", "test"):
         read.clear()

@@ -32,7 +32,7 @@ def exported(golden: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFac
 def test_a_photo_gets_the_published_ranks_and_masks(
     exported: Path, golden: dict[str, np.ndarray]
 ) -> None:
-    ranking = Ranker(exported, if_none="all")(golden["image"])
+    ranking = Ranker(exported, if_none="all", specks="keep")(golden["image"])
     found = sorted(ranking.objects, key=lambda item: item.query)  # upstream keeps the query order
     n, h, w = golden["final_mask_shape"]
     assert [n + 1 - item.rank for item in found] == golden["final_ranks"].tolist()
