@@ -569,7 +569,11 @@ def test_the_whole_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 # A line, its pictures and videos, and the frames of its video.
 FILES = [
     ("dsgnn-run clip.mp4 --out ranked", ["clip.overlay.mp4"], 12),
-    ("dsgnn-run clip.mp4 --out ranked --aspect 9:16", ["clip.9x16.mp4"], 12),
+    (
+        "dsgnn-run clip.mp4 --out ranked --aspect 9:16",
+        ["clip.9x16.mp4", "clip.overlay.mp4"],
+        12,
+    ),
     (
         "dsgnn-run clip.mp4 --out ranked --save map,masks,json --every 5 --start 10 --end 20",
         ["clip.map.mp4"],
