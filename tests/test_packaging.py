@@ -65,6 +65,8 @@ def passes_runtime_tests(python: Path, source: Path, folder: Path) -> None:
     """Runs tests/runtime with `python` on a copy in `folder`; some must have passed."""
     shutil.copytree(source / "tests" / "runtime", folder / "tests" / "runtime")
     shutil.copytree(source / "tests" / "golden", folder / "tests" / "golden")
+    (folder / "docs").mkdir()
+    shutil.copy(source / "docs" / "frames.md", folder / "docs")  # what it hands to other tools
     shutil.copy(source / "setup.cfg", folder)  # pytest's settings
     said = run(python, "-m", "pytest", "-m", "not slow", "tests/runtime", cwd=folder)
     assert " passed" in said.splitlines()[-1], said
