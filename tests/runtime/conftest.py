@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from graphs import colours_graph
+from hypothesis import HealthCheck, settings
 
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.artifact import Description
@@ -28,6 +29,12 @@ HERE = Path(__file__).parent
 COLOURS = {"red": (230, 20, 20), "blue": (20, 20, 230), "green": (20, 230, 20)}
 
 Scene = Callable[..., np.ndarray]
+
+# A loaded machine may be slow, and no test here is about time; the same examples every time.
+settings.register_profile(
+    "here", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("here")
 
 
 def description(**changes: object) -> Description:
