@@ -77,6 +77,15 @@ class ParityLimits:
     score: float
 
 
+_SIXTEEN_BITS = ParityLimits(
+    saliency=None,
+    iou_min=0.0,
+    pixels=0,
+    iou_mean=0.99,
+    margin=0.02,
+    attention=0.02,
+    score=0.05,
+)
 LIMITS = {
     # two float32 programs round differently: saliencies closer than 1e-5 of the range are a tie
     "fp32": ParityLimits(
@@ -88,33 +97,9 @@ LIMITS = {
         attention=1e-3,
         score=1e-3,
     ),
-    "w16": ParityLimits(
-        saliency=None,
-        iou_min=0.0,
-        pixels=0,
-        iou_mean=0.99,
-        margin=0.02,
-        attention=0.02,
-        score=0.05,
-    ),
-    "fp16": ParityLimits(
-        saliency=None,
-        iou_min=0.0,
-        pixels=0,
-        iou_mean=0.99,
-        margin=0.02,
-        attention=0.02,
-        score=0.05,
-    ),
-    "bf16": ParityLimits(
-        saliency=None,
-        iou_min=0.0,
-        pixels=0,
-        iou_mean=0.99,
-        margin=0.02,
-        attention=0.02,
-        score=0.05,
-    ),
+    "w16": _SIXTEEN_BITS,
+    "fp16": _SIXTEEN_BITS,
+    "bf16": _SIXTEEN_BITS,
     "int8": ParityLimits(
         saliency=None,
         iou_min=0.0,
