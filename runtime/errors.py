@@ -49,3 +49,7 @@ class NotFiniteError(DsgnnError, FloatingPointError):
 
 class FolderBusyError(DsgnnError, RuntimeError):
     """Another run is writing into the folder."""
+
+
+class FirstPictureWarning(UserWarning):
+    """A file holds several pictures, and only the first was taken."""

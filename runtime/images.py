@@ -4,12 +4,14 @@ A path, encoded bytes or an array. The picture is turned as its EXIF block (JPEG
 tag or AVIF boxes say. Grey and CMYK become RGB, more bits become 8, and the colours become those of
 sRGB where the file describes them (dsgnn.runtime.photo.profile). Transparent parts are laid
 on white, as a page shows them; but AVIF and JPEG 2000 of more than 8 bits lose their alpha. Of an
-animation or a file of several pages the first picture is taken.
+animation or a file of several pages the first picture is taken, with a FirstPictureWarning.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +21,12 @@ import cv2
 import numpy as np
 
 from dsgnn.runtime.disk import signatures
-from dsgnn.runtime.errors import InputError
+from dsgnn.runtime.errors import FirstPictureWarning, InputError
 from dsgnn.runtime.letterbox import check_photo
 from dsgnn.runtime.photo.headers import MAX_PIXELS, VIDEO, damaged, format_of, pnm_head, walk
 from dsgnn.runtime.photo.orientation import exif_orientation, oriented, turned
 from dsgnn.runtime.photo.profile import colours_of, to_srgb
-from dsgnn.runtime.photo.tiff import as_grey, compression
+from dsgnn.runtime.photo.tiff import as_grey, compression, pages
 
 # And the pictures of Pillow, which is not imported here.
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray
@@ -48,7 +50,10 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def picture_or_bytes(source: ImageSource) -> np.ndarray | bytes:
-    """A photo as it is, or the bytes of its file. Errors as of `read_image`."""
+    """A photo as it is, or the bytes of its file. Errors as of `read_image`.
+
+    Warns with FirstPictureWarning of a file that holds more than one picture.
+    """
     if isinstance(source, np.ndarray):
         check_photo(source)
         return source
@@ -60,13 +65,13 @@ def picture_or_bytes(source: ImageSource) -> np.ndarray | bytes:
         with file:
             if file.seekable() and signatures.kind(file) == "video":
                 raise InputError(VIDEO)
-            return file.read()
+            return _first_of(file.read(), str(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return bytes(source)
+        return _first_of(bytes(source))
     if hasattr(source, "getexif") and hasattr(source, "convert"):
         return _of_pillow(source)
     if hasattr(source, "read") and isinstance(data := source.read(), bytes):
-        return data
+        return _first_of(data)
     kind = f"{type(source).__module__}.{type(source).__name__}".removeprefix("builtins.")
     remedy = ""
     if hasattr(source, "shape"):
@@ -80,6 +85,25 @@ def picture_or_bytes(source: ImageSource) -> np.ndarray | bytes:
         "expected a path, encoded bytes, a picture of Pillow or a uint8 RGB array of shape "
         f"(h, w, 3), got {kind}{remedy}"
     )
+
+
+def left_out(data: bytes) -> str:
+    """What of an image file is not read, in words: the other pages of a TIFF, or the other pictures
+    of an animation. Empty if it holds one picture."""
+    if (count := pages(data)) > 1:
+        return f"it has {count} pages, of which the first was taken"
+    if signatures.kind(io.BytesIO(data)) == "animation":
+        return "it is an animation, of which the first picture was taken"
+    return ""
+
+
+def _first_of(data: bytes, name: str = "") -> bytes:
+    """A file's bytes, with a warning if it holds more than its first picture."""
+    if left := left_out(data):
+        remedy = ": Ranker.stream ranks all of them" if "animation" in left else ""
+        text = f"{name}: {left}{remedy}" if name else f"{left}{remedy}"
+        warnings.warn(text, FirstPictureWarning, stacklevel=4)
+    return data
 
 
 def _of_pillow(picture: Any) -> np.ndarray:
@@ -141,8 +165,10 @@ def memory_errors() -> Iterator[None]:
         raise
 
 
-def silence_opencv() -> None:
-    """Keep OpenCV's messages about damaged files off the terminal: ours say what is wrong."""
+def keep_quiet() -> None:
+    """Keep warnings about files off the terminal, for commands that say it in their own words:
+    OpenCV's about damaged ones, and FirstPictureWarning."""
+    warnings.simplefilter("ignore", FirstPictureWarning)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if hasattr(cv2, "setLogLevel"):  # OpenCV 4
         cv2.setLogLevel(0)

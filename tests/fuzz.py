@@ -439,9 +439,9 @@ TARGETS: dict[str, Callable[[], Target]] = {
 def fuzz(name: str, seed: int, seconds: float, inputs: int, last: Path) -> None:
     """In a process of its own: print a line of JSON for each finding, and one about all."""
     os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"
-    from dsgnn.runtime.images import silence_opencv
+    from dsgnn.runtime.images import keep_quiet
 
-    silence_opencv()
+    keep_quiet()
     faulthandler.enable()
     target = TARGETS[name]()
     for good in target.corpus:

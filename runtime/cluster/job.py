@@ -46,7 +46,7 @@ from dsgnn.runtime.errors import (
     InputError,
     OptionError,
 )
-from dsgnn.runtime.images import memory_errors, silence_opencv
+from dsgnn.runtime.images import keep_quiet, memory_errors
 from dsgnn.runtime.photo.headers import MAX_PIXELS
 from dsgnn.runtime.ranker import BUNDLED, Ranker, model_path
 from dsgnn.runtime.ranking import Ranking
@@ -287,7 +287,7 @@ class _Member:
         folder: Path,
         noted: Callable[[parquet.Key, int], int],
     ) -> None:
-        silence_opencv()
+        keep_quiet()
         cv2.setNumThreads(threads)
         self._ranker, self._batch, self._folder, self._noted = make_ranker(), batch, folder, noted
         if self._ranker.describe() != model:

@@ -22,7 +22,7 @@ from typing import IO
 import numpy as np
 
 from dsgnn.runtime.errors import BackendError, InputError
-from dsgnn.runtime.images import ImageSource, picture_or_bytes, read_image, silence_opencv
+from dsgnn.runtime.images import ImageSource, keep_quiet, picture_or_bytes, read_image
 from dsgnn.runtime.photo.headers import MAX_PIXELS, ImageTooLargeError
 
 PIXELS_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
@@ -241,7 +241,7 @@ def main() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)  # takes number 2 if there is no standard error
     source, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that a library prints may get among the answers
-    silence_opencv()
+    keep_quiet()
     max_pixels, limit_s = int(sys.argv[1]), int(sys.argv[2])
     _limit_memory(max_pixels)
 

@@ -142,7 +142,7 @@ def main(
     """
     from dsgnn.runtime.disk.outputs import make_folder, parse_kinds
     from dsgnn.runtime.disk.sources import find_sources
-    from dsgnn.runtime.images import silence_opencv
+    from dsgnn.runtime.images import keep_quiet
     from dsgnn.runtime.ranker import Ranker
     from dsgnn.runtime.run.loop import check_heat, check_skip, run
     from dsgnn.runtime.video import h264
@@ -151,7 +151,7 @@ def main(
 
     open_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    silence_opencv()
+    keep_quiet()
     with usage("--save"):
         kinds = parse_kinds(save)
     with usage("--aspect"):

@@ -29,8 +29,7 @@ from dsgnn.runtime.disk.outputs import (
 from dsgnn.runtime.disk.sources import Source, standard_input
 from dsgnn.runtime.errors import DsgnnError, InputError, OptionError
 from dsgnn.runtime.framing import Aspects
-from dsgnn.runtime.images import memory_errors
-from dsgnn.runtime.photo.tiff import pages
+from dsgnn.runtime.images import left_out, memory_errors
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.run.resume import Earlier
 from dsgnn.runtime.run.sheet import Sheets
@@ -314,8 +313,8 @@ def _rank_image(
     path, made = target.source.path, target.made()
     encoded = data or (path.read_bytes() if path else standard_input().read())
     photo = ranker.read(encoded)
-    if (count := pages(encoded)) > 1:
-        notes.append(f"it has {count} pages, of which the first was ranked")
+    if left := left_out(encoded):
+        notes.append(left)
     decode_ms = 1e3 * (perf_counter() - start)
     ranking = ranker(photo)
     start = perf_counter()

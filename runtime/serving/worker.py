@@ -18,7 +18,7 @@ from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
 from dsgnn.runtime.disk.pictures import encode_picture, to_bgr
 from dsgnn.runtime.errors import InputError, OptionError
 from dsgnn.runtime.framing import Aspects, crop_to, frames_entry
-from dsgnn.runtime.images import silence_opencv
+from dsgnn.runtime.images import keep_quiet, left_out
 from dsgnn.runtime.photo.decoder import Decoder
 from dsgnn.runtime.photo.headers import ImageTooLargeError, is_photo
 from dsgnn.runtime.ranker import Ranker
@@ -72,7 +72,7 @@ class PhotoWorker:
         """
         if lanes < 1:
             raise OptionError(f"a model needs at least 1 replica, got {lanes}")
-        silence_opencv()
+        keep_quiet()
         self._max_pixels = max_pixels
         rankers = [Ranker(**ranker) for _ in range(lanes)]
         limit = choose_batch(batch, rankers[0])
@@ -105,8 +105,9 @@ class PhotoWorker:
             try:
                 ranking, batch = await self._batcher(photo)
                 ranked = perf_counter()
+                said = {"file": file} | ({"note": left} if (left := left_out(data)) else {})
                 body = await loop.run_in_executor(
-                    self._coding, self._encode, ranking, photo, media, file, aspects
+                    self._coding, self._encode, ranking, photo, media, said, aspects
                 )
             except InputError as error:
                 return Refused(422, f"the photo cannot be answered: {error}")
@@ -172,13 +173,16 @@ class PhotoWorker:
         ranking: Ranking,
         photo: np.ndarray,
         media: str,
-        file: str,
+        said: Mapping[str, str],
         aspects: Aspects,
     ) -> bytes:
-        """Make an answer of one of the types in MEDIA. Raises InputError if it cannot hold it."""
+        """Make an answer of one of the types in MEDIA. Raises InputError if it cannot hold it.
+
+        said: what the entry of the photo says about its file.
+        """
         looks, objects = ranking.looks, ranking.objects
         if media == "application/json":
-            image = {"file": file, **ranking.to_dict()}
+            image = {**said, **ranking.to_dict()}
             if aspects:
                 crops = {aspect: crop_to(looks, aspect, objects) for aspect in aspects}
                 image |= {**frames_entry(looks, crops), "attention_map": looks.to_dict()}

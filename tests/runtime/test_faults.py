@@ -599,7 +599,7 @@ def test_the_pages_of_a_tiff_are_told(go, scene) -> None:
     cv2.imwritemulti("pages.tiff", pages)
     result = go("pages.tiff")
     assert result.exit_code == 0 and ranked(result) == 1
-    assert "pages.tiff: it has 2 pages, of which the first was ranked" in result.output
+    assert "pages.tiff: it has 2 pages, of which the first was taken" in result.output
 
 
 def test_libraries_do_not_speak_to_the_terminal(model: Path, scene) -> None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import warnings
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from dsgnn.runtime.errors import InputError
+from dsgnn.runtime.errors import FirstPictureWarning, InputError
 from dsgnn.runtime.images import decode, read_image
 from dsgnn.runtime.photo.headers import ImageTooLargeError
 from dsgnn.runtime.photo.orientation import exif_orientation
@@ -413,3 +415,19 @@ def test_what_has_to_be_converted_is_told(tmp_path: Path) -> None:
     for source in (path, path.read_bytes()):
         with pytest.raises(InputError, match="it is a video, not a photo: .*Ranker.stream"):
             read_image(source)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
+def test_the_first_of_several_pictures_is_not_taken_in_silence(suffix: str, tmp_path: Path) -> None:
+    """By path, as bytes and as an opened file; a file of one picture gives no warning."""
+    pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "lime", "blue")]
+    several, one = tmp_path / f"several.{suffix}", tmp_path / f"one.{suffix}"
+    pictures[0].save(several, save_all=True, append_images=pictures[1:], lossless=True)
+    pictures[0].save(one)
+    what = "has 3 pages" if suffix == "tiff" else "is an animation"
+    for source in (several, several.read_bytes(), several.open("rb")):
+        with pytest.warns(FirstPictureWarning, match=f"it {what}, of which the first"):
+            assert read_image(source)[0, 0].tolist() == pytest.approx([255, 0, 0], abs=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(one)

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import io
 import json
 import os
 import re
@@ -22,6 +23,7 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from serving import send, serving, serving_model
 from sockets import family, listening
 
@@ -197,6 +199,17 @@ def test_what_is_refused(
     assert (got, sent["Content-Type"]) == (status, "application/json")
     assert json.loads(answer)["status"] == status and message in said(answer)
     assert send(place, data)[0] == 200
+
+
+def test_the_first_of_several_pictures_is_told(place: Place, data: bytes) -> None:
+    """As a note beside the answer; a file of one picture has none."""
+    file = io.BytesIO()
+    pictures = [Image.new("RGB", (48, 32), colour) for colour in ("red", "blue")]
+    pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:])
+    (several,) = json.loads(send(place, file.getvalue())[2])["images"]
+    assert "animation, of which the first picture" in several["note"]
+    (one,) = json.loads(send(place, data)[2])["images"]
+    assert "note" not in one
 
 
 def test_other_addresses(place: Place) -> None:
