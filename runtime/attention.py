@@ -109,12 +109,24 @@ def pixels_per_cell(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> 
     interpolated.
     """
     sums = cv2.integral(mask.view(np.uint8))  # (height + 1, width + 1)
-    for edges in (rows, columns):
-        edges = np.clip(edges, 0, len(sums) - 1)
-        low = np.floor(edges).astype(int)
-        high, part = np.minimum(low + 1, len(sums) - 1), (edges - low)[:, None]
-        sums = (sums[low] * (1 - part) + sums[high] * part).T
-    return np.diff(np.diff(sums, axis=0), axis=1)
+    (top, low, down), (left, right, across) = (
+        _between(edges, side) for edges, side in zip((rows, columns), mask.shape, strict=True)
+    )
+    down = down[:, None]
+    at_left, at_right = (
+        sums[top[:, None], side] * (1 - down) + sums[low[:, None], side] * down
+        for side in (left, right)
+    )  # (gh + 1, gw + 1)
+    corners = at_left * (1 - across) + at_right * across
+    return np.diff(np.diff(corners, axis=0), axis=1)
+
+
+def _between(edges: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For edges of cells, cut to 0…side: the whole pixels before and behind each, and how far it
+    lies between them, 0…1."""
+    edges = np.clip(edges, 0, side)
+    before = np.floor(edges).astype(int)
+    return before, np.minimum(before + 1, side), edges - before
 
 
 def percent(share: float) -> str:

@@ -17,6 +17,7 @@ from dsgnn.runtime.ranking import RankedObject, Ranking
 
 STRIDE = 4  # the mask logits' stride in the network's input
 SPECK = 0.02  # a part of a mask with less than this of the largest part's pixels is a speck
+SHORT_LABELS = 1 << 15  # parts that labels of 16 bits tell apart, with room for odd sides
 
 
 def postprocess(
@@ -119,15 +120,26 @@ def without_specks(logits: np.ndarray) -> np.ndarray:
     A connected part of what is positive is a speck when it has less than `SPECK` of the pixels of
     the largest part; pixels that touch at a corner are connected. Its logits become negative.
     """
+    positive = (logits > 0).view(np.uint8)
+    x, y, width, height = cv2.boundingRect(positive)  # only the box is searched
+    if not width:  # OpenCV crashes on an empty picture
+        return logits
+    box = np.s_[y : y + height, x : x + width]
+    # At most every second pixel of every second row begins a part: fewer labels are found faster.
+    labelling = cv2.CV_16U if width * height < 4 * SHORT_LABELS else cv2.CV_32S
     count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        (logits > 0).view(np.uint8), connectivity=8
+        positive[box], connectivity=8, ltype=labelling
     )
     if count <= 2:  # the background and one part
         return logits
     areas = stats[:, cv2.CC_STAT_AREA]
     small = areas < SPECK * areas[1:].max()
     small[0] = False
-    return np.where(small[labels], -np.abs(logits), logits) if small.any() else logits
+    if not small.any():
+        return logits
+    cleaned = logits.copy()
+    cleaned[box] = np.where(small[labels], -np.abs(logits[box]), logits[box])
+    return cleaned
 
 
 def check_specks(specks: str) -> None:

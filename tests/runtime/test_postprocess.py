@@ -171,6 +171,14 @@ def test_specks_are_what_is_far_smaller_than_the_largest_part(
     np.testing.assert_array_equal(logits, before)
 
 
+def test_more_specks_than_16_bits_count() -> None:
+    logits = np.full((600, 600), -1.0, np.float32)
+    logits[::2, ::2] = 1.0
+    logits[:99, :99] = 1.0
+    cleaned = without_specks(logits)
+    assert (cleaned[:99, :99] > 0).all() and np.count_nonzero(cleaned > 0) == 99 * 99
+
+
 def test_parts_that_touch_at_a_corner_are_one() -> None:
     logits = np.full((64, 64), -1.0, np.float32)
     logits[:40, :40] = logits[40:42, 40:42] = 1.0
