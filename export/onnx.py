@@ -16,7 +16,6 @@ import torch
 
 import dsgnn
 from dsgnn.config import Config
-from dsgnn.export.built import check_types, product_types
 from dsgnn.export.deploy import DeployGraph, Size
 from dsgnn.export.half_precision import retype, store_as_half
 from dsgnn.export.int8 import check_calibration, quantise, round_weights_only
@@ -30,6 +29,7 @@ from dsgnn.export.parity import (
     only_reported,
     settle,
 )
+from dsgnn.export.parity.built import check_types, product_types
 from dsgnn.model import DSGNN, build_model, normalise
 from dsgnn.runtime.artifact import METADATA_KEY, Description, Sidecar, sha256_of, write_sidecar
 from dsgnn.runtime.backends import Backend, open_backend

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from dsgnn.export.built import check_types, layer_types
 from dsgnn.export.engine_options import check_options
 from dsgnn.export.onnx import ADVICE, backend_infer
 from dsgnn.export.parity import Parity, gate, machine, settle
+from dsgnn.export.parity.built import check_types, layer_types
 from dsgnn.runtime.artifact import (
     Artifact,
     Sidecar,

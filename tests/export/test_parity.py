@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import pytest
 
-from dsgnn.export.built import PrecisionError, check_types, product_types
 from dsgnn.export.half_precision import retype
 from dsgnn.export.parity import Answers, ParityError, gate
+from dsgnn.export.parity.built import PrecisionError, check_types, product_types
 from dsgnn.runtime.artifact import Description
 from dsgnn.runtime.letterbox import Fixed
 

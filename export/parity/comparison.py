@@ -1,4 +1,4 @@
-"""The parity gate: an artifact is used only after it gave the network's answers on real photos.
+"""Comparing an artifact with what it was made from, and with itself, on real photos.
 
 Reference and candidate get the same letterboxed photos, one at a time and in batches (a graph that
 mixes up the images of a batch passes at batch 1), and are compared over the objects the reference
@@ -13,21 +13,19 @@ other photos, and after batches of other sizes. Engines have failed in each of t
 from __future__ import annotations
 
 import logging
-import os
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from dsgnn.export.parity.limits import LIMITS, Parity, ParityError, broken_limits
 from dsgnn.runtime import samples
 from dsgnn.runtime.artifact import Description
 from dsgnn.runtime.disk.sources import IMAGE_SUFFIXES
-from dsgnn.runtime.errors import DsgnnError, InputError
+from dsgnn.runtime.errors import InputError
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.letterbox import Fixed, LongestSide, Rule, letterbox
 
@@ -40,118 +38,6 @@ Infer = Callable[[np.ndarray], Answers]
 
 BATCHES = (1, 3)
 WALK = (1, 3, 8)
-LIBRARIES = (
-    "torch",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "numpy",
-)
-
-
-class ParityError(DsgnnError, RuntimeError):
-    """An artifact that does not give the answers of what it was made from."""
-
-
-@dataclass(frozen=True)
-class ParityLimits:
-    """By how much an artifact of one precision may differ from what it was made from.
-
-    saliency: largest difference (None = not limited). iou_min: of every mask, unless its pixels
-    (at stride 4) differ in at most `pixels` places. iou_mean: over all masks. margin: pairs of
-    objects whose saliencies lie further apart than this share of the range must keep their order.
-    attention: largest share of looks that may move from one place to another on a photo. score: how
-    far from the threshold a score must lie for its object to be clearly kept, or clearly not; and
-    by how much scores may differ on average.
-    """
-
-    saliency: float | None
-    iou_min: float
-    pixels: int
-    iou_mean: float
-    margin: float
-    attention: float
-    score: float
-
-
-_SIXTEEN_BITS = ParityLimits(
-    saliency=None,
-    iou_min=0.0,
-    pixels=0,
-    iou_mean=0.99,
-    margin=0.02,
-    attention=0.02,
-    score=0.05,
-)
-LIMITS = {
-    # two float32 programs round differently: saliencies closer than 1e-5 of the range are a tie
-    "fp32": ParityLimits(
-        saliency=1e-3,
-        iou_min=0.999,
-        pixels=4,
-        iou_mean=0.999,
-        margin=1e-5,
-        attention=1e-3,
-        score=1e-3,
-    ),
-    "w16": _SIXTEEN_BITS,
-    "fp16": _SIXTEEN_BITS,
-    "bf16": _SIXTEEN_BITS,
-    "int8": ParityLimits(
-        saliency=None,
-        iou_min=0.0,
-        pixels=0,
-        iou_mean=0.95,
-        margin=0.05,
-        attention=0.05,
-        score=0.1,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Parity:
-    """One comparison. Differences are over the kept objects; rank_agreement is the share of
-    clearly separated pairs in the same order; attention_moved is the largest share of looks that
-    lies elsewhere on a photo, None without attention; kept_otherwise counts the objects that one
-    side clearly keeps and the other does not; check says what was compared, "photos" with the
-    reference or "slots" of the artifact's own batches; failures names the limits that were broken.
-    """
-
-    batch: int
-    photos: int
-    objects: int
-    saliency_max: float
-    saliency_mean: float
-    score_max: float
-    score_mean: float
-    iou_min: float
-    iou_mean: float
-    pixels_max: int
-    rank_agreement: float
-    top1_identical: bool
-    attention_moved: float | None = None
-    kept_otherwise: int = 0
-    check: str = "photos"
-    failures: tuple[str, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        return not self.failures
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "failures": list(self.failures), "passed": self.passed}
-
-    @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> Parity:
-        """One record of a sidecar; what else it holds is ignored."""
-        # older records lack these
-        facts = {"attention_moved": None, "kept_otherwise": 0, "check": "photos", **facts}
-        own = {name: facts[name] for name in cls.__dataclass_fields__}
-        return cls(**{**own, "failures": tuple(own["failures"])})
 
 
 def parity_photos(folder: Path | None = None) -> list[np.ndarray]:
@@ -360,7 +246,7 @@ class _Tally:
             attention_moved=float(np.max(self.moved)) if self.moved else None,
             kept_otherwise=self.kept_otherwise,
         )
-        return replace(result, failures=_failures(result, self.limits, self.ious, self.pixels))
+        return replace(result, failures=broken_limits(result, self.limits, self.ious, self.pixels))
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -372,94 +258,3 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _partners(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
     """For each mask of `wanted` (n, h, w) an index into `got` (Q, h, w): the largest total IoU."""
     return linear_sum_assignment(_iou(wanted[:, None], got), maximize=True)[1]
-
-
-def _failures(
-    result: Parity, limits: ParityLimits, ious: Sequence[float], pixels: Sequence[int]
-) -> tuple[str, ...]:
-    failures = []
-    # The comparisons are written so that a NaN fails.
-    if not (np.isfinite(result.saliency_max) and np.isfinite(result.score_max)):
-        failures.append("saliency or score is not finite")
-    if limits.saliency is not None and not result.saliency_max <= limits.saliency:
-        failures.append(f"saliency differs by {result.saliency_max:.2g} > {limits.saliency:g}")
-    if limits.saliency is not None and not result.score_max <= limits.saliency:
-        failures.append(f"score differs by {result.score_max:.2g} > {limits.saliency:g}")
-    apart = [
-        iou
-        for iou, n in zip(ious, pixels, strict=True)
-        if not iou >= limits.iou_min and n > limits.pixels
-    ]
-    if apart:
-        failures.append(f"{len(apart)} masks below IoU {limits.iou_min:g} (worst {min(apart):.3f})")
-    if not result.iou_mean >= limits.iou_mean and result.pixels_max > limits.pixels:
-        failures.append(f"mean mask IoU {result.iou_mean:.4f} < {limits.iou_mean:g}")
-    if result.attention_moved is not None and not result.attention_moved <= limits.attention:
-        failures.append(
-            f"{result.attention_moved:.2%} of the attention is elsewhere, > {limits.attention:.1%}"
-        )
-    if result.rank_agreement < 1:
-        failures.append(f"order differs in {1 - result.rank_agreement:.1%} of the clear pairs")
-    if not result.top1_identical:
-        failures.append("another object is ranked first")
-    if not result.score_mean <= limits.score:
-        failures.append(f"scores differ by {result.score_mean:.2g} on average > {limits.score:g}")
-    if result.kept_otherwise:
-        failures.append(f"{result.kept_otherwise} objects are kept by one side alone")
-    return tuple(failures)
-
-
-def settle(results: Sequence[Parity], description: Description, keep: bool, what: str) -> bool:
-    """Whether an artifact is verified: it was compared, and every check passed.
-
-    Raises ParityError, which says `what` failed and shows the table, where a check failed and the
-    artifact may not be kept. keep: it may, as unverified. It may too if its weights are random and
-    it is below float32: then no two objects are clearly apart, and the comparison is only reported.
-    """
-    failed = not all(result.passed for result in results)
-    if failed and not (keep or only_reported(description)):
-        raise ParityError(f"{what}\n{table(results)}")
-    return bool(results) and not failed
-
-
-def only_reported(description: Description) -> bool:
-    """True where a failed comparison proves nothing: below float32 with random weights."""
-    return description.weights == "synthetic" and description.precision != "fp32"
-
-
-def table(results: Sequence[Parity]) -> str:
-    """The comparison for a person, one line per batch size."""
-    lines = ["batch photos objects  |Δsaliency| max   |Δscore| max   IoU min   mean   ranks  top-1"]
-    for r in results:
-        if r.check == "slots":
-            lines.append(f"{r.batch:5d} one photo in {r.photos} places of batches up to this size")
-            lines.extend(f"      FAILED: {failure}" for failure in r.failures)
-            continue
-        lines.append(
-            f"{r.batch:5d} {r.photos:6d} {r.objects:7d}  {r.saliency_max:16.2e}  "
-            f"{r.score_max:13.2e}  {r.iou_min:8.4f} {r.iou_mean:6.4f}  {r.rank_agreement:6.1%}  "
-            f"{'same' if r.top1_identical else 'DIFFERS'}"
-        )
-        if r.attention_moved is not None:
-            lines.append(
-                f"      attention that is elsewhere, of the worst photo: {r.attention_moved:.2e}"
-            )
-        lines.extend(f"      FAILED: {failure}" for failure in r.failures)
-    return "\n".join(lines)
-
-
-def machine() -> dict[str, Any]:
-    """Where a check ran: processor, system and library versions."""
-    libraries = {}
-    for package in LIBRARIES:
-        try:
-            libraries[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "libraries": libraries,
-    }
