@@ -7,15 +7,21 @@ to nobody. A Ray that is connected to is as its owner set it up.
 
 from __future__ import annotations
 
+import _thread
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from ipaddress import ip_address
+from pathlib import Path
+from time import sleep
 from typing import Any
 
+from dsgnn.runtime.console import say
 from dsgnn.runtime.errors import BackendError, OptionError
 from dsgnn.runtime.telemetry import import_without_telemetry
 
@@ -28,6 +34,8 @@ NO_WAY_OUT = {
     "https_proxy": "http://127.0.0.1:9",
     "no_proxy": "127.0.0.1,localhost,::1",
 }
+HEARD_S = 5.0  # after so long an interruption has not been heard
+LOST = "Ray's control process on this machine has ended, so nothing can go on: start again"
 
 
 @contextmanager
@@ -40,7 +48,7 @@ def cluster(address: str, part: str, cpus: int | None = None) -> Iterator[Any]:
     "data" or "serve". cpus: of a Ray that is started here; None = all.
 
     Raises OptionError for what is no address, or a second one, and BackendError if that part of Ray
-    is not installed, or Ray cannot be reached or started.
+    is not installed, Ray cannot be reached or started, or a Ray that was started here has ended.
     """
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     if where == "local":
@@ -64,38 +72,91 @@ def cluster(address: str, part: str, cpus: int | None = None) -> Iterator[Any]:
     elif where != "auto":
         _check_answers(where)
     try:
-        with _no_cloud_asked():
+        with _no_cloud_asked() as started:
             ray.init(where, logging_level=logging.ERROR, log_to_driver=False, **options)
     except Exception as error:  # of no common class
         what = "started here" if where == "local" else f"reached at {where}"
         raise BackendError(f"Ray cannot be {what}: {error}") from error
+    watch = _Watch(started)
     try:
         if where == "local":
             _check_confined(ray.util.get_node_ip_address())
         yield ray
+    except BaseException as error:
+        if watch.lost:
+            raise BackendError(LOST) from error
+        raise
     finally:
-        ray.shutdown()
+        watch.end()
+        if not watch.lost:  # it would wait a minute for the process that is gone
+            ray.shutdown()
+    if watch.lost:
+        raise BackendError(LOST)
+
+
+class _Watch:
+    """Ends the processes of a Ray that was started here when its control process dies.
+
+    It interrupts the main thread then. Where that waits inside of Ray and hears nothing, this
+    process ends, as it would a minute later: Ray ends it itself, and leaves other processes.
+    """
+
+    def __init__(self, started: Mapping[str, Any]) -> None:
+        """started: the processes that Ray began here, by their kind; none = nothing to watch."""
+        self.lost, self._ending, self._started = False, False, started
+        if started:
+            threading.Thread(target=self._wait, name="watch-ray", daemon=True).start()
+
+    def end(self) -> None:
+        """Ray ends now because it should."""
+        self._ending = True
+
+    def _wait(self) -> None:
+        self._started["gcs_server"].wait()
+        if self._ending:
+            return
+        self.lost = True
+        for process in self._started.values():
+            for number in [*descendants(process.pid), process.pid]:
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+        _thread.interrupt_main()
+        sleep(HEARD_S)
+        if not self._ending:
+            say(f"Error: {LOST}", err=True)
+            os._exit(1)
+
+
+def descendants(parent: int) -> list[int]:
+    """The numbers of the processes that a process has begun, and of those they have begun."""
+    with suppress(OSError):
+        tasks = Path(f"/proc/{parent}/task").iterdir()
+        children = [int(n) for task in tasks for n in (task / "children").read_text().split()]
+        return [n for child in children for n in (child, *descendants(child))]
+    return []
 
 
 @contextmanager
-def _no_cloud_asked() -> Iterator[None]:
+def _no_cloud_asked() -> Iterator[dict[str, Any]]:
     """While Ray is started: keep its dashboard's process from asking clouds whether it is in them.
 
     It asks 169.254.169.254 and metadata.google.internal even where usage statistics are off, and
     Ray has no switch for that. That process alone gets a proxy which does not exist, so its
-    requests end on this machine.
+    requests end on this machine. Gives the processes that were started, by their kind.
     """
     services = import_without_telemetry("ray._private.services")
-    start = services.start_ray_process
+    start, started = services.start_ray_process, dict[str, Any]()
 
     def start_apart(command: Any, process_type: str, *arguments: Any, **options: Any) -> Any:
         if process_type == "dashboard":
             options["env_updates"] = {**(options.get("env_updates") or {}), **NO_WAY_OUT}
-        return start(command, process_type, *arguments, **options)
+        information = start(command, process_type, *arguments, **options)
+        started[process_type] = information.process
+        return information
 
     services.start_ray_process = start_apart
     try:
-        yield
+        yield started
     finally:
         services.start_ray_process = start
 

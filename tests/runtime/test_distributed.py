@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -293,6 +294,34 @@ def test_an_image_that_kills_its_workers(two_cpus: None, model: Path, tmp_path: 
     assert summary.images == 19
     failed = {row["file"]: row["error"] for row in rows_of(out) if row["error"]}
     assert failed == {str(paths[13]): "2 workers died while they ranked it (out of memory?)"}
+
+
+LOSES_CONTROL = """
+import os, signal, sys
+from pathlib import Path
+from dsgnn.runtime.cluster.connect import cluster, descendants
+with cluster("local", "data", 1) as ray:
+    print(*(numbers := descendants(os.getpid())))
+    name = "gcs_server"
+    (control,) = [n for n in numbers if Path(f"/proc/{n}/comm").read_text().strip() == name]
+    os.kill(control, signal.SIGKILL)
+    for _ in range(600):
+        ray.get(ray.remote(lambda: __import__("time").sleep(1)).remote())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")
+def test_ray_loses_its_control_process() -> None:
+    """A message at once, and no process is left. Ray alone waits a minute and leaves two."""
+    command = [sys.executable, "-c", LOSES_CONTROL]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=55)
+    assert done.returncode == 1 and connect.LOST in done.stderr
+    numbers = [int(number) for number in done.stdout.split()]
+    assert len(numbers) > 3  # its control process, its node's and their agents
+    deadline = time.monotonic() + 20  # the system takes ended processes away a little later
+    while left := [number for number in numbers if Path(f"/proc/{number}").is_dir()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sockets are read off /proc")
