@@ -13,10 +13,25 @@ import sys
 from dsgnn.runtime import Ranker, samples
 print(len(Ranker(backend=sys.argv[1])(samples()[0]).objects), "objects")
 """
-CLUSTER = """
-from dsgnn.runtime.cluster.connect import cluster
-with cluster("local", "data", 1) as ray:
-    print(ray.get(ray.remote(lambda: "a task").remote()))
+SERVE = """
+import re, subprocess, sys, urllib.request
+from dsgnn.runtime import samples
+command = [sys.executable, "-c", "from dsgnn.runtime.serving.cli import main; main()"]
+server = subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True)
+while not (found := re.search("http://[^ ]+/", server.stderr.readline())):
+    pass
+photo = urllib.request.Request(found[0] + "rank", samples()[0].read_bytes())
+photo.add_header("Content-Type", "image/jpeg")
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+print(opener.open(photo).read().count(b"segmentation"), "objects")
+server.terminate()
+server.communicate()
+"""
+BATCH = """
+from click.testing import CliRunner
+from dsgnn.runtime import samples
+from dsgnn.runtime.cluster.cli import main
+print(CliRunner().invoke(main, [str(samples()[0]), "--out", "ranked"]).output)
 """
 CALL_OUT = """
 import socket, sys
@@ -44,8 +59,16 @@ def test_a_ranker_contacts_nobody_and_writes_nothing(backend: str, tmp_path: Pat
     assert seen.written == []
 
 
-def test_a_ray_on_this_machine_asks_nobody(tmp_path: Path) -> None:
-    """It writes its session, its shared memory and its token, and nothing else."""
+def test_a_server_contacts_nobody_and_writes_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    seen = traced([sys.executable, "-c", SERVE], tmp_path)
+    assert "objects" in seen.output
+    assert seen.contacts == []
+    assert seen.written == []
+
+
+def test_a_batch_on_a_ray_of_this_machine_asks_nobody(tmp_path: Path) -> None:
+    """It writes its session, its shared memory and its token, and nothing else but results."""
     if find_spec("ray") is None:
         pytest.skip("could not import ray")
     if not has_strace():
@@ -53,11 +76,11 @@ def test_a_ray_on_this_machine_asks_nobody(tmp_path: Path) -> None:
     # The path of its sockets must be short, so its session is not in the folder of the test.
     with TemporaryDirectory(dir="/tmp") as session:
         where = {"RAY_TMPDIR": session}
-        seen = traced([sys.executable, "-c", CLUSTER], tmp_path, where, timeout_s=300)
-    assert "a task" in seen.output
+        seen = traced([sys.executable, "-c", BATCH], tmp_path, where, timeout_s=300)
+    assert "1 image ranked" in seen.output
     assert seen.contacts == []
-    token = tmp_path / "home" / ".ray"
-    assert seen.written_outside(Path(session), tmp_path / "temporary", token) == []
+    asked_for = tmp_path / "home" / ".ray", tmp_path / "work" / "ranked"
+    assert seen.written_outside(Path(session), tmp_path / "temporary", *asked_for) == []
 
 
 @pytest.mark.parametrize("strace", [True, False])
