@@ -197,6 +197,7 @@ class Ranker:
             max_frames=max_frames,
             batch=batch,
             steady=steady,
+            fenced=None if self._decoders is None else self._max_pixels,
         )
 
     def close(self) -> None:

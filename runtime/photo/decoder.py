@@ -8,28 +8,30 @@ limit on pixels is set as well; it is read when OpenCV is loaded, so before the 
 from __future__ import annotations
 
 import os
-import signal
 import struct
 import subprocess
 import sys
 import threading
 import traceback
 from contextlib import suppress
-from math import ceil
-from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from dsgnn.runtime.errors import BackendError, InputError
+from dsgnn.runtime.fence import (
+    DECODE_S,
+    PIXELS_VARIABLE,
+    exactly,
+    limit_memory,
+    limit_time,
+    spawn,
+    stay_quiet,
+    took_too_long,
+)
 from dsgnn.runtime.images import ImageSource, keep_quiet, picture_or_bytes, read_image
 from dsgnn.runtime.photo.headers import MAX_PIXELS, ImageTooLargeError
 
-PIXELS_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
-DECODE_S = 5  # seconds of processor time for one photo
 PATIENCE = 6  # and as many times that until the answer, as others use the processor too
-PHOTO_BYTES = 1 << 30  # memory for one photo, beside what the process has before it
-PIXEL_BYTES = 12  # and for one pixel, where photos of more pixels than usual are allowed
 PIPE_BYTES = 1 << 20  # so that a photo goes through in few pieces, on Linux
 MAX_TEXT = 1 << 20  # bytes of an answer in words
 START_S = 60.0  # seconds for the process to start, on a busy machine
@@ -85,7 +87,7 @@ class Decoder:
             kind, height, width, body = self._answer(PATIENCE * self._limit_s, late, request)
         except (EOFError, BrokenPipeError):
             status = self._process.wait()
-            if late.is_set() or status == -getattr(signal, "SIGXCPU", 0):
+            if late.is_set() or took_too_long(status):
                 raise InputError(f"decoding it takes longer than {self._limit_s} s") from None
             raise InputError("its decoder crashed on it") from None
         if kind == PIXELS:
@@ -119,20 +121,10 @@ class Decoder:
                     pipe.close()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        paths = os.pathsep.join(path for path in map(os.path.abspath, sys.path) if path)
-        environment = {
-            **os.environ,
-            PIXELS_VARIABLE: str(self._max_pixels),
-            "PYTHONPATH": paths,
-            "OPENBLAS_NUM_THREADS": "1",
-        }
-        return subprocess.Popen(
-            [sys.executable, "-P", "-c", CHILD, str(self._max_pixels), str(self._limit_s)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            pipesize=PIPE_BYTES,
-        )
+        limits = self._max_pixels, self._limit_s
+        variables = {PIXELS_VARIABLE: str(self._max_pixels)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "pipesize": PIPE_BYTES}
+        return spawn(CHILD, *limits, variables=variables, **pipes)
 
     def _answer(
         self, limit_s: float, late: threading.Event, request: bytes = b""
@@ -152,12 +144,12 @@ class Decoder:
         try:
             process.stdin.write(request)
             process.stdin.flush()
-            kind, height, width = ANSWER.unpack(_exactly(process.stdout, ANSWER.size).tobytes())
+            kind, height, width = ANSWER.unpack(exactly(process.stdout, ANSWER.size).tobytes())
             if height * width > self._max_pixels:  # someone else has taken over the process
                 process.kill()
                 raise EOFError
             size = height * width * 3 if kind == PIXELS else height % MAX_TEXT
-            return kind, height, width, _exactly(process.stdout, size)
+            return kind, height, width, exactly(process.stdout, size)
         finally:
             timer.cancel()
 
@@ -194,56 +186,12 @@ class Decoders:
             self._idle.pop().close()
 
 
-def _exactly(pipe: IO[bytes], size: int) -> np.ndarray:
-    """(size,) uint8 from a pipe. Raises EOFError if it ends before that."""
-    data = np.empty(size, np.uint8)
-    if pipe.readinto(data) < size:  # type: ignore[attr-defined]
-        raise EOFError
-    return data
-
-
-def _limit_memory(max_pixels: int) -> None:
-    """Bound what this process may allocate beyond what it has now. Linux only."""
-    if sys.platform != "linux":
-        return
-    import resource
-
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmData:"):
-            held = int(line.split()[1]) << 10
-            _lower(resource.RLIMIT_DATA, held + max(PHOTO_BYTES, PIXEL_BYTES * max_pixels))
-
-
-def _limit_time(limit_s: int) -> None:
-    """Have this process ended when it has used so much more processor time. Not on Windows."""
-    if sys.platform != "win32":
-        import resource
-
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        _lower(resource.RLIMIT_CPU, ceil(used.ru_utime + used.ru_stime) + limit_s)
-
-
-def _lower(kind: int, limit: int) -> None:
-    """Set a limit of this process, unless it has a lower one that it may not change."""
-    import resource
-
-    _, hard = resource.getrlimit(kind)
-    soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-    resource.setrlimit(kind, (soft, hard))
-
-
 def main() -> None:
     """Decode the photos that come on standard input until it is closed."""
-    # A server answers the photos it holds after these signals, and a run finishes its files. So the
-    # process that started this one decides when it ends.
-    for name in ("SIGINT", "SIGTERM"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    nowhere = os.open(os.devnull, os.O_WRONLY)  # takes number 2 if there is no standard error
-    source, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # nothing that a library prints may get among the answers
+    source, out = sys.stdin.buffer, stay_quiet()
     keep_quiet()
     max_pixels, limit_s = int(sys.argv[1]), int(sys.argv[2])
-    _limit_memory(max_pixels)
+    limit_memory(max_pixels)
 
     def answer(kind: int, height: int, width: int, body: bytes | memoryview) -> None:
         try:
@@ -254,12 +202,10 @@ def main() -> None:
             os._exit(0)
 
     answer(STARTED, 0, 0, b"")
-    os.dup2(nowhere, 1)  # libpng and others write their warnings past OpenCV's switch
-    os.dup2(nowhere, 2)
     while head := source.read(REQUEST.size):
         (size,) = REQUEST.unpack(head)
         data = source.read(size)
-        _limit_time(limit_s)
+        limit_time(limit_s)
         try:
             pixels = np.ascontiguousarray(read_image(data, max_pixels))
         except InputError as error:

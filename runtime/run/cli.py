@@ -162,7 +162,7 @@ def main(
         size = parse_raw(raw) if raw else None
     with usage():
         select = Selection(every, start, end, max_frames, rate, size)
-        video = VideoOptions(select, batch, steady, show)
+        video = VideoOptions(select, batch, steady, show, max_pixels)
         found = find_sources(sources, out, raw=bool(raw))
         threads = choose_threads(threads, found.sources)
         ranker = Ranker(

@@ -33,7 +33,7 @@ from dsgnn.runtime.images import left_out, memory_errors
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.run.resume import Earlier
 from dsgnn.runtime.run.sheet import Sheets
-from dsgnn.runtime.video.frames import Frames, Selection
+from dsgnn.runtime.video.frames import Frames
 from dsgnn.runtime.video.to_files import VideoOptions, rank_video
 
 STAGES = ("decode", "preprocess", "inference", "postprocess", "save")
@@ -121,7 +121,7 @@ def run(
     Failures are named on standard error as they come, and so are notes. Raises FolderBusyError if
     another run is writing into `out`.
     """
-    counts = [_expected(source, video.select) for source in sources]
+    counts = [_expected(source, video) for source in sources]
     expected = sum(counts) if all(counts) else None
     with claimed(out), stopped_once():
         outcomes = rank_sources(
@@ -330,14 +330,14 @@ def _rank_image(
     return Outcome(target.source, len(ranking.objects), timings, shares=shares)
 
 
-def _expected(source: Source, select: Selection) -> int:
+def _expected(source: Source, video: VideoOptions) -> int:
     """How many outcomes a source will have, for the progress bar; 0 if that is not known."""
     if not source.is_video or source.problem:
         return 1
     if source.feed:
-        return select.max_frames or 0
+        return video.select.max_frames or 0
     try:
-        frames = Frames(source, select)
+        frames = Frames(source, video.select, video.max_pixels)
     except FAILURES:
         return 1  # the failure
     frames.close()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
 from dsgnn.runtime.disk.files import check_unicode, ffmpeg_name
-from dsgnn.runtime.disk.sources import Source
+from dsgnn.runtime.disk.sources import Source, standard_input
 from dsgnn.runtime.errors import InputError
-from dsgnn.runtime.video.pipe import standard_video
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 MISSING = "reading videos needs PyAV, which is not installed: pip install 'dsgnn[video]'"
 UNREADABLE = "no frame can be read: it is damaged or cut short, or no video that FFmpeg decodes"
+FRONT_BYTES = 1 << 20  # what may stand before the index of an MP4 that is read from a pipe
 TIMEOUT_S = 10.0  # for opening a stream, and for each read from it
 
 
@@ -127,3 +129,64 @@ def origin_s(container: InputContainer, stream: VideoStream) -> float:
     if abs(begins - first) < 2e-6:  # FFmpeg rounds the beginning to microseconds
         return first
     return max(begins, min(0.0, first))
+
+
+class Readable(Protocol):
+    """What PyAV reads from. Some of these can be seeked too."""
+
+    def read(self, size: int) -> bytes: ...
+
+
+class Pipe:
+    """A pipe of which the first bytes can be looked at. It is read without Python's buffer: a
+    thread that waits inside the buffer when Python exits would crash it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream: BinaryIO = getattr(stream, "raw", stream)
+        # What the buffer has read already.
+        self._front = stream.read(len(stream.peek())) if hasattr(stream, "peek") else b""
+
+    def front(self, size: int) -> bytes:
+        """The next `size` bytes, which stay in the pipe; fewer at its end."""
+        while len(self._front) < size and (part := self._stream.read(size - len(self._front))):
+            self._front += part
+        return self._front[:size]
+
+    def read(self, size: int) -> bytes:
+        part = self._front[:size] or self._stream.read(size) or b""
+        self._front = self._front[size:]
+        return part
+
+
+def standard_video() -> Readable:
+    """Standard input as PyAV can read it.
+
+    An MP4 whose index stands behind its pictures is copied from a pipe to a temporary file first.
+    Raises InputError where there is no standard input, and OSError.
+    """
+    stream = standard_input()
+    if stream.seekable():
+        return stream
+    pipe = Pipe(stream)
+    if not _index_comes_last(pipe):
+        return pipe
+    copy = tempfile.TemporaryFile(prefix="dsgnn-")  # noqa: SIM115 PyAV reads it to its end
+    while part := pipe.read(1 << 20):
+        copy.write(part)
+    copy.seek(0)
+    return copy
+
+
+def _index_comes_last(pipe: Pipe) -> bool:
+    """Whether it is an MP4 or MOV with its pictures before its index. Source: ISO/IEC 14496-12."""
+    if pipe.front(8)[4:] != b"ftyp":
+        return False
+    at = 0
+    while at < FRONT_BYTES and len(head := pipe.front(at + 8)[at:]) == 8:
+        size, name = struct.unpack(">I4s", head)
+        if name in (b"moov", b"moof"):
+            return False
+        if name == b"mdat" or size < 8:
+            return True
+        at += size
+    return False

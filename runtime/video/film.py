@@ -7,16 +7,21 @@ and brought from high dynamic range to that of a screen (by FFmpeg's swscale).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 from dsgnn.runtime.disk.sources import Source
+from dsgnn.runtime.errors import InputError
+from dsgnn.runtime.images import on_white
+from dsgnn.runtime.photo.headers import MAX_PIXELS
 from dsgnn.runtime.video.container import chosen, decoder, opened, origin_s
-from dsgnn.runtime.video.feed import DEFAULT_RATE, KEPT, Ended, Shot
+from dsgnn.runtime.video.feed import DEFAULT_RATE, KEPT, Ended, Feed, Shot
 from dsgnn.runtime.video.picture import deinterlaced, shown
 
 if TYPE_CHECKING:
@@ -29,21 +34,45 @@ LATE_S = 1.0  # how much later than it is decoded a frame is shown at most
 # Kinds of files that declare how long they are. (Others are estimated by FFmpeg.)
 DECLARING = ("avi", "matroska,webm", "asf", "mxf")
 LAST_BYTES = {"gif": b"\0;", "apng": b"IEND"}  # of animations
+WEBP_PICTURES = 16  # of an animated WebP in memory at a time
+
+
+def open_film(
+    source: Source,
+    rate: float | None,
+    max_pixels: int = MAX_PIXELS,
+    renew: Callable[[], None] = lambda: None,
+) -> Feed:
+    """Open a video or an animation. rate: frames per second, for a source that has no times.
+
+    max_pixels: width × height of the largest frame. renew: called before each packet is decoded,
+    for a limit that holds from one to the next.
+    Raises InputError if it holds no video that can be decoded, or if PyAV is missing, and OSError
+    if it cannot be opened.
+    """
+    if source.path is not None and source.path.is_file():
+        with source.path.open("rb") as file:
+            if file.read(12)[8:] == b"WEBP":
+                return _WebP(source.path)
+    return Film(source, rate, max_pixels, renew)
 
 
 class Film:
     """A feed of one video stream; see the head of this module. It is read once."""
 
-    def __init__(self, source: Source, rate: float | None) -> None:
-        """Open a source. rate: frames per second, for a source that has no times.
-
-        Raises InputError if it holds no video that can be decoded, or if PyAV is missing, and
-        OSError if it cannot be opened.
-        """
-        self._path = source.path
+    def __init__(
+        self, source: Source, rate: float | None, max_pixels: int, renew: Callable[[], None]
+    ) -> None:
+        """See `open_film`."""
+        self._path, self._max_pixels, self._renew = source.path, max_pixels, renew
         self._container = opened(source)
         try:
             self._stream, self.notes = chosen(self._container)
+            if (pixels := self._stream.width * self._stream.height) > max_pixels:
+                raise InputError(
+                    f"its frames have {pixels:,} pixels, more than the {max_pixels:,} that are "
+                    "allowed"
+                )
             self._origin_s = origin_s(self._container, self._stream)
         except BaseException:
             self._container.close()
@@ -109,6 +138,7 @@ class Film:
         size = 0
         try:
             for packet in self._container.demux():
+                self._renew()
                 end = _seconds(packet, packet.pts) + _seconds(packet, packet.duration)
                 self._last_s = max(self._last_s, end)
                 if packet.stream is not self._stream:
@@ -166,6 +196,8 @@ class Film:
         """The frame as it is meant to be seen: (h, w, 3) uint8 RGB."""
         import av
 
+        if frame.width * frame.height > self._max_pixels:
+            raise Ended(f"a frame has more than {self._max_pixels:,} pixels; {KEPT}")
         if not self._size[0]:
             aspect = float(self._stream.sample_aspect_ratio or 1)
             width = round(frame.width * aspect) if 0.1 < aspect < 10 else frame.width
@@ -250,3 +282,45 @@ def _end_of(path: Path) -> bytes:
 def _seconds(timed: Packet | VideoFrame, ticks: int | None) -> float:
     """A time or duration in the time base of a packet or frame; 0 where there is none."""
     return float((ticks or 0) * (timed.time_base or 0))
+
+
+class _WebP:
+    """An animated WebP, which FFmpeg does not read; by OpenCV, a few pictures at a time."""
+
+    has_sound = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<I", file.read(8)[4:])
+        self.declared = cv2.imcount(str(path)) if size + 8 <= path.stat().st_size else 0
+        self.notes: list[str] = []
+        first = [ms for _, ms in self._pictures(0)] if self.declared else []
+        if not first:
+            raise InputError("the WebP data is damaged or cut short")
+        self.rate = 1e3 * len(first) / sum(first)
+
+    def shots(self, start_s: float) -> Iterator[Shot]:
+        number = time_ms = 0
+        while number < self.declared:
+            for pixels, ms in self._pictures(number):
+                yield Shot(number, time_ms / 1e3, ms / 1e3, partial(_rgb, pixels))
+                number, time_ms = number + 1, time_ms + ms
+
+    def _pictures(self, start: int) -> list[tuple[np.ndarray, int]]:
+        """Some BGR or BGRA pictures, and for how many milliseconds each is shown; browsers take 100
+        for 10 or less. Raises Ended."""
+        done, part = cv2.imreadanimation(str(self._path), start, WEBP_PICTURES)
+        if not done or not part.frames:
+            raise Ended(f"frame {start} or one behind it cannot be decoded; {KEPT}")
+        shown = [ms if ms > 10 else 100 for ms in part.durations]
+        return list(zip(part.frames, shown, strict=True))
+
+    def release(self) -> None:
+        """No file is kept open."""
+
+
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+    if pixels.shape[2] == 3:
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB), pixels[:, :, 3])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-import struct
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +21,14 @@ import numpy as np
 
 from dsgnn.runtime.disk.sources import Source, numbered, standard_input
 from dsgnn.runtime.errors import InputError, OptionError
-from dsgnn.runtime.images import on_white, read_image
+from dsgnn.runtime.images import read_image
+from dsgnn.runtime.photo.decoder import Decoders
+from dsgnn.runtime.photo.headers import MAX_PIXELS
 from dsgnn.runtime.video.feed import DEFAULT_RATE, KEPT, Ended, Feed, Shot, steady_shots
-from dsgnn.runtime.video.film import Film
+from dsgnn.runtime.video.fence import FencedFilm
+from dsgnn.runtime.video.film import open_film
 
 CLOSE_S = 1e-6  # times are sums of fractions
-WEBP_PICTURES = 16  # of an animated WebP in memory at a time
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,14 @@ class Frames:
     whole: whether the source was read to its end, or to the end of what was selected.
     """
 
-    def __init__(self, source: Source, select: Selection) -> None:
-        """Open the source. Raises InputError or OSError if that fails, OptionError for raw frames
-        without their size."""
-        self._feed = _open(source, select)
+    def __init__(self, source: Source, select: Selection, fenced: int | None = None) -> None:
+        """Open the source.
+
+        fenced: width × height of the largest frame, for what strangers made: it is decoded in a
+        process that can be killed (dsgnn.runtime.video.fence). None: in this process.
+        Raises InputError or OSError if that fails, OptionError for raw frames without their size.
+        """
+        self._feed = _open(source, select, fenced)
         self._select = select
         self.notes, self.has_sound = self._feed.notes, self._feed.has_sound
         self.whole = False
@@ -140,20 +146,18 @@ class Frames:
         self._feed.release()
 
 
-def _open(source: Source, select: Selection) -> Feed:
+def _open(source: Source, select: Selection, fenced: int | None) -> Feed:
     if source.feed == "raw":
         if select.raw is None:
             raise OptionError("frames on standard input need their size: give it as raw")
         return _Raw(standard_input(), select.raw, select.rate or DEFAULT_RATE)
     if source.feed == "sequence":
-        return _Numbered(source.address, select.rate or DEFAULT_RATE)
+        return _Numbered(source.address, select.rate or DEFAULT_RATE, fenced)
     if source.feed == "camera":
         return _Camera(int(source.address), select.rate)
-    if source.path is not None and source.path.is_file():
-        with source.path.open("rb") as file:
-            if file.read(12)[8:] == b"WEBP":
-                return _WebP(source.path)
-    return Film(source, select.rate)
+    if fenced is None or sys.platform == "win32":  # where pipes cannot be handed on
+        return open_film(source, select.rate, fenced or MAX_PIXELS)
+    return FencedFilm(source, select.rate, fenced)
 
 
 class _Camera:
@@ -200,23 +204,25 @@ class _Numbered:
 
     has_sound = False
 
-    def __init__(self, pattern: str, rate: float) -> None:
+    def __init__(self, pattern: str, rate: float, fenced: int | None) -> None:
         self._paths = numbered(pattern)
+        self._decoders = None if fenced is None else Decoders(fenced)
         self.rate, self.declared = rate, len(self._paths)
         self.notes: list[str] = []
 
     def shots(self, start_s: float) -> Iterator[Shot]:
         return steady_shots(self.rate, (partial(self._picture, path) for path in self._paths))
 
-    @staticmethod
-    def _picture(path: Path) -> np.ndarray:
+    def _picture(self, path: Path) -> np.ndarray:
         try:
-            return read_image(path)
+            return (self._decoders or read_image)(path)
         except (OSError, InputError) as error:
             raise Ended(f"{path.name}: {error}; {KEPT}") from error
 
     def release(self) -> None:
-        """No file is kept open."""
+        """Close the processes that decode; no file is kept open."""
+        if self._decoders is not None:
+            self._decoders.close()
 
 
 class _Raw:
@@ -253,48 +259,6 @@ class _Raw:
 
     def release(self) -> None:
         """Standard input stays open."""
-
-
-class _WebP:
-    """An animated WebP, which FFmpeg does not read; by OpenCV, a few pictures at a time."""
-
-    has_sound = False
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<I", file.read(8)[4:])
-        self.declared = cv2.imcount(str(path)) if size + 8 <= path.stat().st_size else 0
-        self.notes: list[str] = []
-        first = [ms for _, ms in self._pictures(0)] if self.declared else []
-        if not first:
-            raise InputError("the WebP data is damaged or cut short")
-        self.rate = 1e3 * len(first) / sum(first)
-
-    def shots(self, start_s: float) -> Iterator[Shot]:
-        number = time_ms = 0
-        while number < self.declared:
-            for pixels, ms in self._pictures(number):
-                yield Shot(number, time_ms / 1e3, ms / 1e3, partial(_rgb, pixels))
-                number, time_ms = number + 1, time_ms + ms
-
-    def _pictures(self, start: int) -> list[tuple[np.ndarray, int]]:
-        """Some BGR or BGRA pictures, and for how many milliseconds each is shown; browsers take 100
-        for 10 or less. Raises Ended."""
-        done, part = cv2.imreadanimation(str(self._path), start, WEBP_PICTURES)
-        if not done or not part.frames:
-            raise Ended(f"frame {start} or one behind it cannot be decoded; {KEPT}")
-        shown = [ms if ms > 10 else 100 for ms in part.durations]
-        return list(zip(part.frames, shown, strict=True))
-
-    def release(self) -> None:
-        """No file is kept open."""
-
-
-def _rgb(pixels: np.ndarray) -> np.ndarray:
-    if pixels.shape[2] == 3:
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    return on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB), pixels[:, :, 3])
 
 
 def parse_raw(text: str) -> tuple[int, int]:

@@ -73,13 +73,13 @@ class _Window:
 
 @contextmanager
 def reframed(
-    target: OutputFiles, select: Selection, rate: float, notes: list[str]
+    target: OutputFiles, select: Selection, rate: float, notes: list[str], fenced: int
 ) -> Iterator[Add]:
     """Give a function that takes each ranked frame; the target's crops are whole when the block
     ends.
 
     select: which frames of the source are ranked. rate: frames per second, as far as it is known.
-    notes: what a person should know is appended to it.
+    notes: what a person should know is appended to it. fenced: as of `Frames`.
     Enter it before the JSON lines are: it adds the path to them when they are in place. When the
     block ends by Ctrl-C, what cannot be read again is written as far as it came, and the crops of a
     file are not. Raises InputError and OSError where they cannot be written or read.
@@ -128,7 +128,7 @@ def reframed(
             for window in windows:
                 window.end()
             if windows:
-                notes += _second_pass(target, select, windows, rate)
+                notes += _second_pass(target, select, windows, rate, fenced)
         else:
             finish()
     if windows and "json" in target.kinds:
@@ -161,13 +161,13 @@ def _write(write: h264.WriteFrame, frame: Frame, box: Box, start_s: float) -> No
 
 
 def _second_pass(
-    target: OutputFiles, select: Selection, windows: list[_Window], rate: float
+    target: OutputFiles, select: Selection, windows: list[_Window], rate: float, fenced: int
 ) -> list[str]:
     """Read the frames that were ranked again, and write the crops, with the sound of a file.
 
     Gives what a person should know of it.
     """
-    frames = Frames(target.source, select)
+    frames = Frames(target.source, select, fenced)
     with ExitStack() as stack:
         sounds: list[h264.Sound] = []
         path = target.source.path

@@ -73,11 +73,15 @@ def stream_video(
     max_frames: int | None,
     batch: int,
     steady: bool,
+    fenced: int | None,
 ) -> Generator[tuple[np.ndarray, Ranking], None, None]:
-    """Open a video and return a generator of (frame, ranking); `Ranker.stream` says the rest."""
+    """Open a video and return a generator of (frame, ranking); `Ranker.stream` says the rest.
+
+    fenced: as of `Frames`.
+    """
     if batch < 1:
         raise OptionError(f"batch must be at least 1, got {batch}")
-    frames = Frames(video_source(source), Selection(every, start_s, end_s, max_frames))
+    frames = Frames(video_source(source), Selection(every, start_s, end_s, max_frames), fenced)
 
     def pairs() -> Generator[tuple[np.ndarray, Ranking], None, None]:
         with closing(ranked_frames(ranker, frames, batch, steady)) as ranked:

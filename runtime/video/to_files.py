@@ -28,6 +28,7 @@ from dsgnn.runtime.disk.pictures import to_bgr, write_picture
 from dsgnn.runtime.disk.sources import Source
 from dsgnn.runtime.errors import DsgnnError, InputError, OptionError
 from dsgnn.runtime.framing import Aspects
+from dsgnn.runtime.photo.headers import MAX_PIXELS
 from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.video import h264
 from dsgnn.runtime.video.feed import Ended
@@ -48,7 +49,8 @@ class VideoOptions:
     """How videos are ranked.
 
     select: which frames. batch: frames per inference. steady: objects keep their identity and ranks
-    do not flicker. show: show the frames in a window too. Raises OptionError for a batch below 1,
+    do not flicker. show: show the frames in a window too. max_pixels: width × height of the largest
+    frame; each is decoded in a process that can be killed. Raises OptionError for a batch below 1,
     and for a window where there is no screen.
     """
 
@@ -56,6 +58,7 @@ class VideoOptions:
     batch: int = 1
     steady: bool = True
     show: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -114,7 +117,7 @@ def rank_video(
             f"a video gives {', '.join(VIDEO_KINDS)}, and only {', '.join(target.kinds)} was "
             "asked for"
         )
-    frames = Frames(target.source, options.select)
+    frames = Frames(target.source, options.select, options.max_pixels)
     how = {"made": target.made(), "options": options.to_dict()}
     presence = Presence()
     sound = None
@@ -140,7 +143,9 @@ def rank_video(
                     for frame, ranking in pairs:
                         if behind is None:
                             if target.aspects:
-                                cropping = reframed(target, options.select, frames.rate, notes)
+                                cropping = reframed(
+                                    target, options.select, frames.rate, notes, options.max_pixels
+                                )
                                 crop = files.enter_context(cropping)
                             size = ranking.width, ranking.height
                             writing = write_frames(

@@ -28,6 +28,7 @@ from dsgnn.runtime.video.to_files import VideoOptions
 
 av = pytest.importorskip("av")
 
+FENCED = 10_000_000  # pixels: films are read in a process of their own here
 STEP = 20  # greys from one frame to the next
 UNEVEN_MS = (0, 100, 667, 700, 1500, 2600)
 
@@ -45,7 +46,7 @@ def greys(count: int, size: tuple[int, int] = (64, 48)) -> list[np.ndarray]:
 
 
 def read(path: str | Path, **select: Any) -> list[Frame]:
-    return list(Frames(video_source(path), Selection(**select)))
+    return list(Frames(video_source(path), Selection(**select), FENCED))
 
 
 def seen(frames: list[Frame]) -> list[int]:
@@ -587,7 +588,7 @@ def test_videos_are_told_by_content(name: str, codec: str, container: str) -> No
     film(name, greys(11), codec=codec, container=container, rate=rate, coding=coding)
     (source,) = find_sources([name], Path("out")).sources
     assert source.is_video
-    assert seen(list(Frames(source, Selection()))) == list(range(11))
+    assert seen(list(Frames(source, Selection(), FENCED))) == list(range(11))
 
 
 class Piped(io.RawIOBase):
@@ -613,8 +614,8 @@ def test_a_video_on_standard_input(
     """Also an MP4 whose index comes last."""
     options = {"movflags": "faststart"} if name == "front.mp4" else {}
     codec = "mpeg4" if name.endswith("avi") else "libx264"
-    data = film(name, greys(11), codec=codec, options=options).read_bytes()
-    stream = io.BufferedReader(Piped(data)) if piped else io.BytesIO(data)
+    path = film(name, greys(11), codec=codec, options=options)
+    stream = io.BufferedReader(Piped(path.read_bytes())) if piped else path.open("rb")
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
     outcomes = go("-")
     assert [outcome.error for outcome in outcomes] == [""] * 11
@@ -768,7 +769,7 @@ def test_without_pyav_the_remedy_is_named(name: str, monkeypatch: pytest.MonkeyP
         film("clip.gif", greys(3), codec="gif", pix_fmt="rgb8")
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError, match=r"needs PyAV.*pip install 'dsgnn\[video\]'"):
-        read(name)
+        Frames(video_source(name), Selection())
 
 
 def test_a_source_is_told_by_its_path(tmp_path: Path) -> None:
