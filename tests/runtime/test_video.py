@@ -20,7 +20,7 @@ from dsgnn.runtime.disk.outputs import OutputFiles, make_folder
 from dsgnn.runtime.disk.sources import Source, find_sources
 from dsgnn.runtime.run.loop import Outcome, rank_sources
 from dsgnn.runtime.video.feed import Ended
-from dsgnn.runtime.video.film import Film
+from dsgnn.runtime.video.fence import FencedFilm
 from dsgnn.runtime.video.frames import Selection
 from dsgnn.runtime.video.h264 import h264_writer
 from dsgnn.runtime.video.to_files import (
@@ -211,7 +211,7 @@ def test_stages_overlap(go: Run, clip, ranker: Ranker, monkeypatch: pytest.Monke
     """Frame 0 is ranked only once frame 1 is decoded, and written once frame 1 is ranked."""
     clip(frames=6)
     decoded, ranked = threading.Event(), threading.Event()
-    batch, add, picture = ranker.batch, Presence.add, Film._picture
+    batch, add, picture = ranker.batch, Presence.add, FencedFilm._picture
     calls = []
 
     def decode(self, *arguments) -> np.ndarray:
@@ -231,7 +231,7 @@ def test_stages_overlap(go: Run, clip, ranker: Ranker, monkeypatch: pytest.Monke
         assert ranked.wait(10)
         add(self, frame, ranking)
 
-    monkeypatch.setattr(Film, "_picture", decode)
+    monkeypatch.setattr(FencedFilm, "_picture", decode)
     monkeypatch.setattr(ranker, "batch", rank)
     monkeypatch.setattr(Presence, "add", write)
     assert [outcome.error for outcome in go("clip.avi")] == [""] * 6
