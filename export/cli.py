@@ -9,7 +9,16 @@ from typing import Any
 
 import click
 
-from dsgnn.options import HELP, CheckpointFile, backend_option, needs, refusals, size_option
+from dsgnn.options import (
+    HELP,
+    CheckpointFile,
+    NanoOrPath,
+    backend_option,
+    needs,
+    refusals,
+    size_option,
+)
+from dsgnn.runtime.ranker import BUNDLED
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 images_option = click.option("--images", type=FOLDER, help="More photos for the parity check.")
@@ -334,6 +343,39 @@ def triton(
     with needs("triton"), refusals():
         folder = write_repository(sources, out, name, max_batch, instances, gpu, delay)
     click.echo(f"{folder}: start Triton with --model-repository {out}")
+
+
+@main.command()
+@click.argument("model", metavar="M.onnx", type=NanoOrPath(BUNDLED, exists=False))
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    metavar="SITE",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder to write.",
+)
+@click.option(
+    "--runtime",
+    type=FOLDER,
+    help="The npm package onnxruntime-web, unpacked.  [default: it is fetched once and kept]",
+)
+def web(model: Path, out: Path, runtime: Path | None) -> None:
+    """Write a folder that ranks photos by M.onnx in the visitor's own browser, on any web server.
+
+    Photos stay on the visitor's machine. M.onnx may be nano, the bundled model.
+
+    \b
+    Example:
+      dsgnn-export web nano -o site
+      python -m http.server --directory site
+    """
+    from dsgnn.export.web.site import build_site
+
+    with refusals("\nOptions: --runtime FOLDER for the library, -o for the site's folder."):
+        parts = build_site(model, out, runtime)
+    lines = [f"{part.bytes / 1e6:6.1f} MB  {part.name}" for part in parts]
+    click.echo("\n".join([*lines, f"{out}: serve it with python -m http.server --directory {out}"]))
 
 
 @main.command(name="round")

@@ -1,0 +1,1 @@
+"""Artifacts in web pages: a folder that ranks photos in the visitor's own browser."""
