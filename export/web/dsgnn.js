@@ -134,15 +134,16 @@ export function letterbox(photo, rule) {
 // canvas or VideoFrame; an ImageData; or {data, width, height} with RGB or RGBA in data.
 export async function readPhoto(source) {
   if (source instanceof Blob) {
+    const turn = await orientationOfWebP(source);  // browsers see to that of other kinds
     let bitmap;
     try {
-      bitmap = await createImageBitmap(source);
+      bitmap = await createImageBitmap(source, turn > 1 ? {imageOrientation: "none"} : {});
     } catch {
       throw new Error("this browser cannot read the photo: expected a JPEG, PNG, WebP, GIF or AVIF");
     }
     const photo = drawnPixels(bitmap, bitmap.width, bitmap.height);
     bitmap.close();
-    return photo;
+    return turn > 1 ? oriented(photo, turn) : photo;
   }
   const width = source?.naturalWidth || source?.videoWidth || source?.displayWidth || source?.width;
   const height = source?.naturalHeight || source?.videoHeight || source?.displayHeight || source?.height;
@@ -154,6 +155,53 @@ export async function readPhoto(source) {
   if (data.length === 3 * width * height) return {data, width, height};
   if (data.length === 4 * width * height) return {data: onWhite(data), width, height};
   throw new Error(`expected RGB or RGBA of ${width} × ${height} pixels, got ${data.length} values`);
+}
+
+// The EXIF orientation of a WebP file, 1…8; 1 for anything else. The file is a list of chunks.
+async function orientationOfWebP(file) {
+  const bytes = new DataView(await file.slice(0, 12).arrayBuffer());
+  const name = (view, at) => String.fromCharCode(...[0, 1, 2, 3].map((i) => view.getUint8(at + i)));
+  if (bytes.byteLength < 12 || name(bytes, 0) !== "RIFF" || name(bytes, 8) !== "WEBP") return 1;
+  const whole = new DataView(await file.arrayBuffer());
+  for (let at = 12; at + 8 <= whole.byteLength;) {
+    const size = whole.getUint32(at + 4, true);
+    if (name(whole, at) === "EXIF") {
+      return exifOrientation(new DataView(whole.buffer, at + 8, Math.min(size, whole.byteLength - at - 8)));
+    }
+    at += 8 + size + (size & 1);
+  }
+  return 1;
+}
+
+// The orientation tag of a TIFF-style EXIF block (dsgnn.runtime.photo.orientation).
+function exifOrientation(block) {
+  try {
+    const little = block.getUint16(0) === 0x4949;
+    if (!little && block.getUint16(0) !== 0x4d4d) return 1;
+    const start = block.getUint32(4, little), entries = block.getUint16(start, little);
+    for (let at = start + 2; at < start + 2 + 12 * entries; at += 12) {
+      if (block.getUint16(at, little) !== 0x0112) continue;
+      const value = block.getUint16(at + 8, little);
+      return value >= 1 && value <= 8 ? value : 1;
+    }
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;  // the tag lies beyond the end
+  }
+  return 1;
+}
+
+// Undo the camera's rotation, as the EXIF value asks.
+function oriented({data, width: w, height: h}, turn) {
+  const [width, height] = turn >= 5 ? [h, w] : [w, h], turned = new Uint8Array(data.length);
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      const down = [3, 4, 7, 8].includes(turn) ? height - 1 - y : y;
+      const along = [2, 3, 6, 7].includes(turn) ? width - 1 - x : x;
+      const from = 3 * (turn >= 5 ? along * w + down : down * w + along);
+      for (let c = 0; c < 3; c++) turned[i++] = data[from + c];
+    }
+  }
+  return {data: turned, width, height};
 }
 
 function drawnPixels(picture, width, height) {
@@ -794,10 +842,10 @@ export class Ranker {
     }
     const base = typeof location === "undefined" ? import.meta.url : location.href;
     const url = new URL(model, base).href;
-    const [bytes, check] = await Promise.all([
-      fetched(url, "the model").then(async (response) => new Uint8Array(await response.arrayBuffer())),
-      fetched(`${url}.check.json`, "the model's self-check").then((response) => response.json()),
-    ]);
+    const checking = fetched(`${url}.check.json`, "the model's self-check").then((answer) => answer.json());
+    checking.catch(() => {});  // it is waited for below
+    const bytes = new Uint8Array(await (await fetched(url, "the model")).arrayBuffer());
+    const check = await checking;
     const described = metadataOf(bytes).dsgnn;
     const facts = described && JSON.parse(described);
     if (facts?.schema !== "dsgnn.artifact/1") {
