@@ -310,3 +310,17 @@ def test_samples_and_made_photos_get_pythons_ranks(
     expected = ranker.describe()
     other = {"backend": "onnxruntime-web wasm", "device": "cpu"}
     assert told == {**expected, **other}
+
+
+@pytest.mark.slow
+def test_webgpu_gives_pythons_ranks(browser: Browser, site: Path, ranker: Ranker) -> None:
+    """The bundled model on a software adapter, where the browser has one: minutes a photo."""
+    names = ("cake.jpg", "goats.jpg", "tie.jpg")
+    photos = {path.name: read_image(path) for path in samples() if path.name in names}
+    with placed(site) as place, opened(browser, f"{place.address}worker.js") as page:
+        page.evaluate(SETUP, ASPECTS)
+        engine, note = page.evaluate("load('webgpu')")
+        if note.startswith(("this browser", "WebGPU finds")):
+            pytest.skip(note)
+        assert (engine, note) == ("webgpu", "")
+        assert ranked_alike(page, ranker, photos) >= 8
