@@ -12,8 +12,21 @@ from typing import Any
 import click
 from mkdocs.plugins import event_priority
 
+from dsgnn.export.web.npm import kept_runtime
+from dsgnn.export.web.site import build_site
+from dsgnn.runtime.ranker import BUNDLED
+
 ROOT = Path(__file__).parents[1]
 HELP = re.compile(r"^\{\{ help ([\w. -]+) \}\}$", re.MULTILINE)
+LIVE = "{{ live page }}"
+FRAME = """<a href="live/index.html">Open the page alone</a>, where it may use several threads.
+
+<iframe src="live/index.html" title="Rank a photo in this browser" loading="lazy"
+style="width: 100%; height: 46rem; border: 1px solid #8886; border-radius: .5rem"></iframe>"""
+NO_FRAME = (
+    "*These pages were built without it, because onnxruntime-web was not on the machine: "
+    "`dsgnn-export web nano -o site` fetches it.*"
+)
 _kept: list[Any] = []  # the folder of links lives as long as the build
 
 
@@ -33,8 +46,16 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the help of a command where a page says `{{ help dsgnn-run }}`."""
+    """Put the help of a command where a page says `{{ help dsgnn-run }}`, and a frame of the page
+    that ranks in the browser where one says `{{ live page }}`."""
+    markdown = markdown.replace(LIVE, FRAME if kept_runtime() else NO_FRAME)
     return HELP.sub(lambda found: command_page(found[1]), markdown)
+
+
+def on_post_build(config: Any) -> None:
+    """Put the site of the bundled model beside the pages. Nothing is fetched for it here."""
+    if runtime := kept_runtime():
+        build_site(BUNDLED, Path(config.site_dir) / "live", runtime)
 
 
 def find_command(name: str) -> click.Command:

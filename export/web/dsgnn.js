@@ -260,12 +260,15 @@ function resizeFloat(data, h, w, height, width, [x0, y0, x1, y1] = [0, 0, width,
   return out;
 }
 
-// The box [x0, y0, x1, y1] of what is positive, and how many values are; zeros where nothing is.
-function extent(values, h, w) {
-  let [x0, y0, x1, y1, count] = [w, h, 0, 0, 0];
-  for (let y = 0, i = 0; y < h; y++) {
-    for (let x = 0; x < w; x++, i++) {
+// What is positive: {mask: Uint8Array of 0 and 1, box: [x0, y0, x1, y1], count of pixels}. The box is
+// of zeros where nothing is. Only a part [left, top, right, bottom] of the values is looked at.
+function positive(values, h, w, [left, top, right, bottom] = [0, 0, w, h]) {
+  const mask = new Uint8Array(h * w);
+  let x0 = w, y0 = h, x1 = 0, y1 = 0, count = 0;
+  for (let y = top; y < bottom; y++) {
+    for (let x = left, i = y * w + left; x < right; x++, i++) {
       if (!(values[i] > 0)) continue;
+      mask[i] = 1;
       if (x < x0) x0 = x;
       if (x >= x1) x1 = x + 1;
       if (y < y0) y0 = y;
@@ -273,10 +276,10 @@ function extent(values, h, w) {
       count++;
     }
   }
-  return {box: count ? [x0, y0, x1, y1] : [0, 0, 0, 0], count};
+  return {mask, box: count ? [x0, y0, x1, y1] : [0, 0, 0, 0], count};
 }
 
-// One query's logits to its mask at the photo's size: {mask: Uint8Array of 0 and 1, box, count}.
+// One query's logits to its mask at the photo's size, as `positive` gives it.
 function upsampleMask(logits, {original: [h, w], resized: [height, width], padded}, specks) {
   const [padHeight, padWidth] = padded;
   const whole = resizeFloat(logits, padHeight / STRIDE, padWidth / STRIDE, padHeight, padWidth);
@@ -285,15 +288,15 @@ function upsampleMask(logits, {original: [h, w], resized: [height, width], padde
     up.set(whole.subarray(y * padWidth, y * padWidth + width), y * width);
   }
   if (specks === "drop") withoutSpecks(up, height, width);
-  if (h !== height || w !== width) {  // between values that are not positive there is none that is
-    const {box, count} = extent(up, height, width);
-    if (!count) return {mask: new Uint8Array(h * w), box, count};
-    const near = (place, from, to, more) =>
-      clamp(Math.floor(place * to / from + more * (1 + to / from)), 0, to);
-    up = resizeFloat(up, height, width, h, w, [near(box[0], width, w, -1), near(box[1], height, h, -1),
-      near(box[2], width, w, 1), near(box[3], height, h, 1)]);
-  }
-  return {mask: Uint8Array.from(up, (value) => value > 0), ...extent(up, h, w)};
+  if (h === height && w === width) return positive(up, h, w);
+  const {box, count} = positive(up, height, width);
+  if (!count) return {mask: new Uint8Array(h * w), box, count};
+  // Between values that are not positive there is none that is: only what is near is computed.
+  const near = (place, from, to, more) =>
+    clamp(Math.floor(place * to / from + more * (1 + to / from)), 0, to);
+  const part = [near(box[0], width, w, -1), near(box[1], height, h, -1),
+    near(box[2], width, w, 1), near(box[3], height, h, 1)];
+  return positive(resizeFloat(up, height, width, h, w, part), h, w, part);
 }
 
 // Makes the logits of parts negative that are far smaller than the largest part of a mask. Pixels
@@ -381,10 +384,10 @@ function pixelsPerCell(mask, w, [x0, y0, x1, y1], rows, columns) {
   for (let y = y0; y < y1; y++) {
     for (let x = x0; x < x1; x++) sums[x - x0 + 1] = sums[x - x0] + mask[y * w + x];
     if (!sums[x1 - x0]) continue;
-    columns.forEach((edge, j) => {
-      const place = clamp(edge - x0, 0, x1 - x0), low = Math.floor(place);
+    for (let j = 0; j <= wide; j++) {
+      const place = clamp(columns[j] - x0, 0, x1 - x0), low = Math.floor(place);
       before[j] = sums[low] + (place - low) * (sums[Math.min(low + 1, x1 - x0)] - sums[low]);
-    });
+    }
     for (let i = 0; i < high; i++) {
       const part = Math.min(rows[i + 1], y + 1) - Math.max(rows[i], y);
       if (part <= 0) continue;
@@ -697,7 +700,7 @@ export class Ranking {
 }
 
 function requireFinite(what, values) {
-  if (!values.every(Number.isFinite)) throw new Error(`the network's ${what} are not finite${DAMAGED}`);
+  if (!values.every((value) => Number.isFinite(value))) throw new Error(`the network's ${what} are not finite${DAMAGED}`);
 }
 
 // The network's outputs to a Ranking. saliency, score: Q numbers each. masks: Q · H/4 · W/4 logits.

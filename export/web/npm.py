@@ -20,8 +20,8 @@ from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.errors import BackendError
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
-# Of the package, as npm's lock files write it.
-INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+# Of the package, in base64; npm's lock files write it as "sha512-…".
+SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 # sha256 of what is taken. "jspi" is the build with WebGPU for browsers that can suspend
 # WebAssembly. It is 10 MB smaller than the one for those that cannot.
 WASM = {
@@ -53,18 +53,16 @@ def fetch_runtime() -> Path:
     Raises BackendError if the registry cannot be reached or gives other bytes, OSError if they
     cannot be kept.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home, "dsgnn", f"{PACKAGE}-{VERSION}")
-    if not _wrong(folder):
-        return folder
+    if kept := kept_runtime():
+        return kept
+    folder = _cache()
     with tempfile.TemporaryDirectory() as place:
         archive = _download(Path(place))
-        digest = hashlib.sha512(archive.read_bytes()).digest()
-        got = f"sha512-{base64.b64encode(digest).decode()}"
-        if got != INTEGRITY:
+        got = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+        if got != SHA512:
             raise BackendError(
-                f"the registry gave another {PACKAGE} {VERSION} than expected: {got} in place of "
-                f"{INTEGRITY}; get the package elsewhere, and give its folder"
+                f"the registry gave another {PACKAGE} {VERSION} than expected: sha512-{got} in "
+                f"place of sha512-{SHA512}; get the package elsewhere, and give its folder"
             )
         folder.mkdir(parents=True, exist_ok=True)
         with tarfile.open(archive) as package:
@@ -73,6 +71,11 @@ def fetch_runtime() -> Path:
                 assert member is not None  # the archive is the one that we know
                 write_whole(folder / name, member.read())
     return check_runtime(folder)
+
+
+def kept_runtime() -> Path | None:
+    """The folder with FILES, if they were fetched before."""
+    return None if _wrong(_cache()) else _cache()
 
 
 def check_runtime(folder: Path) -> Path:
@@ -87,6 +90,11 @@ def check_runtime(folder: Path) -> Path:
             f"those: {', '.join(wrong)}"
         )
     return found
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home, "dsgnn", f"{PACKAGE}-{VERSION}")
 
 
 def _wrong(folder: Path) -> list[str]:

@@ -29,14 +29,21 @@ FLAGS = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 
 
 class Place:
-    """A folder over HTTP, as `python -m http.server` serves it. asked: the paths so far."""
+    """A folder over HTTP, as `python -m http.server` serves it. asked: the paths so far. isolated:
+    with the headers that let pages use threads."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, isolated: bool = False) -> None:
         asked: list[str] = []
 
         class Handler(http.server.SimpleHTTPRequestHandler):
             def log_message(self, *_: object) -> None:
                 asked.append(self.path)
+
+            def end_headers(self) -> None:
+                if isolated:
+                    self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+                    self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+                super().end_headers()
 
         self.asked = asked
         handler = partial(Handler, directory=str(folder))
@@ -52,8 +59,8 @@ class Place:
 
 
 @contextmanager
-def placed(folder: Path) -> Iterator[Place]:
-    place = Place(folder)
+def placed(folder: Path, isolated: bool = False) -> Iterator[Place]:
+    place = Place(folder, isolated)
     try:
         yield place
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -310,6 +311,27 @@ def test_samples_and_made_photos_get_pythons_ranks(
     expected = ranker.describe()
     other = {"backend": "onnxruntime-web wasm", "device": "cpu"}
     assert told == {**expected, **other}
+
+
+def test_the_javascript_of_the_docs(browser: Browser, site: Path, ranker: Ranker) -> None:
+    page_text = (WEB.parents[1] / "docs" / "browser.md").read_text("utf-8")
+    (script,) = re.findall(r"```js\n(.*?)```", page_text, re.DOTALL)
+    with placed(site) as place, opened(browser, f"{place.address}example.html") as page:
+        page.evaluate(
+            "(text) => { window.photo = new Blob([Uint8Array.from(atob(text), "
+            "(one) => one.charCodeAt(0))]); }",
+            text(np.frombuffer(samples()[1].read_bytes(), np.uint8)),
+        )
+        page.add_script_tag(
+            content=f"{script}window.found = [ranking.objects.map((one) => one.box), "
+            "[x0, y0, x1, y1]];",
+            type="module",
+        )
+        page.wait_for_function("window.found")
+        boxes, corners = page.evaluate("found")
+    ranking = ranker(samples()[1])
+    np.testing.assert_allclose(boxes, [item.box for item in ranking], 0, 1)
+    np.testing.assert_allclose(corners, ranking.crop_box("9:16"), 0, 1)
 
 
 @pytest.mark.slow
