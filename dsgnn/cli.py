@@ -313,7 +313,18 @@ def train(
 )
 @backend_option("Inference library for an artifact.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="CPU threads of one inference.  [default: 1 where images have lanes]",
+)
+@click.option(
+    "--lanes",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Images that are read, ranked and measured at the same time.  [default: as the cores "
+    "and the memory allow for an artifact, else 1]",
+)
 @click.version_option(package_name="dsgnn")
 def evaluate(model: Path | None, data: str, **options: Any) -> None:
     """Measure MODEL, a checkpoint (.safetensors) or an exported artifact, on a data set.

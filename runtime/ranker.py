@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -15,6 +16,7 @@ from dsgnn.runtime.artifact import Artifact, Description, open_artifact
 from dsgnn.runtime.backends import Backend, TensorSpec, open_backend
 from dsgnn.runtime.errors import ArtifactError, InputError, OptionError
 from dsgnn.runtime.images import ImageSource, read_image
+from dsgnn.runtime.lanes import lanes_for, side_by_side
 from dsgnn.runtime.letterbox import Fixed, Geometry, letterbox
 from dsgnn.runtime.photo.decoder import Decoders
 from dsgnn.runtime.photo.headers import MAX_PIXELS
@@ -161,6 +163,28 @@ class Ranker:
                 members = same[start : start + limit]
                 rankings.update(zip(members, self._rank([photos[i] for i in members]), strict=True))
         return [rankings[index] for index in range(len(photos))]
+
+    def map(
+        self, images: Iterable[ImageSource], *, lanes: int | None = None
+    ) -> Generator[Ranking, None, None]:
+        """Rank many photos, several of them at the same time; yields their rankings, in order.
+
+        images: as for a single call. They are taken as they are needed: a lane has one, and as many
+        wait for their turn. lanes: how many are read and ranked at once; None = as many as the
+        cores and the memory this process may use are enough for. Most photos per second are ranked
+        by a Ranker of threads=1. An error of a photo is raised after the rankings of those before
+        it, and ends the generator. Raises OptionError for lanes below 1.
+        """
+        if lanes is not None and lanes < 1:
+            raise OptionError(f"lanes must be at least 1, got {lanes}")
+        many = lanes or lanes_for(self.backend.threads, self.backend.device)
+
+        def rankings() -> Generator[Ranking, None, None]:
+            with closing(side_by_side(self, images, many)) as pairs:
+                for _, ranking in pairs:
+                    yield ranking()
+
+        return rankings()
 
     def stream(
         self,

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,13 @@ from dsgnn.data.gaze import GazePhoto
 from dsgnn.data.people import MeasuredPhoto, open_people, path_of, read
 from dsgnn.data.sample import Sample
 from dsgnn.evaluation.loop import in_query_order
-from dsgnn.evaluation.rankers import Rank, open_model, predictions_ranker
+from dsgnn.evaluation.rankers import (
+    Rank,
+    lanes_of,
+    open_model,
+    predictions_ranker,
+    threads_of,
+)
 from dsgnn.gaze_measures import (
     FIGURES,
     HALF,
@@ -35,6 +41,7 @@ from dsgnn.gaze_measures import (
 from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.disk.outputs import results_file
 from dsgnn.runtime.errors import DataError, OptionError
+from dsgnn.runtime.lanes import side_by_side
 from dsgnn.runtime.ranking import Ranking
 
 
@@ -50,6 +57,7 @@ def evaluate(
     backend: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    lanes: int | None = None,
 ) -> dict[str, Any]:
     """Measure one split of a folder of which it is known what people look at.
 
@@ -70,6 +78,7 @@ def evaluate(
         rank, facts = predictions_ranker(predictions)
     else:
         assert model is not None
+        threads = threads_of(model, backend, threads, lanes)
         rank, facts = open_model(model, size, if_none, "drop", backend, device, threads)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -78,7 +87,8 @@ def evaluate(
         record = None
         if out is not None and predictions is None:
             record = stack.enter_context(results_file(out / "results.json", facts))
-        for name, ranking, figures in measure_gaze(rank, photos):
+        many = lanes or lanes_of(model, facts, threads, len(photos))
+        for name, ranking, figures in measure_gaze(rank, photos, many):
             names.append(name)
             counts.append(len(ranking.objects))
             measured.append(figures)
@@ -100,17 +110,26 @@ def evaluate(
 
 
 def measure_gaze(
-    rank: Rank, photos: Sequence[MeasuredPhoto]
+    rank: Rank, photos: Sequence[MeasuredPhoto], lanes: int = 1
 ) -> Iterator[tuple[str, Ranking, PhotoFigures]]:
-    """Rank and measure each photo: (name, its ranking, its figures), with a bar on terminals."""
+    """Rank and measure each photo: (name, its ranking, its figures), with a bar on terminals.
+    lanes: how many photos at once."""
     from tqdm import tqdm
 
-    for photo in tqdm(photos, unit="image", disable=None):
+    def work(photo: MeasuredPhoto) -> tuple[str, Ranking, PhotoFigures]:
         image = read(photo)
         nothing = np.zeros((0, *image.shape[:2]), bool)
         name = path_of(photo).stem
         ranking = rank(Sample(image, nothing, np.zeros(0, np.int64), name))
-        yield name, ranking, _figures(photo, ranking)
+        return name, ranking, _figures(photo, ranking)
+
+    with (
+        closing(side_by_side(work, photos, lanes)) as pairs,
+        tqdm(total=len(photos), unit="image", disable=None) as bar,
+    ):
+        for _, measured in pairs:
+            yield measured()
+            bar.update()
 
 
 def _figures(photo: MeasuredPhoto, ranking: Ranking) -> PhotoFigures:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,21 @@ from dsgnn.data import open_data
 from dsgnn.data.people import only_measures
 from dsgnn.data.ranks import PREDICTED
 from dsgnn.data.records import Samples, ranks_from
-from dsgnn.data.sample import Sample
 from dsgnn.evaluation.drawings import draw_worst
-from dsgnn.evaluation.rankers import Facts, Rank, open_model, predictions_ranker
+from dsgnn.evaluation.rankers import (
+    Facts,
+    Rank,
+    lanes_of,
+    open_model,
+    predictions_ranker,
+    threads_of,
+)
 from dsgnn.metrics import image_metrics, summarise
 from dsgnn.runtime.artifact import sha256_of
 from dsgnn.runtime.disk.files import write_whole
-from dsgnn.runtime.disk.outputs import results_file
+from dsgnn.runtime.disk.outputs import Record, results_file
 from dsgnn.runtime.errors import DataError, InputError, OptionError
+from dsgnn.runtime.lanes import side_by_side
 from dsgnn.runtime.ranking import Ranking
 
 
@@ -47,6 +54,7 @@ def evaluate(
     backend: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    lanes: int | None = None,
 ) -> dict[str, Any]:
     """Measure one split of a data set: `dsgnn.metrics.summarise`, with `model` and `data`.
 
@@ -55,7 +63,8 @@ def evaluate(
     `dsgnn.teacher.looks.looks_of`. size: (height, width), a checkpoint sees photos as an artifact
     of that size does. if_none: what an image gives when no score passes; the published code gives
     "all". out: folder for metrics.json, per_image.csv, results.json (the predictions) and worst/,
-    the `worst` images by SA-SOR beside the truth. Raises the child of DsgnnError that fits for what
+    the `worst` images by SA-SOR beside the truth. lanes: how many images are measured at the same
+    time, None = `lanes_of`. Raises the child of DsgnnError that fits for what
     is missing, damaged or does not go together, and OSError.
     """
     if only_measures(data):
@@ -63,6 +72,7 @@ def evaluate(
             f"{data} says what people look at, but holds no ranked objects; models are measured on "
             'it with the protocol "gaze"'
         )
+    threads = threads_of(model, backend, threads, lanes)
     rank, facts = _open(model, predictions, size, if_none, backend, device, threads)
     if worst and out is None:
         raise OptionError("the worst images are drawn into a folder, and none is given", "out")
@@ -77,12 +87,19 @@ def evaluate(
     palette = getattr(samples, "palette", "irsr")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    measured = rank
     with ExitStack() as stack:
+        record = None
         if out is not None and predictions is None:
             record = stack.enter_context(results_file(out / "results.json", facts))
-            measured = _recorded(rank, record)
-        images = measure(measured, samples, protocol=protocol, palette=palette, progress=True)
+        images = measure(
+            rank,
+            samples,
+            protocol=protocol,
+            palette=palette,
+            progress=True,
+            record=record,
+            lanes=lanes or lanes_of(model, facts, threads, len(samples)),
+        )
     measured_on = {"spec": data, "split": split, "ranks": ranks_from(samples)}
     if teacher and measured_on["ranks"] == PREDICTED:
         measured_on["teacher"] = f"{teacher.name}, sha256 {sha256_of(teacher)[:12]}"
@@ -130,23 +147,40 @@ def measure(
     protocol: str = "dsgnn",
     palette: str = "assr",
     progress: bool = False,
+    record: Record | None = None,
+    lanes: int = 1,
 ) -> list[dict[str, Any]]:
     """`image_metrics` of the samples (of these indices), each with its `name`.
 
-    rank: called once per sample. progress: show a bar on terminals. DataError names the image.
+    rank: called once per sample. progress: show a bar on terminals. record: is given each ranking
+    as an image of results.json. lanes: how many samples are read, ranked and measured at once.
+    DataError names the image.
     """
     from tqdm import tqdm
 
-    chosen = range(len(samples)) if indices is None else indices
-    images = []
-    for index in tqdm(chosen, unit="image", disable=None if progress else True):
+    def work(index: int) -> tuple[dict[str, Any], dict[str, Any]]:
         sample = samples[index]
         try:
-            masks, scores = in_query_order(rank(sample))
+            ranking = rank(sample)
+            entry = {"file": sample.name, **ranking.to_dict()} if record else {}
+            masks, scores = in_query_order(ranking)
             figures = image_metrics(sample.masks, sample.ranks, masks, scores, protocol, palette)
         except (DataError, InputError) as error:
             raise DataError(f"{sample.name}: {error}") from error
-        images.append({"name": sample.name, **figures})
+        return {"name": sample.name, **figures}, entry
+
+    chosen = list(range(len(samples)) if indices is None else indices)
+    images = []
+    with (
+        closing(side_by_side(work, chosen, lanes)) as pairs,
+        tqdm(total=len(chosen), unit="image", disable=None if progress else True) as bar,
+    ):
+        for _, result in pairs:
+            figures, entry = result()
+            if record:
+                record(entry)
+            images.append(figures)
+            bar.update()
     return images
 
 
@@ -157,17 +191,6 @@ def in_query_order(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
     for mask, item in zip(masks, objects, strict=True):
         mask[:] = item.mask
     return masks, np.array([item.saliency for item in objects])
-
-
-def _recorded(rank: Rank, record: Callable[[Mapping[str, Any]], None]) -> Rank:
-    """Also write each ranking down."""
-
-    def rank_and_record(sample: Sample) -> Ranking:
-        ranking = rank(sample)
-        record({"file": sample.name, **ranking.to_dict()})
-        return ranking
-
-    return rank_and_record
 
 
 def _write_csv(path: Path, images: list[dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from dsgnn.runtime.backends import check_threads
 from dsgnn.runtime.disk.documents import read_document
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
 from dsgnn.runtime.errors import CheckpointError, DataError, OptionError
+from dsgnn.runtime.lanes import lanes_for, threads_beside
 from dsgnn.runtime.letterbox import Fixed, LongestSide, Rule, letterbox
 from dsgnn.runtime.postprocess import postprocess
 from dsgnn.runtime.ranker import Ranker
@@ -66,6 +67,24 @@ def model_ranker(
     return rank
 
 
+def threads_of(
+    model: Path | None, backend: str, threads: int | None, lanes: int | None
+) -> int | None:
+    """CPU threads of one inference: as asked, or few where artifacts rank side by side."""
+    beside = _is_artifact(model) and lanes != 1
+    return threads_beside(backend) if beside and threads is None else threads
+
+
+def lanes_of(model: Path | None, facts: Facts, threads: int | None, images: int) -> int:
+    """How many images to measure at once. One, except by artifacts: PyTorch uses all cores for one
+    image, and predictions are only looked up."""
+    return lanes_for(threads or 1, facts["device"], images) if _is_artifact(model) else 1
+
+
+def _is_artifact(model: Path | None) -> bool:
+    return model is not None and model.suffix not in (".safetensors", ".pth", ".pt")
+
+
 def open_model(
     path: Path,
     size: tuple[int, int] | None = None,
@@ -82,7 +101,7 @@ def open_model(
     """
     if path.suffix in (".pth", ".pt"):
         raise CheckpointError(f"{path.name}: convert published weights first, with dsgnn-convert")
-    if path.suffix != ".safetensors":
+    if _is_artifact(path):
         if size is not None:
             raise OptionError(
                 f"{path.name} has its own input size: only checkpoints take one", "size"

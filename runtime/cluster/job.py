@@ -50,14 +50,8 @@ from dsgnn.runtime.images import keep_quiet, memory_errors
 from dsgnn.runtime.photo.headers import MAX_PIXELS
 from dsgnn.runtime.ranker import BUNDLED, Ranker, model_path
 from dsgnn.runtime.ranking import Ranking
-from dsgnn.runtime.run.loop import (
-    FAILURES,
-    Outcome,
-    Summary,
-    counted,
-    follow,
-    reason,
-)
+from dsgnn.runtime.run.loop import Summary, counted, follow
+from dsgnn.runtime.run.source import FAILURES, Outcome, reason
 
 TASK_IMAGES = 32  # of one task at most, which is what a killed worker loses
 DEATHS = 2  # so many workers may die while they rank an image before it is given up

@@ -69,7 +69,14 @@ traceback is a bug of ours: please report it.
     help="Where the first object does not fit into a crop of a photo: cut it, or keep it whole and "
     "fill the rest of the frame with black or with the photo blurred.",
 )
-@ranker_options(threads="2; 1 for videos where there are two cores")
+@ranker_options(threads="1 where photos have lanes; else 2, and 1 for videos on two cores")
+@click.option(
+    "--lanes",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Photos that are decoded, ranked and saved at the same time.  [default: as the cores "
+    "and the memory allow; 1 for few photos]",
+)
 @if_none_option
 @specks_option
 @max_pixels_option
@@ -112,6 +119,7 @@ def main(
     backend: str,
     device: str,
     threads: int | None,
+    lanes: int | None,
     every: int,
     start: float,
     end: float | None,
@@ -144,10 +152,16 @@ def main(
     from dsgnn.runtime.disk.sources import find_sources
     from dsgnn.runtime.images import keep_quiet
     from dsgnn.runtime.ranker import Ranker
-    from dsgnn.runtime.run.loop import check_heat, check_skip, run
+    from dsgnn.runtime.run.loop import (
+        check_heat,
+        check_skip,
+        lanes_of_run,
+        run,
+        threads_of_run,
+    )
     from dsgnn.runtime.video import h264
     from dsgnn.runtime.video.frames import Selection, parse_raw
-    from dsgnn.runtime.video.to_files import VideoOptions, choose_threads, writes_video
+    from dsgnn.runtime.video.to_files import VideoOptions, writes_video
 
     open_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
@@ -164,13 +178,14 @@ def main(
         select = Selection(every, start, end, max_frames, rate, size)
         video = VideoOptions(select, batch, steady, show, max_pixels)
         found = find_sources(sources, out, raw=bool(raw))
-        threads = choose_threads(threads, found.sources)
+        threads = threads_of_run(found.sources, lanes, threads, backend)
         ranker = Ranker(
             model, backend, device, threads, threshold, if_none, specks, max_pixels, untrusted=True
         )
         make_folder(out)
     with usage("--save"):
         check_heat(kinds, ranker)
+    lanes = lanes or lanes_of_run(found.sources, ranker)
     if found.passed_over:
         say(f"passed over as neither image nor video: {found.passed_over}", err=True)
     say(printable(str(ranker)), err=True)
@@ -178,7 +193,7 @@ def main(
         say(h264.MISSING, err=True)
     try:
         summary = run(
-            ranker, found.sources, out, kinds, palette, video, skip_existing, aspects, fit
+            ranker, found.sources, out, kinds, palette, video, skip_existing, aspects, fit, lanes
         )
     except FolderBusyError as error:
         raise click.UsageError(printable(str(error))) from error

@@ -6,15 +6,15 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from time import perf_counter
 
 from dsgnn.runtime.attention import percent
 from dsgnn.runtime.console import say
-from dsgnn.runtime.disk.download import photo_at
 from dsgnn.runtime.disk.files import claimed, printable
 from dsgnn.runtime.disk.outputs import (
     TABLE,
@@ -23,52 +23,37 @@ from dsgnn.runtime.disk.outputs import (
     forget,
     real_place,
     results_file,
-    save_crops,
-    save_image,
 )
-from dsgnn.runtime.disk.sources import Source, standard_input
-from dsgnn.runtime.errors import DsgnnError, InputError, OptionError
+from dsgnn.runtime.disk.sources import Source
+from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.framing import Aspects
-from dsgnn.runtime.images import left_out, memory_errors
+from dsgnn.runtime.lanes import lanes_for, side_by_side, threads_beside
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.run.resume import Earlier
 from dsgnn.runtime.run.sheet import Sheets
+from dsgnn.runtime.run.source import (
+    FAILURES,
+    STAGES,
+    Outcome,
+    RankedPhoto,
+    RunFiles,
+    Task,
+    keep_earlier,
+)
 from dsgnn.runtime.video.frames import Frames
-from dsgnn.runtime.video.to_files import VideoOptions, rank_video
+from dsgnn.runtime.video.to_files import VideoOptions, choose_threads
 
-STAGES = ("decode", "preprocess", "inference", "postprocess", "save")
 PLAIN = VideoOptions()
-# What spoils one source and not the run. Anything else is a bug and ends it.
-FAILURES = (DsgnnError, OSError, MemoryError)
 STOPS = ("SIGINT", "SIGTERM", "SIGHUP")  # as far as the system has them
 MANY = 9  # more images than this get a progress bar instead of a line each
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One image or video frame that was ranked, or one source that failed (`error` says why).
-
-    timings_ms: milliseconds of each of STAGES. skipped: an earlier run did it. bug: the failure is
-    not the source's fault but ours. note: this is neither an image nor a failure, but something
-    that a person should know of the source. shares: of looks, of each object of an image; None
-    where they are not known.
-    """
-
-    source: Source
-    objects: int = 0
-    timings_ms: Mapping[str, float] = field(default_factory=dict)
-    error: str = ""
-    skipped: bool = False
-    bug: bool = False
-    note: str = ""
-    shares: tuple[float, ...] | None = None
-
-
 @dataclass
 class Summary:
-    """What became of a run; `str` of it is for a person."""
+    """What became of a run; `str` of it is for a person. seconds: how long it took."""
 
     images: int = 0
+    seconds: float = 0.0
     objects: int = 0
     skipped: int = 0
     failures: list[Outcome] = field(default_factory=list)
@@ -95,6 +80,8 @@ class Summary:
             timed = (stage for stage in STAGES if stage in self.total_ms)
             stages = (f"{stage} {self.total_ms[stage] / self.images:.1f}" for stage in timed)
             text += f"; ms per image: {', '.join(stages)}"
+        if self.images > MANY and self.seconds:
+            text += f"; {self.images / self.seconds:.1f} images per second"
         if self.skipped:
             text += f"\n{counted(self.skipped, 'input')} skipped: done by an earlier run"
         if self.failures:
@@ -115,6 +102,7 @@ def run(
     skip_existing: bool = False,
     aspects: Aspects = (),
     fit: str = "crop",
+    lanes: int = 1,
 ) -> Summary:
     """Rank all sources and tell how it goes, see `rank_sources` and `follow`.
 
@@ -125,7 +113,7 @@ def run(
     expected = sum(counts) if all(counts) else None
     with claimed(out), stopped_once():
         outcomes = rank_sources(
-            ranker, sources, out, kinds, palette, video, skip_existing, aspects, fit
+            ranker, sources, out, kinds, palette, video, skip_existing, aspects, fit, lanes
         )
         return follow(outcomes, expected)
 
@@ -140,7 +128,7 @@ def follow(outcomes: Generator[Outcome, None, None], expected: int | None) -> Su
 
     few = expected is not None and expected <= MANY
     hidden = True if few else None  # None: on a terminal only
-    summary = Summary()
+    summary, start = Summary(), perf_counter()
     with closing(outcomes):
         for outcome in tqdm(outcomes, total=expected, unit="image", disable=hidden):
             summary.add(outcome)
@@ -151,6 +139,7 @@ def follow(outcomes: Generator[Outcome, None, None], expected: int | None) -> Su
                 shares = ", ".join(map(percent, outcome.shares))
                 told = f"{shares} of looks" if shares else "nothing stands out"
                 say(printable(f"{outcome.source.shown}: {told}"))
+    summary.seconds = perf_counter() - start
     return summary
 
 
@@ -210,15 +199,17 @@ def rank_sources(
     skip_existing: bool = False,
     aspects: Aspects = (),
     fit: str = "crop",
+    lanes: int = 1,
 ) -> Generator[Outcome, None, None]:
-    """Rank the sources one by one; yields an Outcome per image, per frame and per failed source.
+    """Rank the sources; yields an Outcome per image, per frame and per failed source, in order.
 
     out: an existing folder. Nothing is written outside it, and every file appears whole or not at
     all. kinds: some of `dsgnn.runtime.disk.outputs.TABLE`, which says what each writes. palette:
     of the map. video: how videos are ranked. skip_existing: leave what an earlier run with the
     same model has done of the same file, of the same kinds, and of a video with the same options.
     aspects: each source is also cropped to them. fit: how photos are, see
-    `dsgnn.runtime.framing.crop_to`.
+    `dsgnn.runtime.framing.crop_to`. lanes: how many photos are decoded, ranked and saved at the
+    same time, as far as they are files; other sources come one by one.
 
     A source that fails is listed in results.json with its error. When the run ends early, by
     Ctrl-C or by a bug, results.json, the sheet and the files of the running video hold what was
@@ -229,9 +220,7 @@ def rank_sources(
     check_skip(skip_existing, kinds)
     check_heat(kinds, ranker)
     inputs = frozenset(real_place(source.path) for source in sources if source.path)
-    left = iter(
-        [OutputFiles(out, source, kinds, palette, inputs, aspects, fit) for source in sources]
-    )
+    targets = [OutputFiles(out, source, kinds, palette, inputs, aspects, fit) for source in sources]
     with ExitStack() as stack:
         record: Record = forget
         if "json" in kinds:
@@ -239,95 +228,51 @@ def rank_sources(
             record = stack.enter_context(results_file(path, ranker.describe()))
         sheets = stack.enter_context(Sheets(out, inputs)) if "sheet" in kinds else None
         earlier = Earlier(out, ranker.describe(), video.to_dict()) if skip_existing else None
+        files = RunFiles(ranker, record, sheets, video)
+        left = dict(enumerate(targets))
+
+        def late(task: Task, photo: RankedPhoto) -> None:
+            del left[task.number]
+            files.keep(photo)
+
+        tasks = (
+            Task(number, target, earlier.done(target) if earlier else None)
+            for number, target in enumerate(targets)
+        )
         try:
-            for target in left:
-                if (entry := earlier.done(target) if earlier else None) is not None:
-                    _keep(target, entry, record)
-                    yield Outcome(target.source, skipped=True)
-                else:
-                    yield from _rank_source(ranker, target, video, record, sheets)
+            for beside, group in groupby(tasks, lambda task: lanes > 1 and task.is_photo):
+                pairs = side_by_side(files.photo, group, lanes if beside else 1, late)
+                with closing(pairs):
+                    for task, photo in pairs:
+                        del left[task.number]
+                        yield from files.outcomes(task, photo)
         except BaseException:
-            for target in left:
+            for target in left.values():
                 if (entry := earlier.done(target) if earlier else None) is not None:
-                    _keep(target, entry, record)
+                    keep_earlier(target, entry, record)
             raise
 
 
-def _keep(target: OutputFiles, entry: Mapping[str, object], record: Record) -> None:
-    """Record again what an earlier run has done. A video has its own summary instead."""
-    if not target.source.is_video:
-        record(entry)
+def threads_of_run(
+    sources: Sequence[Source], lanes: int | None, threads: int | None, backend: str
+) -> int | None:
+    """CPU threads of one inference: as asked, or else by what is ranked. None is Ranker's default.
+
+    lanes: as asked. backend: "auto" or one of BACKENDS. Photos side by side have few threads each.
+    """
+    beside = (lanes or lanes_for(threads_beside(backend), photos=_photos(sources))) > 1
+    if threads is None and beside and not any(source.is_video for source in sources):
+        return threads_beside(backend)
+    return choose_threads(threads, sources)
 
 
-def _rank_source(
-    ranker: Ranker,
-    target: OutputFiles,
-    video: VideoOptions,
-    record: Record,
-    sheets: Sheets | None,
-) -> Generator[Outcome, None, None]:
-    """Rank one image or video; its failure is recorded and becomes an Outcome. So is each note on
-    it, after its images."""
-    source, notes = target.source, list[str]()
-    try:
-        if source.problem:
-            raise InputError(source.problem)
-        with memory_errors():
-            photo = photo_at(source.address) if source.feed == "url" else None
-            if source.is_video and photo is None:
-                with closing(rank_video(ranker, target, video, notes)) as ranked:
-                    for objects, timings_ms in ranked:
-                        yield Outcome(source, objects, timings_ms)
-            else:
-                yield _rank_image(ranker, target, record, sheets, notes, photo)
-        yield from (Outcome(source, note=note) for note in notes)
-    except FAILURES as error:
-        why = "; ".join([reason(error), *notes])
-        record({"file": source.shown, "width": None, "height": None, "objects": [], "error": why})
-        stop = _stop_before(error)
-        if not isinstance(stop, GeneratorExit):
-            yield Outcome(source, error=why)
-        if stop is not None:
-            raise stop from error
+def lanes_of_run(sources: Sequence[Source], ranker: Ranker) -> int:
+    """How many photos of a run to rank side by side, see `dsgnn.runtime.lanes`."""
+    return lanes_for(ranker.backend.threads, ranker.backend.device, _photos(sources))
 
 
-def _stop_before(error: BaseException | None) -> BaseException | None:
-    """The Ctrl-C, or the closing of a generator, during which the error came: what was under way
-    could not be finished."""
-    while error is not None and not isinstance(error, (KeyboardInterrupt, GeneratorExit)):
-        error = error.__context__
-    return error
-
-
-def _rank_image(
-    ranker: Ranker,
-    target: OutputFiles,
-    record: Record,
-    sheets: Sheets | None,
-    notes: list[str],
-    data: bytes | None,
-) -> Outcome:
-    """Rank a photo. notes: what a person should know is appended to it. data: the photo's bytes,
-    if it is no file and not on standard input."""
-    start = perf_counter()
-    path, made = target.source.path, target.made()
-    encoded = data or (path.read_bytes() if path else standard_input().read())
-    photo = ranker.read(encoded)
-    if left := left_out(encoded):
-        notes.append(left)
-    decode_ms = 1e3 * (perf_counter() - start)
-    ranking = ranker(photo)
-    start = perf_counter()
-    save_image(ranking, photo, target)
-    framed = save_crops(ranking, photo, target)
-    if sheets:
-        sheets.add(ranking.draw(photo), target.source.shown)
-    if "json" in target.kinds:
-        record({"file": target.source.shown, "made": made, **ranking.to_dict(), **framed})
-    timings = {**ranking.timings_ms, "decode": decode_ms, "save": 1e3 * (perf_counter() - start)}
-    known = [item.attention for item in ranking.objects if item.attention is not None]
-    shares = None if ranking.attention is None else tuple(known)
-    return Outcome(target.source, len(ranking.objects), timings, shares=shares)
+def _photos(sources: Sequence[Source]) -> int:
+    return sum(not source.problem and not source.is_video for source in sources)
 
 
 def _expected(source: Source, video: VideoOptions) -> int:
@@ -342,15 +287,6 @@ def _expected(source: Source, video: VideoOptions) -> int:
         return 1  # the failure
     frames.close()
     return frames.expected
-
-
-def reason(error: BaseException) -> str:
-    """What happened, without the path: the message names that first."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, MemoryError):
-        return "there is not enough memory for an image of this size"
-    return str(error) or type(error).__name__
 
 
 def counted(number: int, noun: str) -> str:

@@ -33,20 +33,11 @@ class Sheets:
         self._tiles: list[np.ndarray] = []
 
     def add(self, picture: np.ndarray, caption: str) -> None:
-        """Add a picture, shrunk or enlarged to its place. picture: (h, w, 3) uint8 RGB."""
-        w, h = TILE_PX
-        tile = np.full((h + CAPTION_PX, w, 3), GROUND, np.uint8)
-        scale = min(h / picture.shape[0], w / picture.shape[1])
-        size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
-        small = cv2.resize(
-            picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        )
-        x, y = (w - size[0]) // 2, (h - size[1]) // 2
-        tile[y : y + size[1], x : x + size[0]] = small
-        text = caption.encode("ascii", "replace").decode()[-46:]  # OpenCV's fonts have only these
-        cv2.putText(
-            tile, text, (2, h + 15), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (INK,) * 3, 1, cv2.LINE_AA
-        )
+        """Add a picture, (h, w, 3) uint8 RGB."""
+        self.place(tile(picture, caption))
+
+    def place(self, tile: np.ndarray) -> None:
+        """Add what `tile` made."""
         self._tiles.append(tile)
         if len(self._tiles) == COLUMNS * ROWS:
             self._write()
@@ -88,3 +79,24 @@ class Sheets:
             if real_place(path) not in self.inputs:
                 path.unlink()
             number += 1
+
+
+def tile(picture: np.ndarray, caption: str) -> np.ndarray:
+    """A picture as a sheet shows it, shrunk or enlarged to its place, with its caption below.
+
+    picture: (h, w, 3) uint8 RGB, as is the result.
+    """
+    w, h = TILE_PX
+    placed = np.full((h + CAPTION_PX, w, 3), GROUND, np.uint8)
+    scale = min(h / picture.shape[0], w / picture.shape[1])
+    size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+    small = cv2.resize(
+        picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    )
+    x, y = (w - size[0]) // 2, (h - size[1]) // 2
+    placed[y : y + size[1], x : x + size[0]] = small
+    text = caption.encode("ascii", "replace").decode()[-46:]  # OpenCV's fonts have only these
+    cv2.putText(
+        placed, text, (2, h + 15), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (INK,) * 3, 1, cv2.LINE_AA
+    )
+    return placed

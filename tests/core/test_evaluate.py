@@ -4,7 +4,9 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,12 +19,18 @@ from dsgnn.config import CONFIGS
 from dsgnn.data import open_data
 from dsgnn.data.transforms import example
 from dsgnn.evaluation.loop import evaluate, in_query_order, measure
-from dsgnn.evaluation.rankers import model_ranker, predictions_ranker, truth
+from dsgnn.evaluation.rankers import (
+    lanes_of,
+    model_ranker,
+    predictions_ranker,
+    threads_of,
+    truth,
+)
 from dsgnn.evaluation.table import table
 from dsgnn.model import build_model, normalise
 from dsgnn.runtime import rle
 from dsgnn.runtime.cluster.parquet import Parts
-from dsgnn.runtime.errors import DataError, DsgnnError
+from dsgnn.runtime.errors import DataError, DsgnnError, InputError
 from dsgnn.runtime.letterbox import Fixed, LongestSide, letterbox
 from dsgnn.runtime.postprocess import postprocess
 from dsgnn.runtime.ranking import RankedObject, Ranking
@@ -389,3 +397,42 @@ def test_save_checkpoint_of_an_untrained_network_is_evaluated_too(tiny, assr, tm
     save_checkpoint(path, build_model(tiny), weights="synthetic")
     figures = evaluate(path, str(assr), split="val", device="cpu", threads=1)
     assert figures["images"] == 2 and figures["model"]["weights"] == "synthetic"
+
+
+@pytest.mark.parametrize("protocol", ["dsgnn", "official"])
+def test_lanes_measure_the_same_in_the_same_order(samples, protocol):
+    """The first ones take longest."""
+    names = [sample.name for sample in samples]
+
+    def slow(sample):
+        time.sleep(0.02 * (len(names) - names.index(sample.name)))
+        return truth(sample)
+
+    told = {}
+    for lanes in (1, 3):
+        records = []
+        images = measure(slow, samples, protocol=protocol, record=records.append, lanes=lanes)
+        told[lanes] = images, records
+    assert told[1] == told[3]
+    assert [image["name"] for image in told[3][0]] == [record["file"] for record in told[3][1]]
+    assert len(told[3][1]) == len(samples) and "segmentation" in told[3][1][0]["objects"][0]
+
+
+def test_an_error_in_a_lane_names_the_image(samples):
+    def fail(sample):
+        raise InputError("it is torn")
+
+    with pytest.raises(DataError, match=f"{samples[0].name}: it is torn"):
+        measure(fail, samples, lanes=3)
+
+
+def test_artifacts_have_lanes_and_the_rest_has_not(monkeypatch):
+    monkeypatch.setattr("dsgnn.runtime.lanes.cores", lambda: 16)
+    monkeypatch.setattr("dsgnn.runtime.lanes.memory_bytes", lambda: None)
+    cpu, gpu = {"device": "cpu"}, {"device": "cuda:0"}
+    model = Path("nano.onnx")
+    assert threads_of(model, "auto", None, None) == 1 and lanes_of(model, cpu, 1, 1000) == 17
+    assert threads_of(model, "auto", 4, None) == 4 and lanes_of(model, cpu, 4, 1000) == 5
+    assert threads_of(model, "auto", None, 1) is None and lanes_of(model, gpu, 1, 1000) == 4
+    for other in (None, Path("best.safetensors")):
+        assert threads_of(other, "auto", None, None) is None and lanes_of(other, {}, None, 99) == 1
