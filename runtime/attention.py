@@ -61,12 +61,17 @@ def cell_size(cells: tuple[int, int], geometry: Geometry) -> tuple[float, float]
 
 
 def attention_shares(
-    grid: np.ndarray, cells: tuple[int, int], masks: Sequence[np.ndarray], geometry: Geometry
+    grid: np.ndarray,
+    cells: tuple[int, int],
+    masks: Sequence[np.ndarray],
+    geometry: Geometry,
+    boxes: Sequence[tuple[int, int, int, int]] | None = None,
 ) -> np.ndarray:
     """The share of attention on the visible part of each mask: (N,) float64 in 0…1.
 
     grid: what `crop_attention` returned. cells: (GH, GW) before it cropped. masks: N of (h, w)
     bool. Where masks overlap the smaller object is the visible one, and of equal ones the first.
+    boxes: (x0, y0, x1, y1) of each mask, outside of which nothing is looked at; None = the photo.
     """
     rows, columns = (
         _edges(count, kept, *sides)
@@ -77,13 +82,15 @@ def attention_shares(
     density = grid / np.outer(np.diff(rows), np.diff(columns))  # (gh, gw): attention per pixel
     taken = np.zeros(geometry.original, bool)
     shares = np.zeros(len(masks))
-    sizes = [cv2.countNonZero(mask.view(np.uint8)) for mask in masks]
+    h, w = geometry.original
+    corners = [(0, 0, w, h)] * len(masks) if boxes is None else boxes
+    parts = [np.s_[y0:y1, x0:x1] for x0, y0, x1, y1 in corners]
+    sizes = [np.count_nonzero(mask[part]) for mask, part in zip(masks, parts, strict=True)]
     for index in np.argsort(sizes, kind="stable").tolist():
-        x, y, width, height = cv2.boundingRect(masks[index].view(np.uint8))
-        box = np.s_[y : y + height, x : x + width]
-        visible = masks[index][box] & ~taken[box]
-        taken[box] |= visible
         if sizes[index]:
+            (x, y, *_), part = corners[index], parts[index]
+            visible = masks[index][part] & ~taken[part]
+            taken[part] |= visible
             pixels = pixels_per_cell(visible, rows - y, columns - x)
             shares[index] = (density * pixels).sum()
     return np.clip(shares, 0, 1)

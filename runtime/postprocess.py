@@ -7,6 +7,8 @@ One default differs from upstream: with no query above the threshold the ranking
 
 from __future__ import annotations
 
+from math import ceil, floor
+
 import cv2
 import numpy as np
 
@@ -14,6 +16,8 @@ from dsgnn.runtime.attention import attention_shares, cell_size, crop_attention
 from dsgnn.runtime.errors import ArtifactError, OptionError
 from dsgnn.runtime.letterbox import Geometry
 from dsgnn.runtime.ranking import RankedObject, Ranking
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 
 STRIDE = 4  # the mask logits' stride in the network's input
 SPECK = 0.02  # a part of a mask with less than this of the largest part's pixels is a speck
@@ -59,26 +63,28 @@ def postprocess(
     if not len(kept) and if_none == "all":
         kept = np.arange(queries)
     _check_finite("masks", masks[kept])
-    found = [upsample_mask(masks[query], geometry, specks) for query in kept]
+    h, w = geometry.original
+    enlarged = None if geometry.resized == geometry.original else np.empty((h, w), np.float32)
+    upsampled = [_upsample(masks[query], geometry, specks, enlarged) for query in kept]
+    found, boxes = [mask for mask, _ in upsampled], [box for _, box in upsampled]
     ordering, shares, grid, cell_px = saliency[kept], None, None, None
     if attention is not None:
         grid = crop_attention(attention, geometry)
         cell_px = cell_size(attention.shape, geometry)
-        shares = attention_shares(grid, attention.shape, found, geometry)
+        shares = attention_shares(grid, attention.shape, found, geometry, boxes)
         ordering = shares if order == "attention" else ordering
-    h, w = geometry.original
     objects = []
     for rank, index in enumerate(np.argsort(-ordering, kind="stable").tolist(), start=1):
         mask, query = found[index], int(kept[index])
-        x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+        x0, y0, x1, y1 = boxes[index]
         objects.append(
             RankedObject(
                 rank=rank,
                 saliency=float(ordering[index]),
                 score=float(score[query]),
-                box=(x, y, x + width, y + height),
+                box=boxes[index],
                 mask=mask,
-                area=cv2.countNonZero(mask.view(np.uint8)) / (h * w),
+                area=int(np.count_nonzero(mask[y0:y1, x0:x1])) / (h * w),
                 query=query,
                 attention=None if shares is None else float(shares[index]),
             )
@@ -94,12 +100,16 @@ def _check_finite(what: str, *values: np.ndarray) -> None:
         )
 
 
-def upsample_mask(logits: np.ndarray, geometry: Geometry, specks: str = "keep") -> np.ndarray:
-    """One query's logits (H/4, W/4) float to its mask (h, w) bool.
+def _upsample(
+    logits: np.ndarray, geometry: Geometry, specks: str, enlarged: np.ndarray | None
+) -> tuple[np.ndarray, Box]:
+    """One query's logits (H/4, W/4) float to its mask (h, w) bool and the mask's box.
 
     Bilinear ×4 (half-pixel centres), crop the padding, drop specks if asked to, bilinear to the
-    photo's size, > 0. Masks are made one at a time, because the floats of one mask of 48 megapixels
-    take 192 MB.
+    photo's size, > 0. enlarged: room for the last of these, (h, w) float32; None where the photo
+    has the size of the network's input. All masks of a photo share it, because the floats of one
+    mask of 48 megapixels take 192 MB. What is far from the object is never touched in its mask, so
+    that it takes no memory.
     """
     height, width = geometry.padded
     up = cv2.resize(
@@ -108,10 +118,35 @@ def upsample_mask(logits: np.ndarray, geometry: Geometry, specks: str = "keep") 
     up = up[: geometry.resized[0], : geometry.resized[1]]
     if specks == "drop":
         up = without_specks(up)
-    if geometry.resized != geometry.original:
-        h, w = geometry.original
-        up = cv2.resize(up, (w, h), interpolation=cv2.INTER_LINEAR)
-    return up > 0  # (h, w)
+    mask = up > 0
+    box = _bounds(mask)
+    if enlarged is None:
+        return mask, box
+    h, w = geometry.original
+    mask = np.zeros((h, w), bool)
+    if not any(box):
+        return mask, box
+    cv2.resize(up, (w, h), dst=enlarged, interpolation=cv2.INTER_LINEAR)
+    x0, x1 = _reach(box[0], box[2], geometry.resized[1], w)
+    y0, y1 = _reach(box[1], box[3], geometry.resized[0], h)
+    near = np.greater(enlarged[y0:y1, x0:x1], 0, out=mask[y0:y1, x0:x1])
+    return mask, _bounds(near, x0, y0)
+
+
+def _bounds(mask: np.ndarray, left: int = 0, top: int = 0) -> Box:
+    """The box of a mask that begins at (left, top); zeros if it is empty."""
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    if not width:
+        return 0, 0, 0, 0
+    return left + x, top + y, left + x + width, top + y + height
+
+
+def _reach(start: int, end: int, coarse: int, fine: int) -> tuple[int, int]:
+    """Which of the pixels `start` to `end` of `coarse` may show in when they are resized to `fine`
+    pixels."""
+    scale = fine / coarse
+    first, last = floor((start - 0.5) * scale - 0.5), ceil((end + 0.5) * scale - 0.5)
+    return max(0, first), min(fine, last + 1)
 
 
 def without_specks(logits: np.ndarray) -> np.ndarray:

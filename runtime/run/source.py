@@ -107,8 +107,8 @@ class RunFiles:
             yield from (Outcome(source, note=note) for note in notes)
         except FAILURES as error:
             why = "; ".join([reason(error), *notes])
-            nothing = {"width": None, "height": None, "objects": [], "error": why}
-            self.record({"file": source.shown, **nothing})
+            failed = {"file": source.shown, "width": None, "height": None, "objects": []}
+            self.record({**failed, "error": why})
             stop = _stop_before(error)
             if not isinstance(stop, GeneratorExit):
                 yield Outcome(source, error=why)

@@ -200,3 +200,25 @@ def test_a_speck_inflates_the_box_only_where_it_is_kept() -> None:
     assert box(specks="drop")[2] < 150 and box(specks="drop")[:2] == box()[:2]
     with pytest.raises(OptionError, match='specks must be "drop" or "keep", got \'some\''):
         box(specks="some")
+
+
+@pytest.mark.parametrize("size", [(480, 640), (301, 77), (40, 900), (96, 96), (1500, 2000)])
+def test_masks_boxes_and_areas_of_photos_of_any_size(size: tuple[int, int]) -> None:
+    """Against resizing the whole of each mask: only what lies near an object is looked at."""
+    geometry = LongestSide(96).geometry(*size)
+    high, wide = geometry.padded
+    rng = np.random.default_rng(3)
+    logits = cv2.GaussianBlur(rng.standard_normal((high, wide)), (0, 0), 5)[::4, ::4]
+    logits = np.float32([logits - 0.1, logits - 0.02, -np.abs(logits) - 1])
+    logits[0, :, : wide // 8] = -1
+    ranking = postprocess(
+        np.float32([3, 2, 1]), np.float32([0.9] * 3), logits, geometry, 0.5, specks="keep"
+    )
+    for item, coarse in zip(ranking, logits, strict=True):
+        up = cv2.resize(coarse, (wide, high))[: geometry.resized[0], : geometry.resized[1]]
+        expected = cv2.resize(up, size[::-1]) > 0
+        np.testing.assert_array_equal(item.mask, expected)
+        rows, columns = (np.flatnonzero(expected.any(axis)) for axis in (1, 0))
+        box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else (0, 0, 0, 0)
+        assert item.box == box and item.area == expected.mean() and type(item.area) is float
+    assert ranking[1].area > 0 and ranking[2].area == 0
