@@ -107,7 +107,12 @@ class RunFiles:
             yield from (Outcome(source, note=note) for note in notes)
         except FAILURES as error:
             why = "; ".join([reason(error), *notes])
-            failed = {"file": source.shown, "width": None, "height": None, "objects": []}
+            failed: dict[str, Any] = {
+                "file": source.shown,
+                "width": None,
+                "height": None,
+                "objects": [],
+            }
             self.record({**failed, "error": why})
             stop = _stop_before(error)
             if not isinstance(stop, GeneratorExit):
