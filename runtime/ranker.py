@@ -16,12 +16,12 @@ from dsgnn.runtime.artifact import Artifact, Description, open_artifact
 from dsgnn.runtime.backends import Backend, TensorSpec, open_backend
 from dsgnn.runtime.errors import ArtifactError, InputError, OptionError
 from dsgnn.runtime.images import ImageSource, read_image
-from dsgnn.runtime.lanes import lanes_for, side_by_side
 from dsgnn.runtime.letterbox import Fixed, Geometry, letterbox
 from dsgnn.runtime.photo.decoder import Decoders
 from dsgnn.runtime.photo.headers import MAX_PIXELS
 from dsgnn.runtime.postprocess import STRIDE, check_if_none, check_specks, postprocess
 from dsgnn.runtime.ranking import Ranking
+from dsgnn.runtime.run.lanes import lanes_for, side_by_side
 
 BUNDLED = Path(__file__).parent / "models" / "nano.onnx"
 LARGEST_BATCH = 32  # photos of one inference where the artifact sets no limit: memory grows with it

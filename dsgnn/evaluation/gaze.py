@@ -41,8 +41,8 @@ from dsgnn.gaze_measures import (
 from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.disk.outputs import results_file
 from dsgnn.runtime.errors import DataError, OptionError
-from dsgnn.runtime.lanes import side_by_side
 from dsgnn.runtime.ranking import Ranking
+from dsgnn.runtime.run.lanes import side_by_side
 
 
 def evaluate(

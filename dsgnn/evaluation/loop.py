@@ -35,8 +35,8 @@ from dsgnn.runtime.artifact import sha256_of
 from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.disk.outputs import Record, results_file
 from dsgnn.runtime.errors import DataError, InputError, OptionError
-from dsgnn.runtime.lanes import side_by_side
 from dsgnn.runtime.ranking import Ranking
+from dsgnn.runtime.run.lanes import side_by_side
 
 
 def evaluate(

@@ -19,11 +19,11 @@ from dsgnn.runtime.backends import check_threads
 from dsgnn.runtime.disk.documents import read_document
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
 from dsgnn.runtime.errors import CheckpointError, DataError, OptionError
-from dsgnn.runtime.lanes import lanes_for, threads_beside
 from dsgnn.runtime.letterbox import Fixed, LongestSide, Rule, letterbox
 from dsgnn.runtime.postprocess import postprocess
 from dsgnn.runtime.ranker import Ranker
 from dsgnn.runtime.ranking import RankedObject, Ranking
+from dsgnn.runtime.run.lanes import lanes_for, threads_beside
 
 if TYPE_CHECKING:
     from dsgnn.model import DSGNN

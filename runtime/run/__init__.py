@@ -1,1 +1,1 @@
-"""dsgnn-run: rank files, folders and videos on this machine."""
+"""Whole folders on this machine: dsgnn-run, and the lanes of all that ranks many photos."""

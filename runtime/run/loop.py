@@ -27,8 +27,8 @@ from dsgnn.runtime.disk.outputs import (
 from dsgnn.runtime.disk.sources import Source
 from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.framing import Aspects
-from dsgnn.runtime.lanes import lanes_for, side_by_side, threads_beside
 from dsgnn.runtime.ranker import Ranker
+from dsgnn.runtime.run.lanes import lanes_for, side_by_side, threads_beside
 from dsgnn.runtime.run.resume import Earlier
 from dsgnn.runtime.run.sheet import Sheets
 from dsgnn.runtime.run.source import (
@@ -267,7 +267,7 @@ def threads_of_run(
 
 
 def lanes_of_run(sources: Sequence[Source], ranker: Ranker) -> int:
-    """How many photos of a run to rank side by side, see `dsgnn.runtime.lanes`."""
+    """How many photos of a run to rank side by side, see `dsgnn.runtime.run.lanes`."""
     return lanes_for(ranker.backend.threads, ranker.backend.device, _photos(sources))
 
 

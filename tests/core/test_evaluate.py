@@ -427,8 +427,8 @@ def test_an_error_in_a_lane_names_the_image(samples):
 
 
 def test_artifacts_have_lanes_and_the_rest_has_not(monkeypatch):
-    monkeypatch.setattr("dsgnn.runtime.lanes.cores", lambda: 16)
-    monkeypatch.setattr("dsgnn.runtime.lanes.memory_bytes", lambda: None)
+    monkeypatch.setattr("dsgnn.runtime.run.lanes.cores", lambda: 16)
+    monkeypatch.setattr("dsgnn.runtime.run.lanes.memory_bytes", lambda: None)
     cpu, gpu = {"device": "cpu"}, {"device": "cuda:0"}
     model = Path("nano.onnx")
     assert threads_of(model, "auto", None, None) == 1 and lanes_of(model, cpu, 1, 1000) == 17

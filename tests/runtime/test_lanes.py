@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dsgnn.runtime import Ranker, lanes
+from dsgnn.runtime import Ranker
 from dsgnn.runtime.disk.outputs import make_folder
 from dsgnn.runtime.disk.sources import find_sources
 from dsgnn.runtime.errors import InputError
-from dsgnn.runtime.lanes import cores, lanes_for, memory_bytes, side_by_side
 from dsgnn.runtime.ranking import Ranking
+from dsgnn.runtime.run import lanes
 from dsgnn.runtime.run.cli import main
+from dsgnn.runtime.run.lanes import cores, lanes_for, memory_bytes, side_by_side
 from dsgnn.runtime.run.loop import Outcome, rank_sources
 
 WAIT_S = 60  # far longer than anything here takes
