@@ -42,6 +42,7 @@ from rtsp import camera
 import dsgnn
 from dsgnn.data import open_data
 from dsgnn.data.check import check_folder
+from dsgnn.export.web.npm import kept_runtime
 from dsgnn.runtime import rle, samples
 from dsgnn.runtime.ranker import BUNDLED
 from dsgnn.runtime.run.cli import main
@@ -530,6 +531,9 @@ def test_the_pages_build_strictly_and_offline(tmp_path: Path) -> None:
     assert "--skip-existing" in (tmp_path / "run.html").read_text("utf-8")
     assert "LARGEST_BATCH" in (tmp_path / "reference.html").read_text("utf-8")
     assert not (tmp_path / "hooks.py").exists()
+    live = kept_runtime() is not None  # fetched when the tests' environment was made
+    assert (tmp_path / "live" / "model.onnx").exists() == live
+    assert ("<iframe" in (tmp_path / "browser.html").read_text("utf-8")) == live
 
 
 def tour(slow: bool) -> list[str]:
