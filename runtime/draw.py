@@ -3,7 +3,7 @@ Or where people look, as a heat map."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -31,6 +31,7 @@ SHIFT = 4  # OpenCV draws circles in 1/16 pixel
 HEAT = 0.8  # how far the colour of the most looks covers the photo
 LEGEND = "fewer looks", "more looks"
 FONT = cv2.FONT_HERSHEY_DUPLEX
+BAND_PX = 1 << 17
 PLATE = 0.78  # half the height of a plate, and
 LETTERS = 0.9  # the height of its letters, as parts of the disc's radius
 
@@ -133,15 +134,19 @@ def draw_heat(
     shift = np.array([[columns[1], 0, columns[1] / 2 - 0.5], [0, rows[1], rows[1] / 2 - 0.5]])
     spread = cv2.warpAffine(
         (255 * level).astype(np.float32), shift, (w, h), borderMode=cv2.BORDER_REPLICATE
-    ).astype(np.uint8)
-    ramp = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO)
-    colours = cv2.LUT(cv2.merge([spread] * 3), ramp.reshape(1, 256, 3)[..., ::-1])
-    cover = cv2.LUT(spread, (HEAT * 255 * (np.arange(256) / 255) ** 0.6).astype(np.uint8)[None])
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    part = cv2.merge([cover] * 3)
-    heated = cv2.add(
-        cv2.multiply(colours, part, scale=1 / 255), cv2.multiply(grey, 255 - part, scale=1 / 255)
     )
+    ramp = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO)
+    covers = (HEAT * 255 * (np.arange(256) / 255) ** 0.6).astype(np.uint8)
+    heated = np.empty_like(image)
+    for rows_of in _bands(0, h, w):
+        levels = cv2.merge([spread[rows_of].astype(np.uint8)] * 3)
+        colours = cv2.LUT(levels, ramp.reshape(1, 256, 3)[..., ::-1])
+        part = cv2.LUT(levels, covers[None])
+        grey = cv2.cvtColor(cv2.cvtColor(image[rows_of], cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        heated[rows_of] = cv2.add(
+            cv2.multiply(colours, part, scale=1 / 255),
+            cv2.multiply(grey, 255 - part, scale=1 / 255),
+        )
     _legend(heated, ramp.reshape(256, 3)[:, ::-1])
     return heated
 
@@ -177,8 +182,18 @@ def _tint(canvas: np.ndarray, image: np.ndarray, item: Drawable) -> None:
     x0, y0, x1, y1 = item.box
     levels = np.arange(256, dtype=np.float32)[None, :, None]
     table = levels * (1 - TINT) + np.array(_colour(item), np.float32) * TINT  # (1, 256, 3)
-    tinted = cv2.LUT(image[y0:y1, x0:x1], table.round().astype(np.uint8))
-    cv2.copyTo(tinted, item.mask[y0:y1, x0:x1].view(np.uint8), canvas[y0:y1, x0:x1])
+    table = table.round().astype(np.uint8)
+    for rows in _bands(y0, y1, x1 - x0):
+        tinted = cv2.LUT(image[rows, x0:x1], table)
+        cv2.copyTo(tinted, item.mask[rows, x0:x1].view(np.uint8), canvas[rows, x0:x1])
+
+
+def _bands(top: int, bottom: int, width: int) -> Iterator[slice]:
+    """The rows from `top` to `bottom` in bands of about BAND_PX pixels: what is made of a band on
+    the way stays in the processor's cache."""
+    high = max(1, BAND_PX // max(1, width))
+    for start in range(top, bottom, high):
+        yield slice(start, min(start + high, bottom))
 
 
 def _outline(canvas: np.ndarray, item: Drawable, stroke: int) -> None:

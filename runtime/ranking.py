@@ -155,7 +155,8 @@ class Ranking:
                 level = ASSR_GREYS[min(item.rank, len(ASSR_GREYS)) - 1]
             else:
                 level = round(255 * (total + 1 - item.rank) / total)
-            grey[item.mask] = level
+            x0, y0, x1, y1 = item.box
+            grey[y0:y1, x0:x1][item.mask[y0:y1, x0:x1]] = level
         return grey
 
     def __len__(self) -> int:

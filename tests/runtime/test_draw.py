@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dsgnn.runtime import RankedObject, Ranking
+from dsgnn.runtime import RankedObject, Ranking, draw
 from dsgnn.runtime.attention import percent
 from dsgnn.runtime.draw import DIM, RANK_COLOURS, TINT
 
@@ -154,6 +154,21 @@ def test_objects_of_a_video_have_no_share_on_them() -> None:
     image = np.full((480, 640, 3), 100, np.uint8)
     told = scene(480, 640, ALONE, (0.38,), identity=1).draw(image)
     assert (told == scene(480, 640, ALONE).draw(image)).all()
+
+
+def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is painted band by band is what is painted at once."""
+    image = np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8)
+    objects = scene(120, 90, [(0.1, 0.06, 0.9, 0.85), (0.5, 0.5, 1, 1)]).objects
+    edges = np.linspace(0, 120, 5), np.linspace(0, 90, 4)
+    pictures = []
+    for pixels in (1 << 20, 90 * 11, 1):
+        monkeypatch.setattr(draw, "BAND_PX", pixels)
+        heat = draw.draw_heat(image, np.arange(12.0).reshape(4, 3) / 66, *edges)
+        pictures.append((draw.draw_objects(image, objects), heat))
+    for drawn, heat in pictures[1:]:
+        np.testing.assert_array_equal(drawn, pictures[0][0])
+        np.testing.assert_array_equal(heat, pictures[0][1])
 
 
 def test_refuses_a_photo_of_another_size() -> None:
