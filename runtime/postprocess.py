@@ -66,6 +66,7 @@ def postprocess(
     h, w = geometry.original
     enlarged = None if geometry.resized == geometry.original else np.empty((h, w), np.float32)
     upsampled = [_upsample(masks[query], geometry, specks, enlarged) for query in kept]
+    enlarged = None  # its memory is free for what follows
     found, boxes = [mask for mask, _ in upsampled], [box for _, box in upsampled]
     ordering, shares, grid, cell_px = saliency[kept], None, None, None
     if attention is not None:
