@@ -56,6 +56,7 @@ def _gate(advice: str) -> Iterator[None]:
     advice: the options that may change the verdict.
     """
     from dsgnn.export.parity import ParityError
+    from dsgnn.export.parity.built import SamplingError
     from dsgnn.export.tensorrt import BuildError
 
     with refusals():
@@ -63,7 +64,7 @@ def _gate(advice: str) -> Iterator[None]:
             yield
         except ParityError as error:
             raise click.ClickException(f"{error}\n{advice}") from None
-        except BuildError as error:
+        except (BuildError, SamplingError) as error:
             raise click.ClickException(str(error)) from None
 
 
@@ -95,7 +96,8 @@ def _gate(advice: str) -> Iterator[None]:
     type=click.Choice(["gridsample", "gather"]),
     default="gridsample",
     show_default=True,
-    help="How deformable attention samples.",
+    help="How deformable attention samples. Where the answers by gridsample are others, gather is "
+    "tried by itself.",
 )
 @click.option(
     "--synthetic",
@@ -134,7 +136,7 @@ def onnx(
         from dsgnn.export.onnx import default_size, export_onnx, read_source
         from dsgnn.export.parity import folder_photos, parity_photos, table
 
-    with _gate("Options: --deform gather, another --precision, or --keep-unverified."):
+    with _gate("Options: another --precision, or --keep-unverified."):
         source = read_source(checkpoint, synthetic)
         chosen = default_size(source.model.config) if size is None else size
         sidecar, results = export_onnx(
@@ -224,7 +226,7 @@ def tensorrt(
         from dsgnn.export.parity import parity_photos, table
         from dsgnn.export.tensorrt import build_engine
 
-    with _gate("Options of `dsgnn-export onnx`: --deform gather, or another --precision."):
+    with _gate("Options of `dsgnn-export onnx`: another --precision."):
         sidecar, results = build_engine(
             source, out, parity_photos(images), flavour, batch, sm, workspace, timing_cache
         )

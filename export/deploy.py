@@ -32,7 +32,7 @@ of cells of one level, and N that of all levels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -68,40 +68,6 @@ from dsgnn.runtime.errors import OptionError
 BLOCKED = -1e4  # added to attention logits; finite, so that half precision has no NaN
 Size = tuple[int, int]
 M = TypeVar("M", bound=nn.Module)
-
-
-def grid_sample(maps: Tensor, grid: Tensor) -> Tensor:
-    """Sample maps bilinearly, with zeros outside: (N, D, P, K).
-
-    maps: (N, D, h, w). grid: (N, P, K, 2), x and y in -1…1.
-    """
-    return F.grid_sample(maps, grid, align_corners=False)
-
-
-def gather_sample(maps: Tensor, grid: Tensor) -> Tensor:
-    """The same as `grid_sample`, made of Gather, for engines whose GridSample cannot be trusted."""
-    N, D, h, w = maps.shape
-    P, K = grid.shape[1:3]
-    x = (grid[..., 0] + 1) * (w / 2) - 0.5  # (N, P, K)
-    y = (grid[..., 1] + 1) * (h / 2) - 0.5
-    left, top = x.floor(), y.floor()
-    flat = maps.flatten(2)  # (N, D, h·w)
-    total = torch.zeros((), dtype=maps.dtype, device=maps.device)
-    for dx in (0, 1):
-        for dy in (0, 1):
-            cx, cy = left + dx, top + dy
-            inside = (cx >= 0) & (cx <= w - 1) & (cy >= 0) & (cy <= h - 1)
-            weight = (1 - (x - cx).abs()) * (1 - (y - cy).abs()) * inside
-            index = (cy.clamp(0, h - 1) * w + cx.clamp(0, w - 1)).long()
-            corner = flat.gather(2, index.flatten(1)[:, None].expand(-1, D, -1))
-            total = total + corner.view(N, D, P, K) * weight[:, None]
-    return total
-
-
-SAMPLERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "gridsample": grid_sample,
-    "gather": gather_sample,
-}
 
 
 def _constant(value: Tensor) -> nn.Parameter:
@@ -143,12 +109,10 @@ class DeployMSDA(nn.Module):
     def __init__(
         self,
         attention: MSDA,
-        sampler: Callable,
         shapes: list[Size] | None,
         position: Tensor | None,
     ):
         super().__init__()
-        self.sampler = sampler
         # The rows are in the order level, head, point, (x, y); the logits: head, level, point.
         offsets = attention.sampling_offsets
         weight = offsets.weight.detach().double().view(HEADS, LEVELS, POINTS, 2, -1)
@@ -197,7 +161,7 @@ class DeployMSDA(nn.Module):
                 size = torch.stack([torch.scalar_tensor(s, dtype=x.dtype) for s in (w, h)])
                 grid = 2 * (grid / size + centres) - 1
             maps = part.reshape(B * HEADS, C // HEADS, h, w)
-            sampled = self.sampler(maps, grid)  # (B·M, D, P, N)
+            sampled = F.grid_sample(maps, grid, align_corners=False)  # (B·M, D, P, N)
             weight = weights[:, None, level * POINTS : (level + 1) * POINTS]
             pooled = (sampled * weight).sum(2)  # (B·M, D, N)
             total = pooled if total is None else total + pooled
@@ -212,7 +176,7 @@ class DeployDeformable(nn.Module):
     level.
     """
 
-    def __init__(self, decoder: DeformablePixelDecoder, sampler: Callable, size: Size | None):
+    def __init__(self, decoder: DeformablePixelDecoder, size: Size | None):
         super().__init__()
         self.inputs, self.lateral, self.fuse = decoder.inputs, decoder.lateral, decoder.fuse
         self.levels = decoder.levels
@@ -221,7 +185,7 @@ class DeployDeformable(nn.Module):
             shapes = [(size[0] // s, size[1] // s) for s in (32, 16, 8)]
             position = self._position(shapes, decoder.levels.detach().double())
         self.attentions = nn.ModuleList(
-            DeployMSDA(layer.attention, sampler, shapes, position)
+            DeployMSDA(layer.attention, shapes, position)
             for layer in _all(decoder.layers, EncoderLayer)
         )
         self.layers = decoder.layers
@@ -508,17 +472,13 @@ def _without_dropout(block: LinearBlock) -> nn.Sequential:
 class DeployGraph(nn.Module):
     """The whole network for inference.
 
-    size: (H, W) of a static input, multiples of 32; None = any size. deform: how deformable
-    attention samples, "gridsample" or "gather"; a network without it ignores this. Raises
-    OptionError for others.
+    size: (H, W) of a static input, multiples of 32; None = any size. Raises OptionError for others.
     """
 
-    def __init__(self, model: DSGNN, size: Size | None = None, deform: str = "gridsample"):
+    def __init__(self, model: DSGNN, size: Size | None = None):
         super().__init__()
         if size is not None and (size[0] % 32 or size[1] % 32 or min(size) < 32):
             raise OptionError(f"size must be multiples of 32, got {size[0]}x{size[1]}")
-        if deform not in SAMPLERS:
-            raise OptionError(f"deform must be one of {', '.join(SAMPLERS)}, got {deform!r}")
         model = model.eval().float()
         self.config, self.size = model.config, size
         std = torch.tensor(STD)
@@ -527,7 +487,7 @@ class DeployGraph(nn.Module):
         self.backbone = _deploy_backbone(model.backbone)
         decoder = model.pixel_decoder
         if isinstance(decoder, DeformablePixelDecoder):
-            self.pixels: nn.Module = DeployDeformable(decoder, SAMPLERS[deform], size)
+            self.pixels: nn.Module = DeployDeformable(decoder, size)
         else:
             self.pixels = DeployFPN(decoder)
         levels = model.levels.detach()

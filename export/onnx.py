@@ -30,6 +30,7 @@ from dsgnn.export.parity import (
     settle,
 )
 from dsgnn.export.parity.built import check_types, product_types
+from dsgnn.export.sampling import FOR_ONNX, climb, sampled, ways
 from dsgnn.model import DSGNN, build_model, normalise
 from dsgnn.runtime.artifact import METADATA_KEY, Description, Sidecar, sha256_of, write_sidecar
 from dsgnn.runtime.backends import Backend, open_backend
@@ -39,7 +40,7 @@ from dsgnn.weights.checkpoint import load_checkpoint, origin_of
 
 OPSET = 18  # from 20 on TensorRT's parser reads GridSample as nearest
 INPUT = "image"
-ADVICE = "Let deformable attention sample by gather, or take another precision."
+ADVICE = "Take another precision, and please report this."
 INT8_ADVICE = (
     "Eight bits suit a network that separates its objects clearly: train it further, calibrate "
     "with more photos like those to be ranked, or take w16 or fp32."
@@ -176,8 +177,10 @@ def export_onnx(
     size: (H, W) or None for any size. precision: "fp32"; "fp16" or "bf16", see
     `dsgnn.export.half_precision`; "w16", float32 arithmetic on weights stored as float16; or
     "int8", convolutions in eight bits with ranges from the calibration photos, see
-    `dsgnn.export.int8`. photos, calibration: (h, w, 3) uint8 RGB. keep_unverified: write it, as
-    unverified, even if the limits of the precision are broken.
+    `dsgnn.export.int8`. deform: how deformable attention samples, "gridsample" or "gather"; where
+    the answers by gridsample are others, gather is tried too. photos, calibration: (h, w, 3) uint8
+    RGB. keep_unverified: write what was asked for, as unverified, even if the limits of the
+    precision are broken.
 
     bf16 is written unverified where ONNX Runtime has no kernels for it (`build["not_run"]` says
     so). Raises ParityError with the table when the limits of the precision are broken; then nothing
@@ -192,10 +195,14 @@ def export_onnx(
         raise OptionError(f"calibration photos are for int8, got precision {precision}")
     if precision == "int8":
         check_calibration(calibration)
-    graph = DeployGraph(source.model, size, deform).eval()
     config = source.model.config
+    graph = DeployGraph(source.model, size).eval()
     proto = build_onnx(graph, config.outputs, size, size or default_size(config))
     description = describe(source, size, precision)
+    names = ways(proto, FOR_ONNX, deform)
+    settled = precision == "int8" or keep_unverified or only_reported(description)
+    if settled and precision != "bf16":  # which has no GridSample
+        names = names[:1]  # what fails is not the sampling's fault, or may fail
     part = path.with_name(f".{path.name}.part.onnx")
     reference = torch_infer(source.model)
 
@@ -204,31 +211,34 @@ def export_onnx(
         infer = backend_infer(open_backend(part, "onnxruntime", "cpu"))
         return gate(reference, infer, photos, description)
 
-    try:
+    def attempt(way: str) -> tuple[dict[str, Any], list[Parity], bool]:
+        """Build facts, checks and verdict of the graph that samples in this way; it is `part`."""
+        made = onnx.ModelProto()
+        made.CopyFrom(sampled(proto, way))  # the next way starts from it too
         if precision == "int8" and not (keep_unverified or only_reported(description)):
             settle(
-                compared(described(round_weights_only(proto), description)),
+                compared(described(round_weights_only(made), description)),
                 description,
                 False,
                 f"{path.name} was not made: its network does not give the same answers even with "
                 f"only its weights in eight bits. {INT8_ADVICE}",
             )
-        proto = described(_in_precision(proto, description, calibration), description)
-        onnx.save(proto, part)
+        made = described(_in_precision(made, description, calibration), description)
+        onnx.save(made, part)
         onnx.checker.check_model(str(part), full_check=True)
-        onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+        onnx.shape_inference.infer_shapes(made, strict_mode=True)
         build: dict[str, Any] = {
-            "opset": proto.opset_import[0].version,
-            "deform": deform,
-            "nodes": len(proto.graph.node),
-            "products": product_types(proto),
+            "opset": made.opset_import[0].version,
+            "deform": way,
+            "nodes": len(made.graph.node),
+            "products": product_types(made),
         }
         check_types(build["products"], precision, path.name)
         if calibration:
             build["calibration_photos"] = len(calibration)
         results: list[Parity] = []
         try:
-            results = compared(proto)
+            results = compared(made)
         except BackendError as error:
             if precision != "bf16":  # the one that ONNX Runtime may lack kernels for
                 raise
@@ -240,13 +250,17 @@ def export_onnx(
             f"{path.name} does not give the network's answers and was not written. "
             f"{INT8_ADVICE if precision == 'int8' else ADVICE}",
         )
+        return build, results, verified
+
+    try:
+        (build, results, verified), tried = climb(names, attempt, OptionError)
         sidecar = Sidecar(
             file=path.name,
             sha256=sha256_of(part),
             verified=verified,
             parity=tuple(result.to_dict() for result in results),
             machine=machine(),
-            build={**build, "seconds": round(time.monotonic() - began, 1)},
+            build={**build, "tried": tried, "seconds": round(time.monotonic() - began, 1)},
         )
         part.replace(path)
     finally:

@@ -17,11 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from dsgnn.export.engine_options import check_options
 from dsgnn.export.onnx import ADVICE, backend_infer
 from dsgnn.export.parity import Parity, gate, machine, settle
-from dsgnn.export.parity.built import check_types, layer_types
+from dsgnn.export.parity.built import (
+    SamplingError,
+    check_sampling,
+    check_types,
+    layer_types,
+    sampling_layers,
+)
+from dsgnn.export.sampling import FOR_ENGINES, climb, plugin_version, sampled, ways
 from dsgnn.runtime.artifact import (
     Artifact,
     Sidecar,
@@ -31,7 +39,7 @@ from dsgnn.runtime.artifact import (
     write_sidecar,
 )
 from dsgnn.runtime.backends import open_backend
-from dsgnn.runtime.backends.tensorrt import gpu, library_of
+from dsgnn.runtime.backends.tensorrt import APART, gpu, library_of
 from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.errors import BackendError, DsgnnError, OptionError
 
@@ -59,35 +67,48 @@ def build_engine(
     engine is unverified and `build["not_run"]` says why.
 
     Raises OptionError for options that do not fit together or a file that takes any size,
-    BuildError, ParityError (nothing is put in place), ArtifactError, BackendError if the library is
-    missing.
+    BuildError, SamplingError or ParityError after every way to sample was tried (nothing is put in
+    place), ArtifactError, BackendError if the library is missing.
     """
     began = time.monotonic()
     artifact = open_artifact(source)
     check_options(artifact, flavour, batch, sms, timing_cache)
     library = library_of(flavour)
-    with _log(library, path.with_name(path.name + ".log")) as logger:
-        data, facts = _build(library, logger, artifact, batch, sms, workspace_mib, timing_cache)
-    build: dict[str, Any] = {
-        "flavour": flavour,
-        "version": library.__version__,
-        **({"sms": list(sms)} if sms else dict(zip(("gpu", "sm"), gpu(), strict=True))),
-        "source": {"file": source.name, "sha256": artifact.sha256, "status": artifact.status},
-        "precision": artifact.description.precision,
-        "profile": {"batch": list(batch)},
-        "workspace_mib": workspace_mib,
-        "bytes": len(data),
-        **facts,
-        "seconds": round(time.monotonic() - began, 1),
-    }
+    built_for = {"sms": list(sms)} if sms else dict(zip(("gpu", "sm"), gpu(), strict=True))
+    proto = onnx.load(source)
     part = path.with_name(f".{path.name}.part{path.suffix}")
-    try:
+
+    def attempt(way: str) -> tuple[Sidecar, list[Parity]]:
+        """The engine that samples in this way, compared; it is `part`."""
+        graph = sampled(proto, way, plugin_version(library.__version__))
+        data, facts = _build(
+            library, logger, graph, way, artifact, batch, sms, workspace_mib, timing_cache
+        )
+        build: dict[str, Any] = {
+            "flavour": flavour,
+            "version": library.__version__,
+            **built_for,
+            "source": {"file": source.name, "sha256": artifact.sha256, "status": artifact.status},
+            "precision": artifact.description.precision,
+            "profile": {"batch": list(batch)},
+            "workspace_mib": workspace_mib,
+            "deform": way,
+            "bytes": len(data),
+            **facts,
+        }
         part.write_bytes(data)
         sidecar = Sidecar(
             path.name, sha256_of(part), False, (), machine(), build, artifact.description
         )
         write_sidecar(part, sidecar)
-        sidecar, results = _gate(part, source, sidecar, photos)
+        return _gate(part, source, sidecar, photos)
+
+    try:
+        with _log(library, path.with_name(path.name + ".log")) as logger:
+            names = ways(proto, FOR_ENGINES[flavour])
+            (sidecar, results), tried = climb(names, attempt, BuildError, SamplingError)
+        seconds = round(time.monotonic() - began, 1)
+        sidecar = replace(sidecar, build={**sidecar.build, "tried": tried, "seconds": seconds})
         part.replace(path)
         write_sidecar(path, sidecar)
     finally:
@@ -118,25 +139,38 @@ def _log(library: Any, path: Path) -> Iterator[Any]:
 def _build(
     library: Any,
     logger: Any,
+    graph: onnx.ModelProto,
+    way: str,
     artifact: Artifact,
     batch: Sequence[int],
     sms: Sequence[int],
     workspace_mib: int | None,
     timing_cache: Path | None,
 ) -> tuple[bytes, dict[str, Any]]:
-    """The engine; number of layers, types of its products, use of TF32, its inputs and outputs."""
+    """The engine of a graph that samples in one of the ways of `dsgnn.export.sampling`; number of
+    layers, types of its products, use of TF32, its inputs and outputs."""
+    logger.errors.clear()
     builder = library.Builder(logger)
     # TensorRT 11 knows no other kind of network and may drop the flag
     typed = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
+    if way == "plugin" and not library.init_libnvinfer_plugins(logger, ""):
+        raise BuildError(f"{library.__name__} could not load its plugins")
     parser = library.OnnxParser(network, logger)
-    if not parser.parse(artifact.path.read_bytes()):
+    if not parser.parse(graph.SerializeToString()):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         said = "\n".join(
             f"  node {e.node_name() or '?'} ({e.node_operator() or '?'}): {e.desc()}"
             for e in errors
         )
         raise BuildError(f"the parser refused {artifact.path.name}:\n{said}")
+    check_sampling(library, network)
+    tensors = [network.get_output(i) for i in range(network.num_outputs)]
+    if way == "apart":
+        for number, layer in enumerate(sampling_layers(library, network)):
+            sample = layer.get_output(0)
+            sample.name = f"{APART}{number}"
+            network.mark_output(sample)
     config = builder.create_builder_config()
     config.clear_flag(library.BuilderFlag.TF32)  # ten bits of mantissa do not pass the gate
     if workspace_mib is not None:
@@ -170,8 +204,9 @@ def _build(
         )
     if timing_cache is not None:
         write_whole(timing_cache, bytes(config.get_timing_cache().serialize()))
-    tensors = [image, *(network.get_output(i) for i in range(network.num_outputs))]
-    shown = {tensor.name: f"{tensor.dtype.name} {tuple(tensor.shape)}" for tensor in tensors}
+    shown = {
+        tensor.name: f"{tensor.dtype.name} {tuple(tensor.shape)}" for tensor in (image, *tensors)
+    }
     tf32 = config.get_flag(library.BuilderFlag.TF32)
     facts = {"layers": network.num_layers, "products": products, "tf32": tf32, "tensors": shown}
     return bytes(data), facts

@@ -32,6 +32,10 @@ class PrecisionError(DsgnnError, RuntimeError):
     """An artifact that does not compute in the precision that was asked for."""
 
 
+class SamplingError(DsgnnError, RuntimeError):
+    """A graph whose sampling was read as another one."""
+
+
 def product_types(proto: ModelProto) -> dict[str, int]:
     """How many products of the graph are computed in each type.
 
@@ -64,6 +68,29 @@ def layer_types(library: Any, network: Any) -> dict[str, int]:
     layers = (network.get_layer(number) for number in range(network.num_layers))
     found = (layer.get_output(0).dtype.name for layer in layers if layer.type in kinds)
     return dict(Counter(map(_name, found)))
+
+
+def check_sampling(library: Any, network: Any) -> None:
+    """Raise SamplingError unless a parsed network samples bilinearly wherever it samples: some
+    parsers read the GridSample of opset 20 as nearest (NVIDIA/TensorRT#4646)."""
+    modes = [sampling.interpolation_mode for sampling in sampling_layers(library, network)]
+    wrong = [mode.name for mode in modes if mode != library.InterpolationMode.LINEAR]
+    if wrong:
+        raise SamplingError(
+            f"the parser of {library.__name__} {library.__version__} reads {len(wrong)} of "
+            f"{len(modes)} GridSample as {wrong[0].lower()}, and the graph means bilinear"
+        )
+
+
+def sampling_layers(library: Any, network: Any) -> list[Any]:
+    """The GridSample layers of a parsed network."""
+    found = []
+    for number in range(network.num_layers):
+        layer = network.get_layer(number)
+        if layer.type == library.LayerType.GRID_SAMPLE:
+            layer.__class__ = library.IGridSampleLayer  # or its mode cannot be read
+            found.append(layer)
+    return found
 
 
 def check_types(types: Mapping[str, int], precision: str, what: str) -> None:

@@ -31,7 +31,12 @@ LIBRARIES = (
 
 
 class ParityError(DsgnnError, RuntimeError):
-    """An artifact that does not give the answers of what it was made from."""
+    """An artifact that does not give the answers of what it was made from; failures names the
+    limits that it breaks."""
+
+    def __init__(self, message: str, failures: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.failures = tuple(failures)
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,8 @@ def settle(results: Sequence[Parity], description: Description, keep: bool, what
     """
     failed = not all(result.passed for result in results)
     if failed and not (keep or only_reported(description)):
-        raise ParityError(f"{what}\n{table(results)}")
+        failures = dict.fromkeys(failure for result in results for failure in result.failures)
+        raise ParityError(f"{what}\n{table(results)}", tuple(failures))
     return bool(results) and not failed
 
 

@@ -19,6 +19,7 @@ from dsgnn.runtime.artifact import Artifact
 from dsgnn.runtime.backends.base import CUDA_GRAPH, Backend, TensorSpec, parse_device
 from dsgnn.runtime.errors import ArtifactError, BackendError
 
+APART = "apart."  # begins the names of outputs that only keep layers from being fused
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # name → module
 
 
@@ -95,6 +96,10 @@ class TensorRt(Backend):
         self._cuda, self._index, self._graphs = _cuda(), index, cuda_graphs
         self._call(self._cuda.cudaSetDevice(index))
         self._logger = library.Logger(library.Logger.WARNING)
+        if build.get("deform") == "plugin" and not library.init_libnvinfer_plugins(
+            self._logger, ""
+        ):
+            raise BackendError(f"{self.name} could not load the plugins that {name} needs")
         self._runtime = library.Runtime(self._logger)  # lives as long as its engine
         self._engine = self._runtime.deserialize_cuda_engine(artifact.path.read_bytes())
         if self._engine is None:
@@ -105,7 +110,9 @@ class TensorRt(Backend):
             name: self._engine.get_tensor_mode(name) == library.TensorIOMode.INPUT for name in names
         }
         self.inputs = tuple(spec for name, spec in specs if is_input[name])
-        self.outputs = tuple(spec for name, spec in specs if not is_input[name])
+        outputs = [spec for name, spec in specs if not is_input[name]]
+        self.outputs = tuple(spec for spec in outputs if not spec.name.startswith(APART))
+        self.apart = tuple(spec for spec in outputs if spec.name.startswith(APART))
         self._strategy = None
         if cuda_graphs and build["flavour"] == "tensorrt-rtx":
             self._strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -175,6 +182,9 @@ class _Lane:
             shape = tuple(self.context.get_tensor_shape(spec.name))
             results[spec.name] = np.empty(shape, spec.dtype)
             self._buffer(spec.name, results[spec.name].nbytes)
+        for spec in self.owner.apart:  # written by the engine and read by nobody
+            sides = tuple(self.context.get_tensor_shape(spec.name))
+            self._buffer(spec.name, int(np.prod(sides)) * spec.dtype.itemsize)
         for name, value in values.items():
             on_gpu, upload = self.buffers[name][0], kinds.cudaMemcpyHostToDevice
             self._copy(on_gpu, value.ctypes.data, value.nbytes, upload)

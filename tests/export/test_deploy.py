@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from dsgnn.backbone import PadThenShiftBlock
 from dsgnn.config import CONFIGS, Config
@@ -19,8 +18,6 @@ from dsgnn.export.deploy import (
     DeployGraphHead,
     DeployMSDA,
     DeploySelfAttention,
-    gather_sample,
-    grid_sample,
 )
 from dsgnn.graph import DomainSeparationHead, GraphEncoder, GraphHead
 from dsgnn.model import Branch, build_model, normalise
@@ -122,19 +119,16 @@ def test_mask_embedding_without_the_pixel_embedding() -> None:
     close((weight @ features.flatten(2) + offset).view_as(want), want)
 
 
-@pytest.mark.parametrize("sampler", [grid_sample, gather_sample])
 @pytest.mark.parametrize("folded", [True, False])
 @torch.no_grad()
-def test_deformable_attention(folded: bool, sampler) -> None:
+def test_deformable_attention(folded: bool) -> None:
     attention = shake(MSDA(C))
     attention.sampling_offsets.bias.mul_(3)  # some points lie outside
     shapes = [(2, 3), (4, 6), (8, 12)]
     x = torch.randn(3, sum(h * w for h, w in shapes), C)
     position = torch.randn(x.shape[1], C)
     centres = torch.cat([cell_centres(h, w, x) for h, w in shapes])
-    deploy = DeployMSDA(
-        attention, sampler, shapes if folded else None, position if folded else None
-    )
+    deploy = DeployMSDA(attention, shapes if folded else None, position if folded else None)
     close(deploy(x, position, centres, shapes), attention(x + position, x, centres, shapes))
 
 
@@ -179,14 +173,6 @@ def test_swin_without_subnormal_attention() -> None:
     assert ours.mlp.fc1.weight is theirs.mlp.fc1.weight  # 0.8 GB of Swin-L: not twice
 
 
-def test_gather_samples_outside_as_zero() -> None:
-    maps = torch.ones(1, 2, 4, 5)
-    grid = torch.tensor([[-3.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.9, 0.95]])[None, None]
-    got = gather_sample(maps, grid)
-    close(got, F.grid_sample(maps, grid, align_corners=False))
-    assert got[0, 0, 0, 0] == 0 and got[0, 0, 0, 1] == 1 and got[0, 0, 0, 2] == 0.5
-
-
 @pytest.mark.parametrize(
     "config",
     [
@@ -218,9 +204,7 @@ def test_the_whole_graph(config: Config, folded: bool) -> None:
         assert got[-1].std() > 1e-5 and got[-1].sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_wrong_size_and_sampler() -> None:
+def test_wrong_size() -> None:
     model = build_model(small("r50-assr"))
     with pytest.raises(ValueError, match="multiples of 32, got 60x96"):
         DeployGraph(model, (60, 96))
-    with pytest.raises(ValueError, match="deform must be one of gridsample, gather, got 'near'"):
-        DeployGraph(model, (64, 96), "near")

@@ -8,10 +8,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dsgnn.export.deploy import DeployGraph
 from dsgnn.export.half_precision import BF16_OPSET, retype
-from dsgnn.export.onnx import ExportSource, build_onnx, describe, described, export_onnx
+from dsgnn.export.onnx import ExportSource, describe, described, export_onnx
 from dsgnn.export.parity import parity_photos
+from dsgnn.export.sampling import sampled
 from dsgnn.runtime.artifact import read_description, read_sidecar
 from dsgnn.runtime.backends import open_backend
 from dsgnn.runtime.errors import OptionError
@@ -21,13 +21,8 @@ FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 
 
 @pytest.fixture(scope="module")
-def gathered(small_source: ExportSource) -> onnx.ModelProto:
-    return build_onnx(
-        DeployGraph(small_source.model, SIZE, "gather").eval(),
-        small_source.model.config.outputs,
-        SIZE,
-        SIZE,
-    )
+def gathered(small_graph: onnx.ModelProto) -> onnx.ModelProto:
+    return sampled(small_graph, "gather")
 
 
 def retyped(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:
@@ -135,14 +130,12 @@ def test_a_weight_too_large_for_float16() -> None:
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_exported(
     small_source: ExportSource,
-    gathered: onnx.ModelProto,
+    small_graph: onnx.ModelProto,
     precision: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    proto = onnx.ModelProto()
-    proto.CopyFrom(gathered)
-    monkeypatch.setattr("dsgnn.export.onnx.build_onnx", lambda *_: proto)
+    monkeypatch.setattr("dsgnn.export.onnx.build_onnx", lambda *_: small_graph)
     path = tmp_path / "m.onnx"
     sidecar, results = export_onnx(small_source, path, parity_photos(), SIZE, precision, "gather")
     assert read_description(path).precision == precision

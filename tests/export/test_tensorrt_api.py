@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dsgnn.export import tensorrt as exporter
+from dsgnn.export.parity import built
 from dsgnn.runtime.backends import tensorrt as backend
 
 # variable or attribute in our source -> class of the library
@@ -23,6 +24,8 @@ HOLDS = {
     "parser": "OnnxParser",
     "config": "IBuilderConfig",
     "profile": "IOptimizationProfile",
+    "layer": "ILayer",
+    "sampling": "IGridSampleLayer",
     "image": "ITensor",
     "tensor": "ITensor",
     "e": "ParserError",
@@ -32,7 +35,8 @@ HOLDS = {
     "context": "IExecutionContext",
 }
 # TensorRT builds for the GPU that is present, TensorRT-RTX for named ones; TensorRT-RTX measures
-# nothing when it builds, and captures CUDA graphs itself. Each call is kept to its flavour.
+# nothing when it builds, captures CUDA graphs itself and has no plugins. Each call is kept to its
+# flavour.
 ONLY_RTX = {
     "CudaGraphStrategy",
     "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE",
@@ -42,6 +46,7 @@ ONLY_RTX = {
     "IBuilderConfig.set_compute_capability",
 }
 ONLY_TENSORRT = {
+    "init_libnvinfer_plugins",
     "IBuilderConfig.set_timing_cache",
     "IBuilderConfig.create_timing_cache",
     "IBuilderConfig.get_timing_cache",
@@ -51,7 +56,7 @@ ONLY_TENSORRT = {
 def used() -> set[str]:
     """Dotted names below the library: `Builder`, `Builder.create_network`, …"""
     names = set()
-    for module in (exporter, backend):
+    for module in (exporter, built, backend):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if not isinstance(node, ast.Attribute):
                 continue
@@ -61,7 +66,7 @@ def used() -> set[str]:
                 names.add(".".join(chain[1:]))
             elif owner in HOLDS and chain[0] not in ("tensor", "np"):
                 names.add(f"{HOLDS[owner]}.{chain[-1]}")
-    return names - {"__name__", "__version__"}
+    return names - {"__name__", "__version__", "ILayer.__class__"}
 
 
 def stubs() -> set[str]:
@@ -69,7 +74,8 @@ def stubs() -> set[str]:
     spec = find_spec("tensorrt_bindings")
     assert spec is not None and spec.submodule_search_locations
     folder = Path(next(iter(spec.submodule_search_locations)))
-    names = {"nptype"} if "nptype" in (folder / "__init__.pyi").read_text() else set()
+    text = (folder / "__init__.pyi").read_text() + (folder / "tensorrt.pyi").read_text()
+    names = {name for name in ("nptype", "init_libnvinfer_plugins") if f"def {name}(" in text}
     members: dict[str, set[str]] = {}
     owner = ""
     for line in (folder / "tensorrt.pyi").read_text().splitlines():

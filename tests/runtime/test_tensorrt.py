@@ -255,6 +255,26 @@ def test_declares_and_computes(cuda: Cuda, tmp_path: Path) -> None:
         backend.infer(images(5, 1))
 
 
+def test_outputs_that_keep_layers_apart_are_nobodys(
+    cuda: Cuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine writes them, so they have memory; nobody copies it or sees it."""
+    monkeypatch.setattr(Engine, "names", [*Engine.names, "apart.0"])
+    monkeypatch.setattr(Engine, "num_io_tensors", 5)
+    addresses: dict[str, int] = {}
+    monkeypatch.setattr(
+        Context,
+        "set_tensor_address",
+        lambda self, name, at: addresses.update({name: at}) or self.at.update({name: at}) or True,
+    )
+    backend = open_backend(engine(tmp_path))
+    assert [spec.name for spec in backend.outputs] == ["saliency", "score", "masks"]
+    outputs = backend.infer(images(2, 7))
+    check(outputs, 2, 7)
+    assert set(outputs) == {"saliency", "score", "masks"}
+    assert cuda.memory[addresses["apart.0"]].nbytes == 2 * Q * 4
+
+
 def test_a_ranker_splits_what_the_profile_does_not_take(cuda: Cuda, tmp_path: Path) -> None:
     path = engine(tmp_path)
     ranker = Ranker(path, if_none="all")
