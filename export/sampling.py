@@ -171,12 +171,13 @@ def climb(
     in another way, beside ParityError. Where all are refused, the first refusal is raised; it says
     what became of the others.
     """
+    caught: tuple[type[DsgnnError], ...] = (ParityError, *refused)
     tried: list[dict[str, Any]] = []
     first: DsgnnError | None = None
     for name in names:
         try:
             made = attempt(name)
-        except (ParityError, *refused) as error:
+        except caught as error:
             first = first or error
             tried.append({"deform": name, "left": reason(error)})
         else:
