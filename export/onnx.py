@@ -258,7 +258,10 @@ def export_onnx(
             file=path.name,
             sha256=sha256_of(part),
             verified=verified,
-            parity=tuple(result.to_dict() for result in results),
+            parity=tuple(
+                {**result.to_dict(), "backend": "onnxruntime on cpu", "precision": precision}
+                for result in results
+            ),
             machine=machine(),
             build={**build, "tried": tried, "seconds": round(time.monotonic() - began, 1)},
         )

@@ -236,6 +236,10 @@ def _gate(
         False,
         f"{sidecar.file} does not give the answers of {source.name} and was not written. {ADVICE}",
     )
-    how = {"against": source.name, "backend": engine.picked}
+    how = {
+        "against": source.name,
+        "backend": engine.picked,
+        "precision": description.precision,
+    }
     checks = tuple({**result.to_dict(), **how} for result in results)
     return replace(sidecar, verified=verified, parity=checks), results

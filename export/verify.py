@@ -28,6 +28,9 @@ def verify(
 ) -> tuple[Sidecar, list[Parity]]:
     """Run the parity gate on an artifact and write the outcome into its sidecar, passed or not.
 
+    The outcome is a verdict for the backend and the kind of device alone: what the sidecar says of
+    other places stays. A backend that rounds to bfloat16 is held to the limits of bf16.
+
     against: the checkpoint it came from, or an ONNX file of the same network and input size (which
     ONNX Runtime runs on the CPU). photos: (h, w, 3) uint8 RGB. backend, device: what runs the
     artifact, as in `open_backend`. Raises ArtifactError if the two are not of one network,
@@ -38,12 +41,23 @@ def verify(
     candidate = open_backend(path, backend, device)
     known = artifact.sidecar or Sidecar(path.name, artifact.sha256, verified=False)
     infer, about = backend_infer(candidate), artifact.description
+    computed = "bf16" if candidate.name.endswith("-bf16") and about.precision != "int8" else ""
+    about = replace(about, precision=computed or about.precision)
     results = gate(reference, infer, photos, about, known.build)
-    how = {"against": against.name, "backend": candidate.picked}
+    how = {
+        "against": against.name,
+        "backend": candidate.picked,
+        "precision": about.precision,
+        **({"on_cpu": dict(candidate.on_cpu)} if candidate.on_cpu else {}),
+    }
+    found = tuple({**result.to_dict(), **how} for result in results)
+    elsewhere = tuple(
+        check for check in known.parity if known.place(check) != known.place(found[0])
+    )
+    sidecar = replace(known, parity=(*elsewhere, *found))
     sidecar = replace(
-        known,
-        verified=all(result.passed for result in results),
-        parity=tuple({**result.to_dict(), **how} for result in results),
+        sidecar,
+        verified=any(sidecar.verdicts().values()),
         machine=machine(),
         build={key: value for key, value in known.build.items() if key != "not_run"},
     )
@@ -111,9 +125,15 @@ def summary(path: Path) -> str:
         for key, value in artifact.sidecar.build.items():
             shown = value if isinstance(value, str | int | float) else json.dumps(value)
             lines.append(f"build       {key}: {shown}")
-        if artifact.sidecar.parity:
-            checks = [Parity.from_dict(check) for check in artifact.sidecar.parity]
-            lines += ["", table(checks)]
+        for place, passed in artifact.sidecar.verdicts().items() if artifact.sidecar.parity else ():
+            checks = [c for c in artifact.sidecar.parity if artifact.sidecar.place(c) == place]
+            precision = checks[0].get("precision", facts.precision)
+            said = "verified" if passed else "gives other answers"
+            lines += ["", f"{place}, computed in {precision}: {said}"]
+            if on_cpu := checks[0].get("on_cpu"):
+                left = ", ".join(f"{count} {name}" for name, count in on_cpu.items())
+                lines.append(f"left to the CPU, none of which takes time: {left}")
+            lines.append(table([Parity.from_dict(check) for check in checks]))
     return "\n".join(lines)
 
 

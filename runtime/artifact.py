@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -154,9 +155,11 @@ def _rule(what: str, facts: Mapping[str, Any]) -> Rule:
 class Sidecar:
     """What is known about one artifact file.
 
-    file: its name. sha256: of its bytes. verified: every parity check passed on some machine.
-    parity: one mapping per check. machine: where it was verified, or else built. build: versions,
-    options, seconds. description: of engines, which cannot carry it inside.
+    file: its name. sha256: of its bytes. verified: in some place, which is a backend on a kind of
+    device, every parity check passed; `verdicts` has each place. parity: one mapping per check; its
+    `backend` is the `picked` of what ran the file, such as "openvino on cpu, 2 threads". machine:
+    where it was verified last, or else built. build: versions, options, seconds. description: of
+    engines, which cannot carry it inside.
     """
 
     file: str
@@ -167,8 +170,25 @@ class Sidecar:
     build: Mapping[str, Any] = field(default_factory=dict)
     description: Description | None = None
 
+    def place(self, check: Mapping[str, Any]) -> str:
+        """Where a check ran, such as "onnxruntime on cpu". Older ones do not say: exports run in
+        ONNX Runtime on the CPU, and engines in their own library."""
+        flavour = self.build.get("flavour")
+        usual = f"{flavour} on cuda" if flavour else "onnxruntime on cpu"
+        name, _, device = str(check.get("backend", usual)).partition(" on ")
+        return _place(name, device)
+
+    def verdicts(self) -> dict[str, bool]:
+        """Whether every check passed, for each place where the file was compared."""
+        found: dict[str, bool] = {}
+        for check in self.parity:
+            place = self.place(check)
+            found[place] = found.get(place, True) and bool(check.get("passed", self.verified))
+        return found if self.parity else {self.place({}): self.verified}
+
     def to_json(self) -> str:
         facts = {"schema": SIDECAR_SCHEMA, **asdict(self)}
+        facts["verdicts"] = self.verdicts() if self.parity else {}  # for readers; not read back
         facts["description"] = self.description.to_dict() if self.description else None
         return json.dumps(facts, indent=2) + "\n"
 
@@ -191,6 +211,11 @@ class Sidecar:
         )
 
 
+def _place(backend: str, device: str) -> str:
+    """A backend and a kind of device in words. A CUDA graph is the same engine."""
+    return f"{backend.removesuffix('-cuda-graph')} on {re.split('[:, ]', device)[0]}"
+
+
 @dataclass(frozen=True)
 class Artifact:
     """An artifact that may be loaded: its path, facts, hash, and whether it was proven equal."""
@@ -210,12 +235,30 @@ class Artifact:
         """What the status means, for a person."""
         if self.sidecar is None:
             return "unverified (no sidecar beside it)"
-        counts = [check["photos"] for check in self.sidecar.parity if "photos" in check]
+        passed = {place for place, verdict in self.sidecar.verdicts().items() if verdict}
+        checks = [check for check in self.sidecar.parity if self.sidecar.place(check) in passed]
+        counts = [check["photos"] for check in checks if "photos" in check]
         if not self.sidecar.verified or not counts:
             return self.status
-        against = str(self.sidecar.parity[0].get("against", ""))  # of older files not known
+        against = str(checks[0].get("against", ""))  # of older files not known
         source = f"the answers of {against}" if against.endswith(".onnx") else "PyTorch's answers"
         return f"verified (gives {source} on {min(counts)} photos)"
+
+    def status_in(self, backend: str, device: str) -> str:
+        """The status where this backend runs it on this device, as a `Backend` names them:
+        "verified" only if it was compared there, by whichever machine, and passed."""
+        verdicts = self.sidecar.verdicts() if self.sidecar else {}
+        return "verified" if verdicts.get(_place(backend, device)) else "unverified"
+
+    def about_status_in(self, backend: str, device: str) -> str:
+        """What that status means, for a person."""
+        here = _place(backend, device)
+        verdicts = self.sidecar.verdicts() if self.sidecar else {}
+        if verdicts.get(here) or self.status == "unverified":
+            return self.about_status
+        elsewhere = " and ".join(place for place, passed in verdicts.items() if passed)
+        why = "gives other answers there" if here in verdicts else "never compared there"
+        return f"unverified in {here} ({why}; verified in {elsewhere})"
 
 
 def open_artifact(path: Path) -> Artifact:

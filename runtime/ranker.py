@@ -245,7 +245,7 @@ class Ranker:
         return {
             "file": self.artifact.path.name,
             "sha256": self.artifact.sha256,
-            "status": self.artifact.status,
+            "status": self.artifact.status_in(self.backend.name, self.backend.device),
             "config": facts.config,
             "weights": facts.weights,
             **({"origin": facts.origin} if facts.origin else {}),
@@ -263,7 +263,8 @@ class Ranker:
         facts = self.artifact.description
         return (
             f"{self.artifact.path.name}: {facts.config}, {facts.about_weights}, "
-            f"{self.artifact.about_status}; {self.backend.picked}"
+            f"{self.artifact.about_status_in(self.backend.name, self.backend.device)}; "
+            f"{self.backend.picked}"
         )
 
     def __reduce__(self) -> tuple[Callable[..., Ranker], tuple[Any, ...]]:

@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -43,7 +44,9 @@ class Backend(ABC):
 
     name: one of BACKENDS. device: "cpu" or "cuda:N". threads: of one call on a CPU. max_batch: the
     largest batch of one call; None = what the input declares. picked: one sentence that says what
-    is used, and why if `auto` chose it. inputs, outputs: what the graph declares.
+    is used, and why if `auto` chose it. on_cpu: operators that a GPU's library left to the CPU, and
+    how many of each; none of them takes time, or the file would be refused. inputs, outputs: what
+    the graph declares.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Backend(ABC):
     threads: int
     picked: str
     max_batch: int | None = None
+    on_cpu: Mapping[str, int] = MappingProxyType({})
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     _closed = False

@@ -101,9 +101,10 @@ class OnnxRuntime(Backend):
                 f"NVIDIA driver, the CUDA libraries its version was built for, and {needs}"
             )
         self.device = f"cuda:{index}" if CUDA in loaded else "cpu"
-        if CUDA in loaded and (on_cpu := _heavy_on_cpu(self._session)):
+        self.on_cpu = _on_cpu(self._session) if CUDA in loaded else {}
+        if heavy := {name: n for name, n in self.on_cpu.items() if name in HEAVY}:
             raise BackendError(
-                f"{self.name} would run {', '.join(f'{n} {op}' for op, n in on_cpu.items())} of "
+                f"{self.name} would run {', '.join(f'{n} {op}' for op, n in heavy.items())} of "
                 f"{artifact.path.name} on the CPU, for which the provider on {self.device} has no "
                 "kernels: export the model in float32, update onnxruntime-gpu, or use device cpu"
             )
@@ -119,8 +120,8 @@ class OnnxRuntime(Backend):
         del self._session
 
 
-def _heavy_on_cpu(session: Any) -> dict[str, int]:
-    """Operators that take time and were not taken by a GPU's provider, and how many of each.
+def _on_cpu(session: Any) -> dict[str, int]:
+    """Operators that were not taken by a GPU's provider, and how many of each.
 
     Empty before ONNX Runtime 1.24, which cannot tell.
     """
@@ -128,8 +129,7 @@ def _heavy_on_cpu(session: Any) -> dict[str, int]:
         return {}
     assigned = session.get_provider_graph_assignment_info()
     on_cpu = [part for part in assigned if part.ep_name == "CPUExecutionProvider"]
-    operators = Counter(node.op_type for part in on_cpu for node in part.get_nodes())
-    return {name: count for name, count in operators.items() if name in HEAVY}
+    return dict(Counter(node.op_type for part in on_cpu for node in part.get_nodes()))
 
 
 def _short(provider: str) -> str:

@@ -62,6 +62,7 @@ def test_command_writes_a_verified_file(tmp_path: Path) -> None:
     *against_pytorch, slots = sidecar["parity"]
     assert [check["batch"] for check in against_pytorch] == [1, 3] and slots["passed"]
     assert all(check["photos"] == 6 and check["passed"] for check in against_pytorch)
+    assert sidecar["verdicts"] == {"onnxruntime on cpu": True}
     assert sidecar["machine"]["libraries"]["torch"] and sidecar["build"]["nodes"] > 100
     ranker = Ranker(target, if_none="all")
     together = ranker.batch(parity_photos())

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -9,9 +10,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dsgnn.config import CONFIGS
+from dsgnn.export import verify as verify_module
 from dsgnn.export.cli import main
 from dsgnn.export.onnx import ExportSource, describe
-from dsgnn.export.parity import folder_photos
+from dsgnn.export.parity import compare, folder_photos
 from dsgnn.model import build_model
 from dsgnn.runtime import samples
 from dsgnn.runtime.artifact import METADATA_KEY, read_sidecar, sha256_of, sidecar_path
@@ -72,6 +74,45 @@ def test_a_file_without_sidecar_becomes_verified(nano, tmp_path: Path) -> None:
     conv = sum(node.op_type == "Conv" for node in proto.graph.node)
     assert f"Conv {conv}" in said and sha256_of(path) in said
     assert "batch photos objects" in said  # the table
+
+
+def test_a_backend_has_a_verdict_of_its_own(
+    nano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16 fails its limits, and float32 in the same file stays verified, whoever is last."""
+    path = put_facts(nano[1], tmp_path / "m.onnx")
+    real = verify_module.open_backend
+    limits: list[str] = []
+
+    def open_any(artifact: Path, backend: str, device: str) -> object:
+        opened = real(artifact, "onnxruntime", device)
+        if backend != "openvino-bf16":
+            return opened
+        return SimpleNamespace(
+            name=backend,
+            on_cpu={"Shape": 2},
+            picked=f"{backend} on cpu, 2 threads",
+            infer=lambda feeds: {n: 2 * v for n, v in opened.infer(feeds).items()},
+        )
+
+    def gate(reference, candidate, photos, about, build):  # type: ignore[no-untyped-def]
+        limits.append(about.precision)
+        return compare(reference, candidate, photos[:1], about, (1,))
+
+    monkeypatch.setattr(verify_module, "open_backend", open_any)
+    monkeypatch.setattr(verify_module, "gate", gate)
+    for backend in ("openvino-bf16", "onnxruntime", "openvino-bf16"):
+        result = dsgnn_export("verify", path, "--against", path, "--backend", backend)
+        assert result.exit_code == (backend == "openvino-bf16"), result.output
+    assert limits == ["bf16", "fp32", "bf16"]
+    sidecar = read_sidecar(path)
+    assert sidecar is not None and sidecar.verified and len(sidecar.parity) == 2
+    assert sidecar.verdicts() == {"onnxruntime on cpu": True, "openvino-bf16 on cpu": False}
+    said = dsgnn_export("inspect", path).output
+    assert "onnxruntime on cpu, computed in fp32: verified" in said
+    assert "openvino-bf16 on cpu, computed in bf16: gives other answers" in said
+    assert "left to the CPU, none of which takes time: 2 Shape" in said
+    assert "status      verified (gives the answers of m.onnx on 1 photos), on " in said
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

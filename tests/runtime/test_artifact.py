@@ -412,3 +412,40 @@ def test_what_verified_means_is_said(model: Path, changes: dict, words: str) -> 
     assert words in open_artifact(model).about_status
     if "answers" not in words:
         assert open_artifact(model).about_status == words
+
+
+def test_a_verdict_is_of_one_backend(model: Path) -> None:
+    """What ONNX Runtime earned does not hold for OpenVINO, nor float32 for bfloat16."""
+    checks = (
+        {"photos": 9, "passed": True},  # as exports wrote them before
+        {"photos": 8, "passed": True, "backend": "openvino on cpu, 2 threads"},
+        {"photos": 8, "passed": True, "backend": "openvino-bf16 on cpu, 2 threads"},
+        {"photos": 8, "passed": False, "backend": "openvino-bf16 on cpu, 2 threads"},
+    )
+    write_sidecar(model, sidecar(model, parity=checks))
+    artifact = open_artifact(model)
+    assert artifact.sidecar is not None
+    verdicts = {"onnxruntime on cpu": True, "openvino on cpu": True, "openvino-bf16 on cpu": False}
+    assert artifact.sidecar.verdicts() == verdicts
+    assert json.loads(sidecar_path(model).read_text())["verdicts"] == verdicts
+    assert artifact.status == artifact.status_in("openvino", "cpu") == "verified"
+    assert artifact.about_status_in("openvino", "cpu") == artifact.about_status
+    assert artifact.about_status == "verified (gives PyTorch's answers on 8 photos)"
+    assert artifact.status_in("openvino-bf16", "cpu") == "unverified"
+    assert artifact.about_status_in("openvino-bf16", "cpu") == (
+        "unverified in openvino-bf16 on cpu (gives other answers there; verified in onnxruntime on "
+        "cpu and openvino on cpu)"
+    )
+    assert artifact.about_status_in("onnxruntime", "cuda:0").startswith(
+        "unverified in onnxruntime on cuda (never compared there; verified in "
+    )
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-cuda-graph"])
+def test_a_cuda_graph_is_the_same_engine(model: Path, backend: str) -> None:
+    checks = ({"photos": 9, "passed": True, "backend": "tensorrt on cuda:0 (auto: an engine)"},)
+    for parity in (checks, ()):
+        build = {"flavour": "tensorrt"}
+        write_sidecar(model, sidecar(model, parity=parity, build=build))
+        assert open_artifact(model).status_in(backend, "cuda:1") == "verified"
+        assert open_artifact(model).status_in("onnxruntime", "cpu") == "unverified"

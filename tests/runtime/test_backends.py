@@ -215,8 +215,8 @@ def test_the_cpu_takes_all_of_it(model: Path) -> None:
         str(BUNDLED), options, providers=["CPUExecutionProvider"]
     )
     if hasattr(session, "get_provider_graph_assignment_info"):
-        found = onnx_backend._heavy_on_cpu(session)
-        assert found["Conv"] > 50 and found["MatMul"] > 10 and "Shape" not in found
+        found = onnx_backend._on_cpu(session)
+        assert found["Conv"] > 50 and found["MatMul"] > 10 and found["Shape"] > 0
 
 
 def test_cuda_session(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
