@@ -86,8 +86,9 @@ def gate(
         low, _, high = profile["batch"]
         middle = min(max(low, WALK[1]), high)
         sizes, walk = tuple(sorted({low, middle, high})), (low, middle, high)
-    compared = compare(reference, candidate, photos, description, sizes)
-    return [*compared, compare_slots(candidate, photos, description, walk)]
+    # first, while the candidate has seen no large batch, or what one leaves behind has no name
+    slots = compare_slots(candidate, photos, description, walk)
+    return [*compare(reference, candidate, photos, description, sizes), slots]
 
 
 def compare(
@@ -193,7 +194,7 @@ class _Tally:
         self.pixels: list[int] = []
         self.moved: list[float] = []
         self.photos = self.pairs = self.agreeing = self.kept_otherwise = 0
-        self.top1 = True
+        self.top1 = self.exchanged = True
 
     def add(self, want: Answers, got: Answers) -> None:
         """The answers for one photo; their shapes without B. Raises ParityError for other shapes,
@@ -206,6 +207,10 @@ class _Tally:
         self.photos += 1
         if "attention" in want:  # the total variation distance
             self.moved.append(np.abs(want["attention"] - got["attention"]).sum() / 2)
+        names = ("saliency", "score")
+        apart = [np.abs(want[a] - got[a]).sum() for a in names]
+        crossed = [np.abs(want[a] - got[b]).sum() for a, b in (names, names[::-1])]
+        self.exchanged &= bool(sum(crossed) < 0.1 * sum(apart))
         kept = np.flatnonzero(want["score"] > self.threshold)
         if not len(kept):  # nothing passes (synthetic weights): compare every query
             kept = np.arange(want["score"].shape[0])
@@ -246,7 +251,10 @@ class _Tally:
             attention_moved=float(np.max(self.moved)) if self.moved else None,
             kept_otherwise=self.kept_otherwise,
         )
-        return replace(result, failures=broken_limits(result, self.limits, self.ious, self.pixels))
+        failures = broken_limits(result, self.limits, self.ious, self.pixels)
+        if failures and self.exchanged:
+            failures = ("the outputs saliency and score are exchanged", *failures)
+        return replace(result, failures=failures)
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from dsgnn.config import CONFIGS
 from dsgnn.export import tensorrt as exporter
 from dsgnn.export.onnx import ExportSource, backend_infer, describe, described, export_onnx
 from dsgnn.export.parity import ParityError, parity_photos
-from dsgnn.export.parity.built import SamplingError
+from dsgnn.export.parity.built import PrecisionError, SamplingError
 from dsgnn.export.sampling import DOMAIN, PLUGIN, plugin_version, sampled, ways
 from dsgnn.export.tensorrt import build_engine
 from dsgnn.runtime.artifact import read_sidecar
@@ -117,13 +117,14 @@ def small_network(mode: str = "bilinear", sign: float = 1.0) -> onnx.ModelProto:
             all = Concat <axis = 0> (batch, ones)
             grids = Expand (grid, all)
             found = GridSample <mode = "{mode}", align_corners = 0> (maps, grids)
-            sign = Constant <value_float = {sign}> ()
-            masks = Mul (found, sign)
+            masks = Conv (found, mix)
             axes = Constant <value_ints = [2, 3]> ()
             saliency = ReduceMean <keepdims = 0> (masks, axes)
             score = Sigmoid (saliency)
         }}""")
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(grid, "grid"))
+    mix = sign * np.eye(3, dtype=np.float32)[:, :, None, None]
+    for name, value in (("grid", grid), ("mix", mix)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     return proto
 
 
@@ -186,6 +187,18 @@ def test_a_fault_that_is_not_in_the_sampling_stays_one(
     planted(sign=-1.0)
     with pytest.raises(ParityError, match=r"(?s)was not written.*FAILED.*by gather: saliency dif"):
         export_onnx(SOURCE, tmp_path / "m.onnx", parity_photos(), SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_precision_that_was_not_built_is_refused(
+    planted: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted()
+    monkeypatch.setattr("dsgnn.export.onnx.retype", lambda proto, precision: None)
+    with pytest.raises(
+        PrecisionError, match=r"fp16 was asked for, but of the 1 products of m.onnx"
+    ):
+        export_onnx(SOURCE, tmp_path / "m.onnx", parity_photos(), SIZE, "fp16")
     assert not list(tmp_path.iterdir())
 
 
