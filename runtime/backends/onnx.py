@@ -90,15 +90,16 @@ class OnnxRuntime(Backend):
         loaded = self._session.get_providers()
         failed = [_short(provider) for provider in needed if provider not in loaded]
         if failed:
+            pair = _cuda_pair(onnxruntime.__version__)
             if failed[0] == "TensorRT":
-                needs = "TensorRT (pip install 'dsgnn[tensorrt]', in the version that the release "
-                needs += "of onnxruntime names); or use backend onnxruntime"
+                needs = f"{pair} and TensorRT (pip install 'dsgnn[tensorrt]', in the version that "
+                needs += "the release of onnxruntime names); or use backend onnxruntime"
             else:
-                needs = "cuDNN; or use device cpu"
+                needs = f"{pair}; or use device cpu"
             raise BackendError(
                 f"{self.name} on device {device} was asked for, but onnxruntime could not load its "
                 f"{failed[0]} provider (its own message above names what is missing): it needs an "
-                f"NVIDIA driver, the CUDA libraries its version was built for, and {needs}"
+                f"NVIDIA driver, {needs}"
             )
         self.device = f"cuda:{index}" if CUDA in loaded else "cpu"
         self.on_cpu = _on_cpu(self._session) if CUDA in loaded else {}
@@ -130,6 +131,17 @@ def _on_cpu(session: Any) -> dict[str, int]:
     assigned = session.get_provider_graph_assignment_info()
     on_cpu = [part for part in assigned if part.ep_name == "CPUExecutionProvider"]
     return dict(Counter(node.op_type for part in on_cpu for node in part.get_nodes()))
+
+
+def _cuda_pair(version: str) -> str:
+    """The CUDA and cuDNN libraries that a release of onnxruntime-gpu was built for, and what
+    installs them."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    cuda = 13 if (major, minor) >= (1, 27) else 12
+    return (
+        f"the libraries of CUDA {cuda} and cuDNN 9 (pip install "
+        f"'onnxruntime-gpu[cuda,cudnn]=={version}')"
+    )
 
 
 def _short(provider: str) -> str:

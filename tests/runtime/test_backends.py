@@ -171,16 +171,21 @@ def fake_onnxruntime(loaded: list[str], seen: dict) -> SimpleNamespace:
         get_available_providers=lambda: [TENSORRT, CUDA, "CPUExecutionProvider"],
         SessionOptions=lambda: SimpleNamespace(add_session_config_entry=seen.__setitem__),
         InferenceSession=Session,
+        __version__="1.31.1",
     )
 
 
-def test_cuda_that_does_not_load(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("version", "cuda"), [("1.26.0", 12), ("1.27.0", 13), ("2.0.0", 13)])
+def test_cuda_that_does_not_load(
+    version: str, cuda: int, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: dict = {}
     monkeypatch.setattr(onnx_backend, "check_packages", lambda: None)
-    monkeypatch.setitem(
-        sys.modules, "onnxruntime", fake_onnxruntime(["CPUExecutionProvider"], seen)
-    )
-    message = r"device cuda .* could not load its CUDA provider.* cuDNN; or use device cpu"
+    library = fake_onnxruntime(["CPUExecutionProvider"], seen)
+    library.__version__ = version
+    monkeypatch.setitem(sys.modules, "onnxruntime", library)
+    pair = rf"CUDA {cuda} and cuDNN 9 \(pip install 'onnxruntime-gpu\[cuda,cudnn\]=={version}'\)"
+    message = rf"device cuda .* could not load its CUDA provider.* {pair}; or use device cpu"
     with pytest.raises(BackendError, match=message):
         open_backend(model, "onnxruntime", "cuda")
     assert open_backend(model, "onnxruntime", "auto").device == "cpu"
