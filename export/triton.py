@@ -159,6 +159,11 @@ def _plans(artifacts: Sequence[Artifact]) -> dict[str, Artifact]:
                 f"{where} takes batches of {build['profile']['batch']}, Triton makes them from one "
                 "up: build it with a profile such as 1,4,8"
             )
+        if build.get("deform") == "apart":
+            raise OptionError(
+                f"{where} has outputs that only keep its layers apart, which no configuration "
+                "tells of: build it from an ONNX file that samples by gather"
+            )
         if artifact.description != first:
             raise OptionError(f"{where} is of another network than {artifacts[0].path.name}")
         if plans.setdefault(f"sm{build['sm']}.plan", artifact) is not artifact:

@@ -297,11 +297,13 @@ def test_what_triton_cannot_run(
     rtx = engine("rtx.engine", flavour="tensorrt-rtx", sm=None, sms=[89])
     static = engine("static.engine", profile={"batch": [1, 1, 1]})
     old = engine("old.engine", sm=None)
+    apart = engine("apart.engine", deform="apart")
     good, twice = engine("good.engine"), engine("twice.engine")
     onnx_file = colours()
     for sources, options, message in (
         ([rtx], {}, "rtx.engine is no engine of TensorRT, the only kind that Triton runs"),
         ([static], {}, r"takes batches of \[1, 1, 1\], Triton makes them from one up: build it"),
+        ([apart], {}, "apart.engine has outputs that only keep its layers apart"),
         ([old], {}, r"does not say for which generation of GPUs it was built \(no sm\)"),
         ([good, twice], {}, "twice.engine is a second engine for SM89: give one of each"),
         ([good], {"max_batch": 4}, "good.engine has its batches built in: give no largest batch"),
