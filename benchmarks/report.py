@@ -77,7 +77,8 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     lines: list[str] = []
     for results, table in zip(timed, tables, strict=True):
         lines += [f"**{_title(results)}.** {_about(results)}", ""]
-        lines += [*(f"- {caveat}" for caveat in caveats(table)), "", markdown(table), ""]
+        warnings = [*too_noisy(results), *caveats(table)]
+        lines += [*(f"- {warning}" for warning in warnings), "", markdown(table), ""]
     lines.append(FOOTNOTE)
     for results in accuracies:
         lines += ["", f"**Accuracy.** {_where(results)}", ""]
@@ -85,8 +86,10 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     scaled = [results for results in loaded if results["kind"] == "scaling"]
     for results in scaled:
         lines += ["", f"**Ray.** {_about_scaling(results)}", "", markdown(scaling.table(results))]
-    for title, about, table in _on_gpu(on_gpu):
-        lines += ["", f"**{title}.** {about}", "", markdown(table)]
+    for (title, about, table), results in zip(_on_gpu(on_gpu), on_gpu, strict=True):
+        warnings = [f"- {warning}" for warning in too_noisy(results)]
+        lines += ["", f"**{title}.** {about}", "", *warnings, *([""] if warnings else [])]
+        lines.append(markdown(table))
     text = "\n".join(lines if on_gpu else [*lines, "", NO_GPU]) + "\n"
     if html is not None:
         write_whole(html, page(timed, tables, accuracies, scaled, on_gpu, loaded).encode())
@@ -283,7 +286,7 @@ def page(
     body = ["<h1>dsgnn: latency and accuracy</h1>"]
     for results, table in zip(timed, tables, strict=True):
         body += [f"<h2>{escape(_title(results))}</h2>", f"<p>{escape(_about(results))}</p>"]
-        body.append(_warnings(caveats(table)))
+        body.append(_warnings([*too_noisy(results), *caveats(table)]))
         body.append(_html(table))
         for batch in sorted({row["batch"] for row in results["rows"]}):
             rows = {r["subject"]["name"]: r for r in results["rows"] if r["batch"] == batch}
@@ -316,8 +319,9 @@ def page(
             f"<h2>Ray</h2><p>{escape(_about_scaling(results))}</p>",
             _html(scaling.table(results)),
         ]
-    for title, about, table in _on_gpu(on_gpu):
-        body += [f"<h2>{escape(title)}</h2><p>{escape(about)}</p>", _html(table)]
+    for (title, about, table), results in zip(_on_gpu(on_gpu), on_gpu, strict=True):
+        body += [f"<h2>{escape(title)}</h2><p>{escape(about)}</p>"]
+        body += [_warnings(too_noisy(results)), _html(table)]
     if not on_gpu:
         body.append(f"<p>{escape(NO_GPU)}</p>")
     body.append("<h2>Environment</h2>")
@@ -400,17 +404,20 @@ def _title(results: Results) -> str:
     return ", ".join(dict.fromkeys(row["subject"]["config"] for row in results["rows"]))
 
 
-def _about(results: Results) -> str:
-    """Where and when one latency run was made, and whether it may be trusted."""
-    threads = ", ".join(sorted({str(row["subject"]["threads"]) for row in results["rows"]}))
+def too_noisy(results: Results) -> list[str]:
+    """What stands before all other caveats of a run: that the machine was not quiet, and why."""
     noisy = [v["why"] for v in results["noise"].values() if not v["quiet"]]
-    verdict = (
-        f"The machine was too noisy for these figures: {'; '.join(noisy)}."
-        if noisy
-        else "Both halves of the run give the same ratios within "
-        f"{max(v['worst'] for v in results['noise'].values()):.1%}."
-    )
-    return f"{_where(results)} {threads} threads a model. {verdict}{_stolen(results)}"
+    return [f"The machine was too noisy for these figures: {'; '.join(noisy)}."] if noisy else []
+
+
+def _about(results: Results) -> str:
+    """Where and when one latency run was made, and how well its halves agree where they do."""
+    threads = ", ".join(sorted({str(row["subject"]["threads"]) for row in results["rows"]}))
+    verdict = ""
+    if not too_noisy(results):
+        worst = max(v["worst"] for v in results["noise"].values())
+        verdict = f" Both halves of the run give the same ratios within {worst:.1%}."
+    return f"{_where(results)} {threads} threads a model.{verdict}{_stolen(results)}"
 
 
 def _about_scaling(results: Results) -> str:

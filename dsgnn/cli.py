@@ -13,6 +13,7 @@ from dsgnn.config import CONFIGS
 from dsgnn.options import (
     HELP,
     CheckpointFile,
+    NanoOrPath,
     backend_option,
     needs,
     size_option,
@@ -25,6 +26,7 @@ from dsgnn.runtime.errors import (
     NotFiniteError,
     OptionError,
 )
+from dsgnn.runtime.ranker import BUNDLED
 
 # In a clone; the package is too small for it.
 OPTIONS = {
@@ -256,7 +258,22 @@ def train(
             amp,
         )
     if trained:
-        click.echo(f"trained: {trained}; measure it with: dsgnn-eval {trained} --data {data[0]}")
+        click.echo(f"trained: {trained}; {_next_step(trained, data[0], val, teacher)}")
+
+
+def _next_step(trained: Path, data: str, val: str, teacher: Path | None) -> str:
+    """How to measure a checkpoint: on the split `test`, or on `val` where there is no other."""
+    from dsgnn.data.check import splits_of
+    from dsgnn.data.gaze import ANNOTATIONS
+
+    images = splits_of(data)
+    split = next((name for name in ("test", val) if images.get(name)), None)
+    if split is None:
+        return f"measure it on photos it was not trained on: dsgnn-eval {trained} --data FOLDER"
+    more = f" --teacher {teacher}" if teacher else ""
+    if (Path(data) / ANNOTATIONS).is_file():  # no masks to compare with
+        more = " --protocol gaze"
+    return f"measure it with: dsgnn-eval {trained} --data {data} --split {split}{more}"
 
 
 @click.command(context_settings=HELP)
@@ -264,7 +281,7 @@ def train(
     "model",
     required=False,
     metavar="[MODEL]",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=NanoOrPath(BUNDLED, dir_okay=False),
 )
 @click.option(
     "--predictions",
@@ -392,8 +409,11 @@ def check(data: str, split: str, teacher: Path | None) -> None:
     except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from None
     click.echo("".join(f"{problem}\n" for problem in report.problems), nl=False)
-    splits = ", ".join(f"{name} {images}" for name, images in splits_of(data).items())
+    sizes = splits_of(data)
+    splits = ", ".join(f"{name} {images}" for name, images in sizes.items())
     notes = [*report.remarks, *report.facts(), f"images of each split: {splits}"]
+    if sizes.get("val") == 0:
+        notes.append("there is none to evaluate on while training: dsgnn-train needs --val none")
     click.echo("".join(f"{note}\n" for note in notes), nl=False, err=True)
     click.echo(f"{report.images} images, {len(report.problems)} problems", err=True)
     if report.problems:

@@ -47,19 +47,20 @@ class NanoOrPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if str(value) != NANO or Path(NANO).exists():
             return super().convert(value, param, ctx)
-        if not self.nano.is_file():
-            self.fail(
-                f"the checkpoint of {NANO} is not in the package: take weights/{self.nano.name} "
-                "from the repository, and give its path",
-                param,
-                ctx,
-            )
-        return self.nano
+        here = Path("weights") / self.nano.name  # in a clone that was installed as a package
+        if found := next((path for path in (self.nano, here) if path.is_file()), None):
+            return found
+        self.fail(
+            f"the checkpoint of {NANO} is not in the package: run this in a clone of the "
+            f"repository, or give the path of its {here.as_posix()}",
+            param,
+            ctx,
+        )
 
 
 class CheckpointFile(NanoOrPath):
     """A file or folder of weights, or the bundled model's, which lies in the repository and not in
-    the package."""
+    the package: it is found beside the code, or in weights/ of the current folder."""
 
     def __init__(self, exists: bool = False) -> None:
         super().__init__(Path(__file__).parents[1] / "weights" / f"{NANO}.safetensors", exists)

@@ -139,6 +139,14 @@ class Ranking:
                     f"{item.mask.shape} for rank {item.rank}"
                 )
 
+    def __str__(self) -> str:
+        """A line for the photo and one for each object, for a person to read."""
+        lines = [f"Ranking of {self.width}×{self.height} pixels, {len(self.objects)} objects"]
+        for item in self.objects:
+            looks = "" if item.attention is None else f"{item.attention:.0%} of looks, "
+            lines.append(f"{item.rank}. {looks}{item.area:.0%} of the photo, box {item.box}")
+        return "\n".join(lines)
+
     def rank_map(self, palette: str = "assr") -> np.ndarray:
         """Paint the ranks as greys: (h, w) uint8, 0 = background, brighter = more salient.
 

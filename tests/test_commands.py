@@ -137,6 +137,11 @@ def test_the_bundled_checkpoint_has_a_name(tmp_path: Path, monkeypatch: pytest.M
     assert said("nano").strip().endswith("weights/nano.safetensors")
     assert "Path 'absent' does not exist" in said("absent")
     monkeypatch.setattr(kind, "nano", tmp_path / "site-packages" / "nano.safetensors")
-    assert "take weights/nano.safetensors from the repository" in said("nano").replace("\n", " ")
+    refused = said("nano").replace("\n", " ")
+    assert "run this in a clone of the repository" in refused
+    assert "give the path of its weights/nano.safetensors" in refused
+    (tmp_path / "weights").mkdir()  # as in a clone, with the package installed elsewhere
+    Path("weights/nano.safetensors").write_bytes(b"")
+    assert said("nano") == "weights/nano.safetensors\n"
     Path("nano").write_text("a file of that name")
     assert said("nano") == "nano\n"

@@ -186,16 +186,19 @@ def test_the_readme_table_is_replaced_between_its_marks(files: list[Path], tmp_p
         replace_between(files[0], "text")
 
 
-def test_unverified_drifting_and_noisy_results_say_so(files: list[Path]) -> None:
+def test_unverified_drifting_and_noisy_results_say_so(files: list[Path], tmp_path: Path) -> None:
     loaded = results.load(files[0])
     row = loaded["rows"][1]
     row["subject"]["status"] = "unverified"
     row["stationary"], row["drift"] = False, 0.2
     loaded["noise"]["1"] = {"quiet": False, "worst": 0.3, "why": "fast: differs by 30%"}
     results.save(files[0], **{k: v for k, v in loaded.items() if k not in ("schema", "created")})
-    text = report(files, None, None)
+    text = report(files, tmp_path / "r.html", None)
     assert "UNVERIFIED, drifts by +20%" in text
-    assert "too noisy for these figures: fast: differs by 30%" in text
+    noisy = "The machine was too noisy for these figures: fast: differs by 30%."
+    assert f"\n\n- {noisy}\n- UNVERIFIED: fast\n" in text  # the first caveat, and said once
+    assert text.count("too noisy") == 1 and "Both halves" not in text
+    assert f'<ul class="bad"><li>{noisy}</li>' in (tmp_path / "r.html").read_text()
 
 
 def test_two_runs_that_agree_and_two_that_do_not(tmp_path: Path) -> None:

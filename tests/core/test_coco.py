@@ -306,6 +306,38 @@ def test_all_faults_of_a_file_are_listed(tmp_path):
     assert done.exit_code == 1 and len(done.stdout.splitlines()) == 3
 
 
+def test_a_set_without_validation_says_what_to_do(tmp_path):
+    folder = _write(tmp_path, _data(_annotation(visiting_order=1)))
+    done = CliRunner().invoke(cli.check, [str(folder)])
+    assert done.exit_code == 0 and "dsgnn-train needs --val none" in done.stderr
+    trained = Path("last.safetensors")
+    step = cli._next_step(trained, str(folder), "none", None)
+    assert "not trained on: dsgnn-eval last.safetensors --data FOLDER" in step
+    data = json.loads((folder / "instances.json").read_text())
+    (folder / "val.json").write_text(json.dumps(data))
+    done = CliRunner().invoke(cli.check, [str(folder), "--split", "val"])
+    assert done.exit_code == 0 and "--val none" not in done.stderr
+    step = cli._next_step(trained, str(folder), "val", Path("t.onnx"))
+    assert step.endswith(f"--data {folder} --split val --teacher t.onnx")
+    photo = {"file_name": "a.png", "width": W, "height": H, "points": [[5, 5]], "dev": True}
+    gaze = tmp_path / "gaze"
+    (gaze / "images").mkdir(parents=True)
+    (folder / "images" / "a.png").rename(gaze / "images" / "a.png")
+    (gaze / "fixations.json").write_text(json.dumps({"images": [{**photo, "source": "mine"}]}))
+    step = cli._next_step(trained, str(gaze), "none", None)
+    assert step.endswith(f"--data {gaze} --split test --protocol gaze")
+
+
+def test_the_bundled_model_is_measured_by_its_name(tmp_path):
+    folder = _write(tmp_path, _data(_annotation(visiting_order=1)))
+    named, path = (
+        CliRunner().invoke(cli.evaluate, [model, "--data", str(folder), "--split", "all"])
+        for model in ("nano", str(BUNDLED))
+    )
+    assert named.exit_code == 0 and "SA-SOR" in named.output, named.output
+    assert named.output == path.output
+
+
 def test_predicted_looks_give_the_ranks(tmp_path):
     """Whatever the file says; what draws too few looks is left open, or background."""
     third = [[40.0, 2.0, 48.0, 2.0, 48.0, 8.0]]

@@ -130,6 +130,17 @@ def test_its_repr_has_no_arrays(seen: Ranking) -> None:
     assert "array(" not in text and len(text) < 700
 
 
+def test_it_is_printed_for_a_person(seen: Ranking) -> None:
+    looked = replace(seen, objects=tuple(replace(x, attention=0.25) for x in seen.objects[:1]))
+    first = looked.objects[0]
+    assert str(looked).splitlines() == [
+        "Ranking of 30×20 pixels, 1 objects",
+        f"1. 25% of looks, {first.area:.0%} of the photo, box {first.box}",
+    ]
+    assert str(seen).splitlines()[3].startswith("3. ") and "looks" not in str(seen)
+    assert str(Ranking(20, 30, ())) == "Ranking of 30×20 pixels, 0 objects"
+
+
 def test_it_is_saved_and_read_again(seen: Ranking, tmp_path: Path) -> None:
     files = seen.save(tmp_path / "out", ["overlay", "map", "masks", "crops", "json"])
     masks = [f"street.{kind}{rank}.png" for kind in ("mask", "crop") for rank in (1, 2, 3)]
