@@ -393,4 +393,4 @@ def round_(checkpoint: Path, out: Path) -> None:
     _output(out, ".safetensors")
     with refusals():
         model, weights = load_checkpoint(checkpoint)
-        save_checkpoint(out, round_weights(model), weights, origin_of(checkpoint))
+        save_checkpoint(out, round_weights(model), weights, origin_of(checkpoint), compact=True)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -237,19 +238,32 @@ def convert(
 
 
 def save_checkpoint(
-    path: str | Path, model: DSGNN, weights: str = "trained", origin: str = ""
+    path: str | Path,
+    model: DSGNN,
+    weights: str = "trained",
+    origin: str = "",
+    compact: bool = False,
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
     weights: "trained" by us, "published" by the paper's authors, "converted" from a file of unknown
     origin, or "synthetic" (random). origin: what they were trained on and for how long, in words.
+    compact: store as float16 what that holds exactly, such as weights that were rounded to it.
     """
     if weights not in WEIGHTS:
         raise OptionError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     header = {"schema": SCHEMA, "weights": weights, "config": json.dumps(model.config.to_dict())}
     header |= {"origin": origin} if origin else {}
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if compact:
+        tensors = {name: _compact(tensor) for name, tensor in tensors.items()}
     write_whole(Path(path), _in_order(save(tensors, metadata=header)))
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The same numbers as float16 where that holds all of them."""
+    half = tensor.half() if tensor.dtype == torch.float32 else tensor
+    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
 
 
 def _in_order(data: bytes) -> bytes:
