@@ -217,7 +217,8 @@ def _interval(draws: np.ndarray, tallies: np.ndarray) -> list[float]:
 def _orders(masks: np.ndarray, saliency: np.ndarray) -> dict[str, np.ndarray]:
     """Scores by which the same objects can be ordered, larger = before."""
     h, w = masks.shape[1:]
-    areas, distances = np.zeros(len(masks)), np.full(len(masks), np.inf)
+    # An object whose mask is empty comes last: no point of a photo lies so far from its middle.
+    areas, distances = np.zeros(len(masks)), np.full(len(masks), np.hypot(h, w))
     for g, mask in enumerate(masks):
         moments = cv2.moments(mask.view(np.uint8), binaryImage=True)
         if areas_g := moments["m00"]:

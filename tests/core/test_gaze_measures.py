@@ -150,6 +150,12 @@ def test_objects_that_people_ranked() -> None:
     assert figures["pairs"][MODEL] == (1.0, 1) and figures["recall"][MODEL] == (2, 2)
 
 
+def test_a_found_object_without_a_pixel_comes_last_in_every_order() -> None:
+    found = np.stack([np.zeros_like(LEFT), LEFT, MIDDLE])
+    figures = ranked_figures(MASKS, np.array([2, 1, 0]), None, found, np.array([-1.0, 0.1, 0.9]))
+    assert figures["sa_sor"][MODEL] == figures["sa_sor"][CENTRAL] == (pytest.approx(1), 1)
+
+
 def test_nothing_found_is_wrong_where_people_ranked() -> None:
     none = ranked_figures(MASKS, np.array([2, 1, 3]), None, MASKS[:0], np.zeros(0))
     assert none["sa_sor"][MODEL] == (0.0, 1) and none["first"][MODEL] == (0.0, 1)
