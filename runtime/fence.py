@@ -46,8 +46,8 @@ def stay_quiet() -> IO[bytes]:
     """
     for name in ("SIGINT", "SIGTERM"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    nowhere = os.open(os.devnull, os.O_WRONLY)  # takes number 2 if there is no standard error
     out = os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         os.dup2(nowhere, number)
     return out
