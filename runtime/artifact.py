@@ -237,7 +237,9 @@ class Artifact:
             return "unverified (no sidecar beside it)"
         passed = {place for place, verdict in self.sidecar.verdicts().items() if verdict}
         checks = [check for check in self.sidecar.parity if self.sidecar.place(check) in passed]
-        counts = [check["photos"] for check in checks if "photos" in check]
+        # Beside the comparing of photos there is one of places in a batch, with few of them.
+        whole = [check for check in checks if check.get("check", "photos") == "photos"]
+        counts = [check["photos"] for check in whole if "photos" in check]
         if not self.sidecar.verified or not counts:
             return self.status
         against = str(checks[0].get("against", ""))  # of older files not known
