@@ -142,7 +142,8 @@ class Trainer:
                 f"{trained / 1e6:.2f} million are trained, on {self.step.device}",
                 f"data: {data or 'not described'}",
                 f"iterations: {self.state.iteration} of {self.plan.recipe.iterations} done, each "
-                f"of {self.images_per_iteration} images; how long it takes is told once it was measured",
+                f"of {self.images_per_iteration} images; how long it takes is told once it was "
+                "measured",
                 f"written into: {self.out}",
             ]
         )

@@ -279,7 +279,7 @@ def _expected(source: Source, video: VideoOptions) -> int:
     """How many outcomes a source will have, for the progress bar; 0 if that is not known."""
     if not source.is_video or source.problem:
         return 1
-    if source.feed:
+    if source.path is None:  # opening standard input would use it up
         return video.select.max_frames or 0
     try:
         frames = Frames(source, video.select, video.max_pixels)

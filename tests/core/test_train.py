@@ -537,7 +537,10 @@ def test_the_command_trains_resumes_and_reports_wrong_use(assr, tmp_path, monkey
     assert "iteration 2: sa_sor" in done.output
     assert "training images 4, validation images 2" in done.output
     best = out / "best.safetensors"
-    assert f"trained: {best}; measure it with: dsgnn-eval {best} --data {assr} --split test\n" in done.output
+    assert (
+        f"trained: {best}; measure it with: dsgnn-eval {best} --data {assr} --split test\n"
+        in done.output
+    )
     assert origin_of(out / "last.safetensors") == "assr (train), 2 iterations of 2 images"
     again = CliRunner().invoke(cli.train, base)
     assert again.exit_code == 2 and "--resume" in again.output

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from fractions import Fraction
@@ -620,6 +621,16 @@ def test_a_video_on_standard_input(
     outcomes = go("-")
     assert [outcome.error for outcome in outcomes] == [""] * 11
     assert [line["time_s"] for line in lines("stdin")] == [number / 10 for number in range(11)]
+
+
+@pytest.mark.parametrize("piped", [True, False])
+def test_the_command_ranks_a_video_on_standard_input(piped: bool, model: Path) -> None:
+    clip = film("clip.mp4", greys(5))
+    command = [Path(sys.executable).with_name("dsgnn-run"), "-", "--out", "out", "--model", model]
+    given: dict[str, Any] = {"input": clip.read_bytes()} if piped else {"stdin": clip.open("rb")}
+    done = subprocess.run([*command, "--save", "json"], capture_output=True, **given)
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(lines("stdin")) == 5
 
 
 def test_a_photo_on_standard_input_is_a_photo(
