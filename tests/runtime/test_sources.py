@@ -323,3 +323,10 @@ def test_suffixes_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     taken = {source.path.suffix[1:] for source in found.sources}
     assert taken == {*videos, "apng"}
     assert found.passed_over == 2
+
+
+@pytest.mark.parametrize("number", [2**31, 10**20])
+def test_a_number_that_no_camera_has(number: int, tmp_path: Path) -> None:
+    """OpenCV would take it for another number, or complain in its own words."""
+    (source,) = find_sources([str(number)], tmp_path / "out").sources
+    assert source.problem == "there is no camera of such a number"
