@@ -259,9 +259,9 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(tiny_nano,
 def test_what_differs_is_named_and_nothing_else(tiny_nano, samples, tmp_path):
     train(tiny_nano, Blocks(samples), tmp_path, replace(SHORT, iterations=2))
     other = replace(tiny_nano, threshold=0.6)
-    shorter = replace(SHORT, iterations=1)
+    shorter, was = replace(SHORT, iterations=1), tiny_nano.threshold
     for config, recipe, difference in (
-        (other, replace(SHORT, iterations=2), f"config.threshold was {tiny_nano.threshold}, now 0.6"),
+        (other, replace(SHORT, iterations=2), f"config.threshold was {was}, now 0.6"),
         (tiny_nano, shorter, "recipe.iterations was 2, now 1"),
     ):
         with pytest.raises(OptionError, match=rf"other settings \({difference}\): resume") as error:
