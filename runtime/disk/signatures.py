@@ -7,6 +7,7 @@ import struct
 from typing import BinaryIO
 
 HEAD = 1024  # bytes of the beginning that tell the form
+BLOCKS = 1 << 17  # that are walked at most, to tell an animation from a picture
 STILLS = (
     *(b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM", b"P7\n"),
     *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),  # JPEG 2000
@@ -64,9 +65,14 @@ def _is_transport(head: bytes) -> bool:
 
 
 def _is_apng(file: BinaryIO) -> bool:
-    """Whether a chunk of control of an animation stands before the first picture."""
+    """Whether a chunk of control of an animation stands before the first picture.
+
+    As in a GIF, what lies behind BLOCKS chunks is not looked at.
+    """
     file.seek(8)
-    while len(head := file.read(8)) == 8:
+    for _ in range(BLOCKS):
+        if len(head := file.read(8)) < 8:
+            break
         size, name = struct.unpack(">I4s", head)
         if name in (b"acTL", b"IDAT"):
             return name == b"acTL" and file.read(4) > b"\0\0\0\1"
@@ -75,11 +81,14 @@ def _is_apng(file: BinaryIO) -> bool:
 
 
 def _pictures_of_gif(file: BinaryIO) -> int:
-    """How many pictures a GIF has; 2 stands for more. Source: the GIF89a specification."""
+    """How many pictures a GIF has; 2 stands for more. Source: the GIF89a specification.
+
+    What lies behind BLOCKS blocks is not looked at: a file may be made of nothing else.
+    """
     file.seek(10)
     (flags,) = file.read(1) or b"\0"
     file.seek(13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0))
-    pictures = 0
+    pictures = blocks = 0
     while pictures < 2 and (mark := file.read(1)) in (b"\x21", b"\x2c"):
         if mark == b"\x21":
             file.seek(1, 1)
@@ -89,4 +98,7 @@ def _pictures_of_gif(file: BinaryIO) -> int:
             file.seek(1 + (3 << (flags & 7) + 1 if flags & 0x80 else 0), 1)
         while (size := file.read(1)) > b"\0":
             file.seek(size[0], 1)
+            blocks += 1
+            if blocks == BLOCKS:
+                return pictures
     return pictures

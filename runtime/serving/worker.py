@@ -105,9 +105,8 @@ class PhotoWorker:
             try:
                 ranking, batch = await self._batcher(photo)
                 ranked = perf_counter()
-                said = {"file": file} | ({"note": left} if (left := left_out(data)) else {})
                 body = await loop.run_in_executor(
-                    self._coding, self._encode, ranking, photo, media, said, aspects
+                    self._coding, self._encode, ranking, photo, data, media, file, aspects
                 )
             except InputError as error:
                 return Refused(422, f"the photo cannot be answered: {error}")
@@ -172,17 +171,19 @@ class PhotoWorker:
         self,
         ranking: Ranking,
         photo: np.ndarray,
+        data: bytes,
         media: str,
-        said: Mapping[str, str],
+        file: str,
         aspects: Aspects,
     ) -> bytes:
         """Make an answer of one of the types in MEDIA. Raises InputError if it cannot hold it.
 
-        said: what the entry of the photo says about its file.
+        data: the photo's file, of which a part may have been left out.
         """
         looks, objects = ranking.looks, ranking.objects
         if media == "application/json":
-            image = {**said, **ranking.to_dict()}
+            note = {"note": left} if (left := left_out(data)) else {}
+            image = {"file": file, **note, **ranking.to_dict()}
             if aspects:
                 crops = {aspect: crop_to(looks, aspect, objects) for aspect in aspects}
                 image |= {**frames_entry(looks, crops), "attention_map": looks.to_dict()}

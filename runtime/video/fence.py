@@ -51,7 +51,6 @@ class FencedFilm:
     def __init__(self, source: Source, rate: float | None, max_pixels: int) -> None:
         """Open a source. max_pixels: width × height of the largest frame. Errors as of
         `open_film`, and InputError if that cannot be done within the limits."""
-        self._max_pixels = max_pixels
         piped = source.path is None and not source.feed
         self._process = _Process(max_pixels, piped) if piped else _take(max_pixels)
         self._keep = not piped

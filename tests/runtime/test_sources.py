@@ -1,11 +1,13 @@
 """Which files a run takes, and names that never meet."""
 
 import glob
+import io
 import os
 from pathlib import Path
 
 import pytest
 
+from dsgnn.runtime.disk import signatures
 from dsgnn.runtime.disk.sources import Source, find_sources, name_outputs
 
 
@@ -330,3 +332,19 @@ def test_a_number_that_no_camera_has(number: int, tmp_path: Path) -> None:
     """OpenCV would take it for another number, or complain in its own words."""
     (source,) = find_sources([str(number)], tmp_path / "out").sources
     assert source.problem == "there is no camera of such a number"
+
+
+def test_a_gif_of_nothing_but_blocks_is_not_read_to_its_end() -> None:
+    """A million blocks of one byte, which cost seconds to walk: it is told by a part of them."""
+    data = b"GIF89a" + bytes(7) + b"\x21\xfe" + b"\x01\x00" * 1_000_000
+
+    class Counted(io.BytesIO):
+        reads = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.reads += 1
+            return super().read(size)
+
+    file = Counted(data)
+    assert signatures.kind(file) == "image"
+    assert file.reads < 200_000 < len(data) // 2
