@@ -14,14 +14,13 @@ import pytest
 from dsgnn.runtime.artifact import (
     Description,
     Sidecar,
-    check_whole,
-    onnx_metadata,
     open_artifact,
     read_sidecar,
     sha256_of,
     sidecar_path,
     write_sidecar,
 )
+from dsgnn.runtime.disk.onnx_file import check_whole, onnx_metadata
 from dsgnn.runtime.errors import ArtifactError
 from dsgnn.runtime.letterbox import Fixed, LongestSide
 from dsgnn.runtime.ranker import Ranker
