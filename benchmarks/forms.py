@@ -268,7 +268,7 @@ class TorchSubject:
                 "out by naming the other forms"
             )
         # after the refusals: these take seconds to import
-        from dsgnn.export.deploy import DeployGraph
+        from dsgnn.export.deploy.network import DeployGraph
         from dsgnn.export.onnx import default_size, describe
 
         self.source = source = read(spec)

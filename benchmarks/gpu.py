@@ -121,7 +121,7 @@ def count_work(spec: Spec) -> dict[str, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from dsgnn.export.deploy import DeployGraph
+    from dsgnn.export.deploy.network import DeployGraph
     from dsgnn.export.onnx import default_size
 
     model = read(spec).model

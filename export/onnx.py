@@ -16,7 +16,8 @@ import torch
 
 import dsgnn
 from dsgnn.config import Config
-from dsgnn.export.deploy import DeployGraph, Size
+from dsgnn.export.deploy.folding import Size
+from dsgnn.export.deploy.network import DeployGraph
 from dsgnn.export.half_precision import retype, store_as_half
 from dsgnn.export.int8 import check_calibration, quantise, round_weights_only
 from dsgnn.export.parity import (

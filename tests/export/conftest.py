@@ -4,7 +4,7 @@ import onnx
 import pytest
 import torch
 
-from dsgnn.export.deploy import DeployGraph
+from dsgnn.export.deploy.network import DeployGraph
 from dsgnn.export.onnx import ExportSource, build_onnx
 from dsgnn.model import build_model
 

@@ -8,15 +8,12 @@ from torch import nn
 
 from dsgnn.backbone import PadThenShiftBlock
 from dsgnn.config import CONFIGS, Config
-from dsgnn.export.deploy import (
-    BLOCKED,
+from dsgnn.export.deploy.graph import DeployGraphEncoder, DeployGraphHead
+from dsgnn.export.deploy.network import BLOCKED, DeployGraph
+from dsgnn.export.deploy.pixel_decoder import DeployFPN, DeployMSDA
+from dsgnn.export.deploy.query_decoder import (
     DeployBranch,
     DeployCrossAttention,
-    DeployFPN,
-    DeployGraph,
-    DeployGraphEncoder,
-    DeployGraphHead,
-    DeployMSDA,
     DeploySelfAttention,
 )
 from dsgnn.graph import DomainSeparationHead, GraphEncoder, GraphHead

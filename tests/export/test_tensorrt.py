@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from dsgnn.config import CONFIGS
 from dsgnn.export import tensorrt as exporter
 from dsgnn.export.cli import main
-from dsgnn.export.deploy import DeployGraph
+from dsgnn.export.deploy.network import DeployGraph
 from dsgnn.export.half_precision import retype
 from dsgnn.export.onnx import ExportSource, build_onnx, default_size, describe, read_source
 from dsgnn.export.parity import ParityError, parity_photos
