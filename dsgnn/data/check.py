@@ -150,13 +150,19 @@ def check_people(photos: Sequence[MeasuredPhoto], progress: Progress = iter) -> 
 
 def _check_count(data: Samples, report: DataReport) -> None:
     if not len(data):
-        report.problems.append(f"{type(data).__name__}: there are no images in this split")
+        report.problems.append(f"{_form(data)}there are no images in this split")
     elif isinstance(data, RankedImages) and data.published_images not in (None, len(data)):
         report.remarks.append(
-            f"{type(data).__name__}, split {data.split}: {len(data)} images, "
+            f"{_form(data)}{len(data)} images in the split {data.split}, "
             f"{data.published_images} were published; if this is a copy of the published data set, "
             "the download is not complete"
         )
+
+
+def _form(data: Samples) -> str:
+    """What a line about a part of the data begins with, such as "ASSR: "; "" for made-up scenes."""
+    name, reader, _ = type(data).__name__.partition("Reader")
+    return f"{name.upper()}: " if reader else ""
 
 
 def _image_problems(

@@ -630,18 +630,12 @@ def test_a_number_of_images_other_than_the_published_one_is_a_remark(assr, irsr,
     for split, (images, published) in counts.items():
         report = check_data(open_data(assr, split))
         assert report.problems == [] and report.images == images
-        text = f"AssrReader, split {split}: {images} images, {published} were published"
+        text = f"ASSR: {images} images in the split {split}, {published} were published"
         assert report.remarks[0].startswith(text)
     remarks = check_data(open_data(assr, "train+val")).remarks
-    assert [text.split(":")[0] for text in remarks[:2]] == [
-        "AssrReader, split train",
-        "AssrReader, split val",
-    ]
-    assert (
-        check_data(open_data(irsr, "test"))
-        .remarks[0]
-        .startswith("IrsrReader, split test: 2 images, 2929")
-    )
+    assert ["train" in remarks[0], "val" in remarks[1]] == [True, True]
+    remarks = check_data(open_data(irsr, "test")).remarks
+    assert remarks[0].startswith("IRSR: 2 images in the split test, 2929")
     for root, split in ((irsr, "train"), (sifr, "test")):
         assert check_data(open_data(root, split)).remarks == ["ranks come from annotations"]
 
@@ -649,7 +643,7 @@ def test_a_number_of_images_other_than_the_published_one_is_a_remark(assr, irsr,
 def test_the_command_lists_problems_and_says_what_a_trainer_needs(assr, sifr):
     done = CliRunner().invoke(check, [str(assr), "--split", "train"])
     assert done.exit_code == 0 and done.stdout == ""
-    assert "2 images, 7646 were published" in done.stderr
+    assert "2 images in the split train, 7646 were published" in done.stderr
     assert "objects per image: 2.00 on average (objects: images) 2: 2" in done.stderr
     assert "width×height in pixels: 16×12: 2" in done.stderr
     assert "images of each split: train 2, val 1, test 1" in done.stderr
@@ -757,7 +751,7 @@ def test_coco_images_of_one_name_and_empty_splits_are_told(tmp_path):
     (found,) = problems(open_data(tmp_path, "all"))
     assert "occurs twice, first at image 0" in found
     write_json(tmp_path / "instances.json", {**content, "images": [], "annotations": []})
-    assert problems(open_data(tmp_path, "all")) == ["CocoReader: there are no images in this split"]
+    assert problems(open_data(tmp_path, "all")) == ["COCO: there are no images in this split"]
 
 
 def test_progress_sees_every_image(assr):
