@@ -149,7 +149,8 @@ def latency(
         from dsgnn.benchmarks.forms import DEFAULT_FORMS, specs
         from dsgnn.benchmarks.latency import FILE, baseline
         from dsgnn.benchmarks.latency import latency as run
-        from dsgnn.benchmarks.report import compare, milliseconds
+        from dsgnn.benchmarks.report.compare import compare
+        from dsgnn.benchmarks.report.words import milliseconds
         from dsgnn.benchmarks.timing import Plan
 
         usual = DEFAULT_FORMS["cpu" if options["device"] == "cpu" else "cuda"]
@@ -286,7 +287,7 @@ def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Pat
     dsgnn-bench scaling --out bench
     """
     with measuring("--images, --rounds and --out"):
-        from dsgnn.benchmarks.report import markdown
+        from dsgnn.benchmarks.report.tables import markdown
         from dsgnn.benchmarks.scaling import FILE, table
         from dsgnn.benchmarks.scaling import scaling as run
 
@@ -356,7 +357,7 @@ def report(results: tuple[Path, ...], out: Path | None, readme: Path | None) -> 
     dsgnn-bench report bench/latency.json bench/accuracy.json -o report.html --readme README.md
     """
     with measuring():
-        from dsgnn.benchmarks.report import report as write
+        from dsgnn.benchmarks.report.page import report as write
 
         text = write(results, out, readme)
     click.echo(text)
@@ -377,7 +378,7 @@ def compare(a: Path, b: Path | None, baseline: str | None) -> None:
     dsgnn-bench compare first/latency.json second/latency.json
     """
     with measuring():
-        from dsgnn.benchmarks.report import compare as ratios
+        from dsgnn.benchmarks.report.compare import compare as ratios
         from dsgnn.benchmarks.results import load
 
         text = ratios(load(a), load(b) if b else None, baseline)

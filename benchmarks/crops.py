@@ -134,7 +134,7 @@ def table(results: Mapping[str, Any], source: str = ALL) -> list[list[str]]:
 
 def summary(results: Mapping[str, Any]) -> str:
     """The tables of all photos and of each source, with what has to be said beside them."""
-    from dsgnn.benchmarks.report import markdown
+    from dsgnn.benchmarks.report.tables import markdown
 
     texts = []
     for source in dict.fromkeys(row["source"] for row in results["rows"]):

@@ -7,25 +7,12 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = (
-    "dsgnn",
-    "torch",
-    "torchvision",
-    "timm",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "numpy",
-    "opencv-python",
-)
+from dsgnn.export.parity.limits import LIBRARIES, versions
+
+OTHERS = ("dsgnn", "torchvision", "timm", "onnxscript", "opencv-python", "mlcommons-loadgen")
 GPU_FACTS = (
     "name",
     "driver_version",
@@ -70,7 +57,7 @@ def environment(run: Shell = shell, root: Path = Path("/")) -> dict[str, Any]:
         "memory_gib": round(int(memory.split()[0]) / 2**20, 1) if memory else None,
         "governor": _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "gpus": gpus(run),
-        "libraries": _libraries(),
+        "libraries": versions((*LIBRARIES, *OTHERS)),
         "variables": {name: os.environ.get(name) for name in VARIABLES},
         "git": {
             "revision": revision.strip() if revision else None,
@@ -159,13 +146,3 @@ def _ticks(stat: str) -> dict[str, int] | None:
         return None
     values = [int(cell) for cell in cells[1:9]]
     return {"total": sum(values), "steal": values[7]}
-
-
-def _libraries() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -213,18 +213,23 @@ def table(results: Sequence[Parity]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> dict[str, Any]:
-    """Where a check ran: processor, system and library versions."""
-    libraries = {}
-    for package in LIBRARIES:
+def versions(packages: Iterable[str] = LIBRARIES) -> dict[str, str]:
+    """The version of each package that is installed."""
+    found = {}
+    for package in packages:
         try:
-            libraries[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
             continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Where a check ran: processor, system and library versions."""
     return {
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "libraries": libraries,
+        "libraries": versions(),
     }

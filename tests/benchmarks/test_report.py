@@ -11,20 +11,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dsgnn.benchmarks import gpu, plots, results
+from dsgnn.benchmarks import gpu, results
 from dsgnn.benchmarks.cli import main
 from dsgnn.benchmarks.environment import environment
 from dsgnn.benchmarks.forms import DEFAULT_FORMS, Spec, specs
-from dsgnn.benchmarks.report import (
-    answers_text,
-    caveats,
-    compare,
-    gpu_table,
-    milliseconds,
-    never_measured,
-    replace_between,
-    report,
-)
+from dsgnn.benchmarks.report import plots
+from dsgnn.benchmarks.report.compare import compare
+from dsgnn.benchmarks.report.page import replace_between, report
+from dsgnn.benchmarks.report.tables import caveats, gpu_table, never_measured
+from dsgnn.benchmarks.report.words import answers_text, milliseconds
 from dsgnn.benchmarks.timing import Plan
 from dsgnn.config import CONFIGS
 from dsgnn.runtime.artifact import Sidecar, open_artifact, sha256_of, write_sidecar

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from dsgnn.benchmarks import scaling
 from dsgnn.benchmarks.cli import main
-from dsgnn.benchmarks.report import report
+from dsgnn.benchmarks.report.page import report
 from dsgnn.benchmarks.results import load
 
 

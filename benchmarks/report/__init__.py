@@ -1,0 +1,1 @@
+"""`dsgnn-bench report` and `compare`: results as one page, as Markdown, and against each other."""

@@ -1,0 +1,181 @@
+"""`dsgnn-bench report`: results as one self-contained page, and as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from dsgnn.benchmarks import scaling
+from dsgnn.benchmarks.report import plots
+from dsgnn.benchmarks.report.tables import Results, Table, accuracy_of, caveats, markdown, run_table
+from dsgnn.benchmarks.report.words import (
+    about_scaling,
+    accuracy_lines,
+    circumstances,
+    gpu_runs,
+    networks,
+    too_noisy,
+    where,
+)
+from dsgnn.benchmarks.results import load
+from dsgnn.benchmarks.timing import END_TO_END, STAGES
+from dsgnn.runtime.disk.files import write_whole
+from dsgnn.runtime.errors import OptionError
+
+NO_GPU = "On a GPU nothing has been measured; `dsgnn-bench gpu` fills that table."
+MARKS = ("<!-- bench -->", "<!-- /bench -->")
+FOOTNOTE = (
+    "From a 640×480 JPEG to ranks; photos/s is end to end, one after the other; inference is the "
+    "network alone, with the transfers of a GPU. Models are interleaved in one run, the baseline "
+    "is the first PyTorch as upstream, otherwise the first row; the intervals are of that run, and "
+    "`dsgnn-bench compare` tells how far another one lies. Memory is the process's peak while "
+    "running. p99* is of fewer than 100 runs and close to the largest. w16 is float32 on weights "
+    "stored in sixteen bits. Accuracy counts all queries of an image where none is kept, as "
+    "published: that makes more false objects."
+)
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1300px;margin:2em auto;padding:0 1em;
+color:#222;background:#fff}table{border-collapse:collapse;margin:1em 0;display:block;overflow:auto;
+font-size:13px}td,th{padding:.25em .5em;border-bottom:1px solid #ccc;text-align:right}
+th{vertical-align:bottom}td{white-space:nowrap}
+td:first-child,th:first-child,td:last-child,th:last-child{text-align:left}
+td:first-child,td:nth-last-child(-n+2){white-space:normal;min-width:7em}svg{width:100%;height:auto}
+.bad{color:#a00;font-weight:600}pre{overflow:auto;font-size:12px}
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}.bad{color:#f88}
+td,th{border-color:#444}}
+"""
+
+
+def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str:
+    """Write the page and the README's table; returns the report as Markdown.
+
+    readme: a file whose text between <!-- bench --> and <!-- /bench --> is replaced. Raises
+    DataError where latency and accuracy are of different files under one name.
+    """
+    loaded = [load(path) for path in files]
+    timed = [results for results in loaded if results["kind"] == "latency"]
+    accuracies = [results for results in loaded if results["kind"] == "accuracy"]
+    measured = [row for results in accuracies for row in results["rows"]]
+    tables = [run_table(results, measured) for results in timed]
+    on_gpu = [results for results in loaded if results["kind"] == "gpu"]
+    lines: list[str] = []
+    for results, table in zip(timed, tables, strict=True):
+        lines += [f"**{networks(results)}.** {circumstances(results)}", ""]
+        warnings = [*too_noisy(results), *caveats(table)]
+        lines += [*(f"- {warning}" for warning in warnings), "", markdown(table), ""]
+    lines.append(FOOTNOTE)
+    for results in accuracies:
+        lines += ["", f"**Accuracy.** {where(results)}", ""]
+        lines += [f"- {line}" for line in accuracy_lines(results)]
+    scaled = [results for results in loaded if results["kind"] == "scaling"]
+    for results in scaled:
+        lines += ["", f"**Ray.** {about_scaling(results)}", "", markdown(scaling.table(results))]
+    for (title, about, table), results in zip(gpu_runs(on_gpu), on_gpu, strict=True):
+        warnings = [f"- {warning}" for warning in too_noisy(results)]
+        lines += ["", f"**{title}.** {about}", "", *warnings, *([""] if warnings else [])]
+        lines.append(markdown(table))
+    text = "\n".join(lines if on_gpu else [*lines, "", NO_GPU]) + "\n"
+    if html is not None:
+        write_whole(html, page(timed, tables, accuracies, scaled, on_gpu, loaded).encode())
+        write_whole(html.with_suffix(".md"), text.encode())
+    if readme is not None:
+        replace_between(readme, text)
+    return text
+
+
+def page(
+    timed: Sequence[Results],
+    tables: Sequence[Table],
+    accuracies: Sequence[Results],
+    scaled: Sequence[Results],
+    on_gpu: Sequence[Results],
+    loaded: Sequence[Results],
+) -> str:
+    """One self-contained HTML page: no script, and no request to anywhere."""
+    measured = [row for results in accuracies for row in results["rows"]]
+    body = ["<h1>dsgnn: latency and accuracy</h1>"]
+    for results, table in zip(timed, tables, strict=True):
+        body += [
+            f"<h2>{escape(networks(results))}</h2>",
+            f"<p>{escape(circumstances(results))}</p>",
+        ]
+        body.append(_warnings([*too_noisy(results), *caveats(table)]))
+        body.append(_html(table))
+        for batch in sorted({row["batch"] for row in results["rows"]}):
+            rows = {r["subject"]["name"]: r for r in results["rows"] if r["batch"] == batch}
+            stages = {
+                name: {s: row["stages"][s]["p50"] for s in STAGES if s in row["stages"]}
+                for name, row in rows.items()
+            }
+            times = {name: row["samples"][END_TO_END] for name, row in rows.items()}
+            body += [f"<h3>batch {batch}: stages, p50</h3>", plots.stage_bars(stages)]
+            body += [f"<h3>batch {batch}: end to end</h3>", plots.distributions(times)]
+    body.append(f"<p>{escape(FOOTNOTE)}</p>")
+    points = [
+        (row["subject"]["name"], row["stages"][END_TO_END]["p50"], found["figures"]["sa_sor"])
+        for results in timed
+        for row in results["rows"]
+        if row["batch"] == 1
+        and (found := accuracy_of(row["subject"], measured))
+        and found["figures"]["sa_sor"] is not None
+    ]
+    if points:
+        body += [
+            "<h2>Accuracy against latency</h2>",
+            plots.scatter(points, "end to end p50 ms, batch 1", "SA-SOR"),
+        ]
+    for results in accuracies:
+        body.append(f"<p>Accuracy: {escape(where(results))}</p>")
+        body += [f"<p>{escape(line)}</p>" for line in accuracy_lines(results)]
+    for results in scaled:
+        body += [
+            f"<h2>Ray</h2><p>{escape(about_scaling(results))}</p>",
+            _html(scaling.table(results)),
+        ]
+    for (title, about, table), results in zip(gpu_runs(on_gpu), on_gpu, strict=True):
+        body += [f"<h2>{escape(title)}</h2><p>{escape(about)}</p>"]
+        body += [_warnings(too_noisy(results)), _html(table)]
+    if not on_gpu:
+        body.append(f"<p>{escape(NO_GPU)}</p>")
+    body.append("<h2>Environment</h2>")
+    for results in loaded:
+        facts = {k: results[k] for k in ("kind", "created", "seed", "environment")}
+        facts |= {k: results[k] for k in ("plan", "conditions", "rates") if k in results}
+        text = escape(json.dumps(facts, indent=1))
+        body.append(
+            f"<details><summary>{results['kind']}, {escape(results['created'])}</summary>"
+            f"<pre>{text}</pre></details>"
+        )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>dsgnn benchmarks</title>'
+        f"<style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
+    )
+
+
+def replace_between(path: Path, text: str) -> None:
+    """Put text between the marks of a file. Raises OptionError when it lacks them."""
+    content = path.read_text("utf-8")
+    before, start, rest = content.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not start or not end:
+        raise OptionError(f"{path} lacks a line {MARKS[0]} followed by a line {MARKS[1]}")
+    write_whole(path, f"{before}{start}\n{text.strip()}\n{end}{after}".encode())
+
+
+def _warnings(lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<ul class="bad">{items}</ul>' if items else ""
+
+
+def _html(table: Table) -> str:
+    def cells(row: list[str], tag: str) -> str:
+        worthless = any(cell.startswith("FAILED") or "UNVERIFIED" in cell for cell in row)
+        return (
+            f"<tr{' class=bad' if worthless else ''}>"
+            + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
+            + "</tr>"
+        )
+
+    return f"<table>{cells(table[0], 'th')}{''.join(cells(row, 'td') for row in table[1:])}</table>"
