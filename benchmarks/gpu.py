@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
 from os import cpu_count
 from pathlib import Path
 from time import perf_counter
@@ -35,12 +34,13 @@ from dsgnn.benchmarks.forms import (
     read,
 )
 from dsgnn.benchmarks.latency import measure, noise
+from dsgnn.benchmarks.limits import BYTES, count_work, floor, gpu_rates
 from dsgnn.benchmarks.processes import BenchProcess, apart
 from dsgnn.benchmarks.results import TurnLog, save
 from dsgnn.benchmarks.timing import Clock, Plan
 from dsgnn.runtime.artifact import Description, open_artifact
 from dsgnn.runtime.backends import CUDA_GRAPH
-from dsgnn.runtime.errors import BackendError, DsgnnError, OptionError
+from dsgnn.runtime.errors import DsgnnError, OptionError
 
 FILE = "gpu.json"
 # What makes a row be recorded as failed; on a GPU libraries raise RuntimeError for much.
@@ -58,7 +58,6 @@ ENGINES = {  # by backend
     f"tensorrt-rtx{CUDA_GRAPH}": "TensorRT-RTX, CUDA graph",
 }
 ROWS = {name: PRECISIONS for name in (*TORCH_FORMS.values(), *ENGINES.values())}
-BYTES = {"fp32": 4, "w16": 2, "fp16": 2, "bf16": 2}  # of a weight
 
 
 def engine(subject: Mapping[str, Any]) -> str:
@@ -97,44 +96,6 @@ def gpu_specs(source: Spec, artifacts: Sequence[Path]) -> list[Spec]:
             if backend.removesuffix(CUDA_GRAPH).removesuffix("-tensorrt") == flavour
         ]
     return found + [replace(source, form="compiled", precision=p) for p in PRECISIONS]
-
-
-def floor(work: Mapping[str, float], rates: Mapping[str, Any], precision: str, batch: int) -> dict:
-    """Milliseconds nobody gets below. work: operations and bytes_io of one photo, weights (their
-    number). rates: tflops by precision, gb_per_s."""
-    computed = "fp32" if precision == "w16" else precision
-    operations = work["operations"] * batch
-    size = work["weights"] * BYTES[precision] + work["bytes_io"] * batch
-    by_operations = 1e3 * operations / (rates["tflops"][computed] * 1e12)
-    by_bytes = 1e3 * size / (rates["gb_per_s"] * 1e9)
-    return {
-        "ms": max(by_operations, by_bytes),
-        "operations_ms": by_operations,
-        "bytes_ms": by_bytes,
-        "operations": operations,
-        "bytes": size,
-    }
-
-
-def count_work(spec: Spec) -> dict[str, float]:
-    """Matrix operations (two per multiply-add), bytes in and out, and weights of one photo."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from dsgnn.export.deploy.network import DeployGraph
-    from dsgnn.export.onnx import default_size
-
-    model = read(spec).model
-    size = spec.size or default_size(model.config)
-    graph = DeployGraph(model, size).eval().requires_grad_(False)  # or the counter asks for grads
-    image = torch.zeros(1, *size, 3, dtype=torch.uint8)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        answers = graph(image)
-    return {
-        "operations": float(counter.get_total_flops()),
-        "bytes_io": float(image.nbytes + sum(answer.nbytes for answer in answers)),
-        "weights": float(sum(weight.numel() for weight in graph.parameters())),
-    }
 
 
 def description(spec: Spec) -> Description:
@@ -180,40 +141,6 @@ def check_answers(
     return found
 
 
-def measure_rates(spec: Spec) -> dict[str, Any]:
-    """TFLOP/s of a large matrix product by precision, and GB/s of a large copy (read and write)."""
-    import torch
-
-    if not torch.cuda.is_available():
-        raise BackendError(
-            f"PyTorch {torch.__version__} sees no GPU, and this table is about one: install an "
-            "NVIDIA driver and a CUDA build of PyTorch"
-        )
-    device, side, size = torch.device(spec.device), 8192, 1 << 30
-
-    def best_s(work: Callable[[], Any]) -> float:
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(11)]
-        work()
-        for mark in marks[:-1]:
-            mark.record()
-            work()
-        marks[-1].record()
-        torch.cuda.synchronize(device)
-        return min(marks[i].elapsed_time(marks[i + 1]) for i in range(10)) / 1e3
-
-    kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    tflops = {}
-    with torch.cuda.device(device), torch.inference_mode():
-        for precision, dtype in kinds.items():
-            a = torch.randn(side, side, device=device).to(dtype)
-            out = torch.empty_like(a)
-            tflops[precision] = 2 * side**3 / best_s(partial(torch.mm, a, a, out=out))
-        held = torch.empty(size, dtype=torch.uint8, device=device)
-        copy = torch.empty_like(held)
-        gb_per_s = 2 * size / best_s(lambda: copy.copy_(held)) / 1e9
-    return {"tflops": {k: v / 1e12 for k, v in tflops.items()}, "gb_per_s": gb_per_s}
-
-
 def fill(
     source: Spec,
     artifacts: Sequence[Path],
@@ -238,7 +165,7 @@ def fill(
         raise OptionError(f"{target} exists: give another folder, or delete it to measure again")
     specs = gpu_specs(source, artifacts)
     with ThreadPoolExecutor() as pool:
-        facts = [pool.submit(call, fact, source) for fact in (measure_rates, count_work)]
+        facts = [pool.submit(call, fact, source) for fact in (gpu_rates, count_work)]
         described = pool.submit(call, description, source) if photos else None
     rates, work = (fact.result() for fact in facts)
     about = described.result() if described else None

@@ -12,11 +12,13 @@ from typing import Any, Protocol
 from dsgnn.benchmarks import timing
 from dsgnn.benchmarks.environment import conditions, environment, stolen
 from dsgnn.benchmarks.forms import (
+    ARTIFACT,
     STRAIGHTFORWARD,
     Spec,
     export_straightforward,
     facts_of,
 )
+from dsgnn.benchmarks.limits import count_work, cpu_rates, floor
 from dsgnn.benchmarks.processes import BenchProcess, apart
 from dsgnn.benchmarks.results import SUBJECT, TurnLog, columns, save
 from dsgnn.benchmarks.timing import END_TO_END, Clock, Plan, Sample
@@ -57,6 +59,7 @@ def latency(
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         benches: dict[str, Timed] = {}
+        networks: dict[str, Spec] = {}
         exports: list[Path] = []
         for spec in specs:
             if spec.form == STRAIGHTFORWARD:
@@ -67,6 +70,8 @@ def latency(
             if name in benches:
                 raise OptionError(f"two models are called {name!r}: rename one, or leave it out")
             benches[name] = bench
+            if spec.form != ARTIFACT:
+                networks.setdefault(bench.facts["source_sha256"], spec)
         before = conditions()
         log = TurnLog(out / "latency.jsonl", _header(benches, batches, plan), set(benches), resume)
         try:
@@ -75,6 +80,7 @@ def latency(
             log.close(finished=False)
             raise
         after = conditions()
+        add_floors(rows, benches, networks)
         results = save(
             target,
             "latency",
@@ -131,6 +137,29 @@ def measure(
                 turns = [turn for turn in log.turns[batch] if turn.name == name]
                 rows.append(_row(bench.facts, batch, columns(turns), log.closing[batch][name]))
     return rows
+
+
+def add_floors(
+    rows: Sequence[dict[str, Any]], benches: Mapping[str, Timed], networks: Mapping[str, Spec]
+) -> None:
+    """Put a floor beside every row that computes in float32 on the CPU and whose network is known.
+
+    networks: by `source_sha256`, a checkpoint among those that were timed. The machine's rates are
+    measured here, in a process of their own, right after the networks.
+    """
+    rates: Any = None
+    counted: dict[tuple[str, tuple[int, int]], Any] = {}
+    for row in rows:
+        subject, facts = row["subject"], benches[row["subject"]["name"]].facts
+        spec = networks.get(subject["source_sha256"])
+        rounded = subject["precision"] not in ("fp32", "w16") or subject["backend"].endswith("bf16")
+        if spec is None or rounded or subject["device"] != "cpu" or "shape" not in facts:
+            continue
+        rates = rates or apart(cpu_rates, spec)
+        key = subject["source_sha256"], facts["shape"]
+        if key not in counted:
+            counted[key] = apart(count_work, replace(spec, size=facts["shape"]))
+        row["floor"] = {**floor(counted[key], rates, subject["precision"], row["batch"]), **rates}
 
 
 def noise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -21,10 +21,13 @@ from dsgnn.benchmarks.environment import peak_mib, reset_peak
 from dsgnn.benchmarks.forms import Answers, Spec, Subject, open_subject, photos, run_once
 from dsgnn.benchmarks.timing import Clock, Sample
 from dsgnn.runtime.errors import BackendError, DsgnnError
+from dsgnn.runtime.images import read_image
+from dsgnn.runtime.letterbox import letterbox
 
 
 class Bench:
-    """A subject with its photos. facts: the subject's, with load_s and load_peak_mib."""
+    """A subject with its photos. facts: the subject's, with load_s, load_peak_mib, and the shape
+    (H, W) that its network gets of a photo."""
 
     def __init__(self, spec: Spec, opener: Callable[[Spec], Subject], clock: Clock):
         self._clock = clock
@@ -36,6 +39,8 @@ class Bench:
             "load_peak_mib": peak_mib(),
         }
         self._photos = photos()
+        padded, _ = letterbox(read_image(self._photos[0]), self._subject.rule)
+        self.facts["shape"] = padded.shape[:2]
         self._next = 0
 
     def run(self, batch: int) -> Sample:

@@ -329,7 +329,7 @@ def gpu_run(out: Path, clock: Clockwork, slow: str = "", fails: str = "", **opti
     """The table of fakes: forms run in 8 ms, `fails` cannot be opened, `slow` takes an hour."""
 
     def call(function: Any, spec: Spec) -> Any:
-        if function is gpu.measure_rates:
+        if function is gpu.gpu_rates:
             return {"tflops": {"fp32": 50, "fp16": 500, "bf16": 500}, "gb_per_s": 1000}
         return {"operations": 1e11, "bytes_io": 1e6, "weights": 4e7}
 
