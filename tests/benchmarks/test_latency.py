@@ -17,7 +17,8 @@ from dsgnn.benchmarks.forms import (
     run_once,
     specs,
 )
-from dsgnn.benchmarks.latency import latency
+from dsgnn.benchmarks.latency import add_floors, latency
+from dsgnn.benchmarks.limits import cpu_rates
 from dsgnn.benchmarks.processes import Bench, BenchProcess
 from dsgnn.benchmarks.timing import Plan
 from dsgnn.runtime.artifact import sidecar_path
@@ -233,3 +234,34 @@ def test_a_missing_gpu_is_refused() -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(DsgnnError, match="sees no GPU.*choose device cpu"):
         open_subject(Spec("deploy", "nano", True, device="cuda"))
+
+
+def test_a_time_on_a_cpu_has_a_floor_where_its_network_is_known() -> None:
+    """The rates are real ones; a network's own answers cannot come faster than they allow."""
+    clock, spec = Clockwork(), Spec("upstream", "nano", True, threads=1)
+    benches: dict[str, Any] = {
+        name: FakeBench(clock, name, 10.0, shape=(64, 128), **changes)
+        for name, changes in {
+            "network": {},
+            "half": {"precision": "w16"},
+            "rounded": {"backend": "openvino-bf16"},
+            "int8": {"precision": "int8"},
+            "stranger": {"source_sha256": "another"},
+            "gpu": {"device": "cuda"},
+        }.items()
+    }
+    rows = [{"subject": bench.facts, "batch": 2, "floor": None} for bench in benches.values()]
+    add_floors(rows, benches, {"source": spec})
+    assert [row["floor"] is not None for row in rows] == [True, True, False, False, False, False]
+    floor, half = rows[0]["floor"], rows[1]["floor"]
+    rate = max(floor["product_tflops"], floor["convolution_tflops"])
+    assert floor["operations_ms"] == pytest.approx(floor["operations"] / rate / 1e9)
+    assert floor["ms"] >= floor["operations_ms"] == half["operations_ms"]
+    assert half["bytes_ms"] < floor["bytes_ms"]
+
+
+def test_the_peak_rate_is_a_large_product_or_convolution() -> None:
+    rates = cpu_rates(Spec("upstream", "nano", True, threads=1))
+    assert rates["tflops"]["fp32"] == max(rates["product_tflops"], rates["convolution_tflops"])
+    assert 1e-4 < min(rates["product_tflops"], rates["convolution_tflops"]) < 100
+    assert 0.01 < rates["gb_per_s"] < 10_000
