@@ -17,6 +17,7 @@ from dsgnn.options import (
     size_option,
     teacher_option,
 )
+from dsgnn.runtime.backends import BACKENDS
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -296,6 +297,73 @@ def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Pat
 
 
 @main.command(context_settings=HELP)
+@click.argument("target", metavar="MODEL|http://127.0.0.1:PORT")
+@click.option(
+    "--model",
+    type=FILE,
+    help="The artifact that the server runs, to check its answers by.  [default: the bundled one]",
+)
+@click.option(
+    "--lanes",
+    type=click.IntRange(1),
+    help="Photos in flight at once.  [default: as many as dsgnn-run has lanes; 64 connections]",
+)
+@click.option(
+    "--p99",
+    "p99_ms",
+    type=click.FloatRange(0, min_open=True),
+    default=100.0,
+    show_default=True,
+    metavar="MS",
+    help="What 99% of the photos must keep in the server scenario.",
+)
+@click.option(
+    "--duration",
+    "duration_s",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds at least of each of the seven tests.",
+)
+@click.option(
+    "--queries",
+    type=click.IntRange(1),
+    default=662,
+    show_default=True,
+    help="Photos at least of each test; with fewer LoadGen tells no p99.",
+)
+@click.option(
+    "--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True
+)
+@device_option("cpu")
+@threads_option(2, "CPU threads of each inference.")
+@unverified_option
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For arrivals.")
+@out_option("The folder that gets load.json and LoadGen's logs.")
+def load(target: str, out: Path, **options: Any) -> None:
+    """Put an artifact, or a dsgnn-serve on this machine, under the load of MLPerf's LoadGen.
+
+    Single-stream sends one photo after the other, offline all at once, and server at random times
+    (Poisson). Between no rate and the throughput of offline, five tests halve their way to the
+    highest rate that keeps --p99. Every answer must be the ranking of the photo alone.
+
+    \b
+    dsgnn-bench load nano.onnx --out bench
+    dsgnn-bench load http://127.0.0.1:8000 --out bench-server
+    """
+    with measuring("--lanes, --p99, --queries, --allow-unverified and --out"):
+        from dsgnn.benchmarks.load import FILE, summary, table
+        from dsgnn.benchmarks.load import load as run
+        from dsgnn.benchmarks.report.tables import markdown
+
+        results = run(target, out, **options)
+        click.echo(markdown(table(results)))
+        click.echo(summary(results))
+    click.echo(f"{out / FILE} written")
+
+
+@main.command(context_settings=HELP)
 @click.argument("model", required=False, type=FILE)
 @click.option(
     "--data",
@@ -379,7 +447,7 @@ def compare(a: Path, b: Path | None, baseline: str | None) -> None:
     """
     with measuring():
         from dsgnn.benchmarks.report.compare import compare as ratios
-        from dsgnn.benchmarks.results import load
+        from dsgnn.benchmarks.results import load as read
 
-        text = ratios(load(a), load(b) if b else None, baseline)
+        text = ratios(read(a), read(b) if b else None, baseline)
     click.echo(text)

@@ -1,8 +1,8 @@
 """One test of MLPerf's LoadGen: queries as its rules send them, answered by lanes of ours.
 
-https://github.com/mlcommons/inference/tree/master/loadgen. LoadGen decides when a query comes, takes
-the times, and judges them; a lane is a thread that answers one query after the other. In the server
-scenario a query's time begins when it was due, so waiting for a lane is part of it.
+https://github.com/mlcommons/inference/tree/master/loadgen. LoadGen decides when a query comes,
+takes the times, and judges them; a lane is a thread that answers one query after the other. In the
+server scenario a query's time begins when it was due, so waiting for a lane is part of it.
 """
 
 from __future__ import annotations

@@ -76,6 +76,16 @@ CROPS_ROW = {
     "interval": [NUMBER],
     "ms": MAYBE,
 }
+LOAD_ROW = {
+    **dict.fromkeys(("scenario", "early_stopping"), str),
+    **dict.fromkeys(("lanes", "queries", "refused"), int),
+    **dict.fromkeys(("per_s", "mean_ms", "p50_ms", "p90_ms", "p99_ms"), NUMBER),
+    **dict.fromkeys(("rate_per_s", "p90_early_ms", "p99_early_ms"), MAYBE),
+    "valid": bool,
+    "over_limit": (int, NoneType),
+    "memory_mib": [MAYBE],  # before and after
+    "joules_per_photo": {str: NUMBER},  # of the meters that can be read
+}
 COMMON = {
     "schema": str,
     "kind": str,
@@ -119,6 +129,18 @@ KINDS: dict[str, dict[str, Any]] = {
         "rank_ms": NUMBER,
         "missing": [{"name": str, "why": str}],
         "rows": [CROPS_ROW],
+    },
+    "load": {
+        **COMMON,
+        "target": str,
+        "model": dict,
+        "plan": {"p99_ms": NUMBER, "duration_s": NUMBER, "queries": int},
+        "conditions": {"before": dict, "after": dict, "stolen": MAYBE, "busy_before": MAYBE},
+        "start": {"cold_s": MAYBE, "first_ms": MAYBE, "warm_ms": NUMBER},
+        "highest_per_s": MAYBE,
+        "search": [{"rate_per_s": NUMBER, "valid": bool, "p99_ms": NUMBER}],
+        "memory": ([[NUMBER]], NoneType),  # [seconds, MiB]
+        "rows": [LOAD_ROW],
     },
     # rows that could not be measured, with the reason; and what the floors rest on
     "gpu": {

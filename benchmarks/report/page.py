@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from dsgnn.benchmarks import scaling
+from dsgnn.benchmarks import load, scaling
 from dsgnn.benchmarks.report import plots
 from dsgnn.benchmarks.report.tables import Results, Table, accuracy_of, caveats, markdown, run_table
 from dsgnn.benchmarks.report.words import (
+    about_load,
     about_scaling,
     accuracy_lines,
     circumstances,
     gpu_runs,
     networks,
     too_noisy,
+    was_busy,
     where,
 )
-from dsgnn.benchmarks.results import load
+from dsgnn.benchmarks.results import load as read
 from dsgnn.benchmarks.timing import END_TO_END, STAGES
 from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.errors import OptionError
@@ -54,7 +56,7 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     readme: a file whose text between <!-- bench --> and <!-- /bench --> is replaced. Raises
     DataError where latency and accuracy are of different files under one name.
     """
-    loaded = [load(path) for path in files]
+    loaded = [read(path) for path in files]
     timed = [results for results in loaded if results["kind"] == "latency"]
     accuracies = [results for results in loaded if results["kind"] == "accuracy"]
     measured = [row for results in accuracies for row in results["rows"]]
@@ -70,15 +72,26 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
         lines += ["", f"**Accuracy.** {where(results)}", ""]
         lines += [f"- {line}" for line in accuracy_lines(results)]
     scaled = [results for results in loaded if results["kind"] == "scaling"]
+    under_load = [results for results in loaded if results["kind"] == "load"]
     for results in scaled:
         lines += ["", f"**Ray.** {about_scaling(results)}", "", markdown(scaling.table(results))]
+    for results in under_load:
+        lines += [
+            "",
+            f"**Load.** {about_load(results)}",
+            "",
+            *(f"- {line}\n" for line in was_busy(results)),
+        ]
+        lines.append(markdown(load.table(results)))
     for (title, about, table), results in zip(gpu_runs(on_gpu), on_gpu, strict=True):
         warnings = [f"- {warning}" for warning in too_noisy(results)]
         lines += ["", f"**{title}.** {about}", "", *warnings, *([""] if warnings else [])]
         lines.append(markdown(table))
     text = "\n".join(lines if on_gpu else [*lines, "", NO_GPU]) + "\n"
     if html is not None:
-        write_whole(html, page(timed, tables, accuracies, scaled, on_gpu, loaded).encode())
+        write_whole(
+            html, page(timed, tables, accuracies, scaled, under_load, on_gpu, loaded).encode()
+        )
         write_whole(html.with_suffix(".md"), text.encode())
     if readme is not None:
         replace_between(readme, text)
@@ -90,6 +103,7 @@ def page(
     tables: Sequence[Table],
     accuracies: Sequence[Results],
     scaled: Sequence[Results],
+    under_load: Sequence[Results],
     on_gpu: Sequence[Results],
     loaded: Sequence[Results],
 ) -> str:
@@ -134,6 +148,9 @@ def page(
             f"<h2>Ray</h2><p>{escape(about_scaling(results))}</p>",
             _html(scaling.table(results)),
         ]
+    for results in under_load:
+        body += [f"<h2>Load</h2><p>{escape(about_load(results))}</p>"]
+        body += [_warnings(was_busy(results)), _html(load.table(results))]
     for (title, about, table), results in zip(gpu_runs(on_gpu), on_gpu, strict=True):
         body += [f"<h2>{escape(title)}</h2><p>{escape(about)}</p>"]
         body += [_warnings(too_noisy(results)), _html(table)]

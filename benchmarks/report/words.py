@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsgnn.benchmarks import timing
+from dsgnn.benchmarks import load, timing
 from dsgnn.benchmarks.report.plots import brief
 from dsgnn.benchmarks.report.tables import Results, Table, gpu_table, never_measured
+
+BUSY = 0.05  # of the processor time
 
 
 def networks(results: Results) -> str:
@@ -37,6 +39,23 @@ def about_scaling(results: Results) -> str:
         "turn; the single process, which writes results.json, has its turns before and after each "
         f"of the others, and the overhead is against those.{stolen_text(results)}"
     )
+
+
+def about_load(results: Results) -> str:
+    model, plan = results["model"], results["plan"]
+    what = model["file"] + (" in dsgnn-serve" if results["target"] == "server" else "")
+    return (
+        f"{where(results)} {what}, {model['backend']}, {model['threads']} threads an inference, "
+        f"{plan['duration_s']:g} s a test at least. {load.summary(results)}{stolen_text(results)}"
+    )
+
+
+def was_busy(results: Results) -> list[str]:
+    """That a machine had other things to do when a load run began, where it had."""
+    share = results["conditions"]["busy_before"]
+    if share is None or share <= BUSY:
+        return []
+    return [f"The machine was busy before it began ({share:.0%} of its processor time)."]
 
 
 def where(results: Results) -> str:
