@@ -42,6 +42,7 @@ from dsgnn.runtime.run.lanes import lanes_for
 FILE, LOGS = "load.json", "loadgen"
 CLIENTS = 64  # connections to a server at once
 WARM = 20
+QUIET_S = 1.0  # before anything runs, to see what else the machine does
 SALIENCY, PIXELS = 1e-3, 2  # by which answers may differ: a batch rounds otherwise than one photo
 WATCH_S, POINTS = 0.5, 240  # memory is read so often, and at most twice so many readings are kept
 Objects = list[tuple[float, Sequence[float]]]
@@ -92,9 +93,11 @@ def load(
     if not (p99_ms > 0 and duration_s >= 0 and queries > 0 and (lanes is None or lanes > 0)):
         raise OptionError("p99, queries and lanes must be positive, and the duration not negative")
     served = "://" in target
+    if served:
+        check_address(target)
     pictures, path = photos(), model if served else Path(target)
     before = conditions()
-    time.sleep(1)
+    time.sleep(QUIET_S)
     busy_before = busy(before, conditions())
     with ExitStack() as stack:
         ranker = stack.enter_context(Ranker(path, **options))
@@ -196,17 +199,27 @@ def same(one: Objects, other: Objects) -> bool:
     )
 
 
+def check_address(address: str) -> tuple[str, int]:
+    """The host and port of a server on this machine; OptionError for any other address."""
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname or "", parts.port or 80
+    except ValueError:
+        host = ""
+    local = host in ("127.0.0.1", "localhost", "::1")
+    if not local or parts.scheme != "http" or parts.path not in ("", "/"):
+        raise OptionError(
+            f"expected a server on this machine such as http://127.0.0.1:8000, got {address}: "
+            "elsewhere the network would be measured too"
+        )
+    return host, port
+
+
 @contextmanager
 def over_http(address: str, clients: int) -> Iterator[Target]:
     """A running dsgnn-serve, with a connection for each thread that asks."""
-    parts = urlsplit(address)
-    host = parts.hostname or ""
-    if parts.scheme != "http" or host not in ("127.0.0.1", "localhost", "::1") or parts.path > "/":
-        raise OptionError(
-            f"expected a server on this machine such as http://127.0.0.1:8000, got {address}: over "
-            "a network the network is measured"
-        )
-    port, mine = parts.port or 80, threading.local()
+    host, port = check_address(address)
+    mine = threading.local()
     opened: list[http.client.HTTPConnection] = []
 
     def ask(photo: bytes) -> bytes:
