@@ -353,8 +353,8 @@ def load(target: str, out: Path, **options: Any) -> None:
     dsgnn-bench load http://127.0.0.1:8000 --out bench-server
     """
     with measuring("--lanes, --p99, --queries, --allow-unverified and --out"):
-        from dsgnn.benchmarks.load import FILE, summary, table
-        from dsgnn.benchmarks.load import load as run
+        from dsgnn.benchmarks.load.run import FILE, summary, table
+        from dsgnn.benchmarks.load.run import load as run
         from dsgnn.benchmarks.report.tables import markdown
 
         results = run(target, out, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import subprocess
@@ -100,62 +99,6 @@ def busy(before: dict[str, Any], after: dict[str, Any]) -> float | None:
         return None
     total, idle = (after["ticks"][name] - before["ticks"][name] for name in ("total", "idle"))
     return 1 - idle / total if total > 0 else None
-
-
-def joules(root: Path = Path("/")) -> dict[str, float]:
-    """What each meter of the machine has counted, in joules: "rapl:0" for the first processor,
-    "nvml:0" for the first GPU. A meter that cannot be read is not there."""
-    found: dict[str, float] = {}
-    for path in sorted(root.glob("sys/class/powercap/intel-rapl:*/energy_uj")):
-        number = path.parent.name.partition(":")[2]
-        if number.isdecimal() and (text := _read(path)) is not None:  # 0:0 is a part of 0
-            found[f"rapl:{number}"] = int(text) / 1e6
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        count, handle, millijoules = ctypes.c_uint(), ctypes.c_void_p(), ctypes.c_ulonglong()
-        if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
-            return found
-        for index in range(count.value):
-            if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)):
-                continue
-            if not nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules)):
-                found[f"nvml:{index}"] = millijoules.value / 1e3
-    except (OSError, AttributeError):  # no such library, or one that is too old
-        pass
-    return found
-
-
-def resident_mib(pid: int | None, root: Path = Path("/")) -> float | None:
-    """Memory that a process and those that it started hold now, in MiB."""
-    if pid is None:
-        return None
-    held = _field(_read(root / f"proc/{pid}/status") or "", "VmRSS")
-    if held is None:
-        return None
-    texts = [_read(path) or "" for path in root.glob(f"proc/{pid}/task/*/children")]
-    children = [resident_mib(int(child), root) for text in texts for child in text.split()]
-    return int(held.split()[0]) / 1024 + sum(mib for mib in children if mib is not None)
-
-
-def listener(port: int, root: Path = Path("/")) -> int | None:
-    """The process that listens on a TCP port of this machine; None where it cannot be told."""
-    lines = [line.split() for name in ("tcp", "tcp6") for line in _lines(root / f"proc/net/{name}")]
-    sockets = {
-        f"socket:[{cells[9]}]"
-        for cells in lines
-        if len(cells) > 9 and cells[3] == "0A" and int(cells[1].rpartition(":")[2], 16) == port
-    }
-    for path in root.glob("proc/[0-9]*/fd/*"):
-        try:
-            if os.readlink(path) in sockets:
-                return int(path.parent.parent.name)
-        except OSError:  # another user's, or it has ended
-            continue
-    return None
-
-
-def _lines(path: Path) -> list[str]:
-    return (_read(path) or "").splitlines()
 
 
 def gpus(run: Shell = shell) -> list[dict[str, str]]:

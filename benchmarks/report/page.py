@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from dsgnn.benchmarks import load, scaling
+from dsgnn.benchmarks import scaling
+from dsgnn.benchmarks.load import run
 from dsgnn.benchmarks.report import plots
 from dsgnn.benchmarks.report.tables import Results, Table, accuracy_of, caveats, markdown, run_table
 from dsgnn.benchmarks.report.words import (
@@ -82,7 +83,7 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
             "",
             *(f"- {line}\n" for line in was_busy(results)),
         ]
-        lines.append(markdown(load.table(results)))
+        lines.append(markdown(run.table(results)))
     for (title, about, table), results in zip(gpu_runs(on_gpu), on_gpu, strict=True):
         warnings = [f"- {warning}" for warning in too_noisy(results)]
         lines += ["", f"**{title}.** {about}", "", *warnings, *([""] if warnings else [])]
@@ -150,7 +151,7 @@ def page(
         ]
     for results in under_load:
         body += [f"<h2>Load</h2><p>{escape(about_load(results))}</p>"]
-        body += [_warnings(was_busy(results)), _html(load.table(results))]
+        body += [_warnings(was_busy(results)), _html(run.table(results))]
     for (title, about, table), results in zip(gpu_runs(on_gpu), on_gpu, strict=True):
         body += [f"<h2>{escape(title)}</h2><p>{escape(about)}</p>"]
         body += [_warnings(too_noisy(results)), _html(table)]

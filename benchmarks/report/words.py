@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsgnn.benchmarks import load, timing
+from dsgnn.benchmarks import timing
+from dsgnn.benchmarks.load.run import summary
 from dsgnn.benchmarks.report.plots import brief
 from dsgnn.benchmarks.report.tables import Results, Table, gpu_table, never_measured
 
@@ -46,7 +47,7 @@ def about_load(results: Results) -> str:
     what = model["file"] + (" in dsgnn-serve" if results["target"] == "server" else "")
     return (
         f"{where(results)} {what}, {model['backend']}, {model['threads']} threads an inference, "
-        f"{plan['duration_s']:g} s a test at least. {load.summary(results)}{stolen_text(results)}"
+        f"{plan['duration_s']:g} s a test at least. {summary(results)}{stolen_text(results)}"
     )
 
 

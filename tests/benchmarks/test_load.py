@@ -15,9 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 pytest.importorskip("mlperf_loadgen")
-from dsgnn.benchmarks import environment, load, loadgen
+from dsgnn.benchmarks import environment
 from dsgnn.benchmarks.cli import main
-from dsgnn.benchmarks.loadgen import KEPT
+from dsgnn.benchmarks.load import loadgen, meters
+from dsgnn.benchmarks.load import run as load
+from dsgnn.benchmarks.load.loadgen import KEPT
 from dsgnn.benchmarks.report.page import report
 from dsgnn.benchmarks.results import load as read
 from dsgnn.runtime.errors import ArtifactError, BackendError, OptionError
@@ -67,7 +69,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     started = {"cold_s": 0.5, "first_ms": 20.0, "warm_ms": 10.0}
     monkeypatch.setattr(load, "Ranker", FakeRanker)
     monkeypatch.setattr(load, "cold_start", lambda *_: started)
-    monkeypatch.setattr(load, "WATCH_S", 0.01)
+    monkeypatch.setattr(meters, "WATCH_S", 0.01)
     monkeypatch.setattr(load, "QUIET_S", 0.0)
     halve = loadgen.highest_rate
     monkeypatch.setattr(loadgen, "highest_rate", lambda *given: halve(*given, steps=2))
@@ -212,22 +214,22 @@ def test_a_new_process_loads_and_ranks() -> None:
 
 
 def test_energy_memory_and_listeners_are_read_where_they_can_be(tmp_path: Path) -> None:
-    assert environment.joules(tmp_path) == {}  # here is no GPU, and there no meter
-    assert environment.resident_mib(1, tmp_path) is None is environment.listener(80, tmp_path)
+    assert meters.joules(tmp_path) == {}  # here is no GPU, and there no meter
+    assert meters.resident_mib(1, tmp_path) is None is meters.listener(80, tmp_path)
     for name, text in (("intel-rapl:0", "5000000"), ("intel-rapl:0:0", "1"), ("dtpm", "1")):
         (tmp_path / "sys/class/powercap" / name).mkdir(parents=True)
         (tmp_path / "sys/class/powercap" / name / "energy_uj").write_text(text)
-    assert environment.joules(tmp_path) == {"rapl:0": 5.0}
+    assert meters.joules(tmp_path) == {"rapl:0": 5.0}
     for pid, kib, children in ((7, 2048, "8 9"), (8, 1024, ""), (10, 9, "")):  # 9 has ended
         (tmp_path / f"proc/{pid}/task/{pid}").mkdir(parents=True)
         (tmp_path / f"proc/{pid}/status").write_text(f"Name: x\nVmRSS:\t{kib} kB\n")
         (tmp_path / f"proc/{pid}/task/{pid}/children").write_text(children)
-    assert environment.resident_mib(7, tmp_path) == 3.0
+    assert meters.resident_mib(7, tmp_path) == 3.0
 
 
 def test_the_listener_of_a_port_is_found() -> None:
     with server(lambda _: (200, [])) as address:
-        assert environment.listener(int(address.rpartition(":")[2])) == os.getpid()
+        assert meters.listener(int(address.rpartition(":")[2])) == os.getpid()
 
 
 def test_a_busy_machine_is_told() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dsgnn.benchmarks.loadgen import KEPT, QUERIES, TRACE, BusyError, Load, drive, highest_rate
+from dsgnn.benchmarks.load.loadgen import KEPT, QUERIES, TRACE, BusyError, Load, drive, highest_rate
 from dsgnn.runtime.errors import BackendError
 
 pytest.importorskip("mlperf_loadgen")

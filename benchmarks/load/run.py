@@ -22,18 +22,11 @@ from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
-from dsgnn.benchmarks import loadgen
-from dsgnn.benchmarks.environment import (
-    busy,
-    conditions,
-    environment,
-    joules,
-    listener,
-    resident_mib,
-    stolen,
-)
+from dsgnn.benchmarks.environment import busy, conditions, environment, stolen
 from dsgnn.benchmarks.forms import photos
-from dsgnn.benchmarks.loadgen import BusyError, Load
+from dsgnn.benchmarks.load import loadgen
+from dsgnn.benchmarks.load.loadgen import BusyError, Load
+from dsgnn.benchmarks.load.meters import joules, listener, resident_mib, watching
 from dsgnn.benchmarks.results import save
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.errors import ArtifactError, BackendError, OptionError
@@ -44,7 +37,6 @@ CLIENTS = 64  # connections to a server at once
 WARM = 20
 QUIET_S = 1.0  # before anything runs, to see what else the machine does
 SALIENCY, PIXELS = 1e-3, 2  # by which answers may differ: a batch rounds otherwise than one photo
-WATCH_S, POINTS = 0.5, 240  # memory is read so often, and at most twice so many readings are kept
 Objects = list[tuple[float, Sequence[float]]]
 """The saliency and the box [x, y, width, height] of each object, first looked at first."""
 
@@ -295,31 +287,6 @@ def cold_start(path: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
         raise BackendError(f"a new process could not rank with {path}; what it said is above")
     first, *others = json.loads(text)
     return {"cold_s": cold_s, "first_ms": first, "warm_ms": median(others)}
-
-
-@contextmanager
-def watching(pid: int | None) -> Iterator[list[list[float]]]:
-    """Gives a list that grows by [seconds, MiB] while the block lasts; empty where the memory of
-    the process cannot be read."""
-    readings: list[list[float]] = []
-    start, ended, every = time.monotonic(), threading.Event(), WATCH_S
-
-    def watch() -> None:
-        nonlocal every
-        while not ended.wait(every):
-            if (mib := resident_mib(pid)) is not None:
-                readings.append([round(time.monotonic() - start, 1), round(mib, 1)])
-            if len(readings) >= 2 * POINTS:
-                del readings[::2]
-                every *= 2
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield readings
-    finally:
-        ended.set()
-        thread.join()
 
 
 def keep_logs(logs: Path, chosen: int, tried: int) -> None:

@@ -1,0 +1,1 @@
+"""`dsgnn-bench load`: artifacts and servers under the load of MLPerf's LoadGen."""
