@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from dsgnn.options import (
-    HELP,
     backends_option,
     needs,
     refusals,
@@ -18,6 +17,7 @@ from dsgnn.options import (
     teacher_option,
 )
 from dsgnn.runtime.backends import BACKENDS
+from dsgnn.runtime.console import HELP, CommandGroup
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -58,7 +58,7 @@ def _batches(_: click.Context, __: click.Parameter, text: str) -> list[int]:
     return sorted({int(part) for part in parts})
 
 
-@click.group(context_settings=HELP)
+@click.group(cls=CommandGroup, context_settings=HELP)
 @click.version_option(package_name="dsgnn")
 def main() -> None:
     """Latency and accuracy of the same artifact, measured so that they can be quoted.

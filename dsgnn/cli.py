@@ -11,7 +11,6 @@ import click
 
 from dsgnn.config import CONFIGS
 from dsgnn.options import (
-    HELP,
     CheckpointFile,
     NanoOrPath,
     backend_option,
@@ -19,6 +18,7 @@ from dsgnn.options import (
     size_option,
     teacher_option,
 )
+from dsgnn.runtime.console import HELP, OneCommand
 from dsgnn.runtime.errors import (
     CheckpointError,
     DataError,
@@ -56,7 +56,7 @@ def reported() -> Iterator[None]:
         raise click.UsageError(str(error)) from None
 
 
-@click.command(context_settings=HELP)
+@click.command(cls=OneCommand, context_settings=HELP)
 @click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "-o",
@@ -103,7 +103,7 @@ def convert(source: Path, out: Path, config: str | None) -> None:
     click.echo(f"{out}: {chosen.name}, {origin}, {out.stat().st_size / 1e6:.0f} MB")
 
 
-@click.command(context_settings=HELP)
+@click.command(cls=OneCommand, context_settings=HELP)
 @click.option(
     "--config",
     required=True,
@@ -276,7 +276,7 @@ def _next_step(trained: Path, data: str, val: str, teacher: Path | None) -> str:
     return f"measure it with: dsgnn-eval {trained} --data {data} --split {split}{more}"
 
 
-@click.command(context_settings=HELP)
+@click.command(cls=OneCommand, context_settings=HELP)
 @click.argument(
     "model",
     required=False,
@@ -377,7 +377,7 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
     click.echo(shown)
 
 
-@click.command(context_settings=HELP)
+@click.command(cls=OneCommand, context_settings=HELP)
 @click.argument("data", metavar="DATA")
 @click.option("--split", default="train", show_default=True, help="Split, or several joined by +.")
 @teacher_option()

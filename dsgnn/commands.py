@@ -6,12 +6,12 @@ from importlib.metadata import entry_points
 
 import click
 
-from dsgnn.options import HELP
+from dsgnn.runtime.console import HELP, CommandGroup
 
 PREFIX = "dsgnn-"
 
 
-class InstalledCommands(click.Group):
+class InstalledCommands(CommandGroup):
     """The commands that were installed as dsgnn-…, by the rest of their names."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

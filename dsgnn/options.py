@@ -14,7 +14,6 @@ from dsgnn.runtime.errors import DsgnnError
 from dsgnn.runtime.letterbox import parse_size
 from dsgnn.runtime.ranker import BUNDLED
 
-HELP = {"help_option_names": ["-h", "--help"]}
 NANO = "nano"  # the bundled model
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from dsgnn.options import (
-    HELP,
     CheckpointFile,
     NanoOrPath,
     backend_option,
@@ -18,13 +17,14 @@ from dsgnn.options import (
     refusals,
     size_option,
 )
+from dsgnn.runtime.console import HELP, CommandGroup
 from dsgnn.runtime.ranker import BUNDLED
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 images_option = click.option("--images", type=FOLDER, help="More photos for the parity check.")
 
 
-@click.group(context_settings=HELP)
+@click.group(cls=CommandGroup, context_settings=HELP)
 @click.version_option(package_name="dsgnn")
 def main() -> None:
     """Export checkpoints to artifacts that are proven to give the same answers.

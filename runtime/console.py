@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 
@@ -16,6 +16,7 @@ from dsgnn.runtime.disk.files import printable
 from dsgnn.runtime.errors import DsgnnError
 from dsgnn.runtime.photo.headers import MAX_PIXELS
 
+HELP = {"help_option_names": ["-h", "--help"]}  # settings of every command
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -138,13 +139,37 @@ def open_streams() -> None:
             getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
+class OneCommand(click.Command):
+    """A command that says so, with exit status 1, where standard output cannot be written."""
+
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        try:
+            return super().main(*arguments, **settings)
+        except OSError as error:
+            try:
+                click.echo()  # is it standard output that fails?
+            except OSError:
+                _drop(sys.stdout)
+                say(f"Error: standard output cannot be written: {error.strerror}", err=True)
+                sys.exit(1)
+            raise
+
+
+class CommandGroup(OneCommand, click.Group):
+    """Commands under one name, of which the same is true."""
+
+
 def say(text: object, err: bool = False) -> None:
     """Print a line on standard output or error. Where it cannot be written, as on a full disk, it
     and all that follows there is dropped: nobody's work ends for want of a message."""
     try:
         click.echo(str(text), err=err)
     except OSError:
-        stream = sys.stderr if err else sys.stdout
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())  # what Python still holds for it goes there when it ends
-        os.close(null)
+        _drop(sys.stderr if err else sys.stdout)
+
+
+def _drop(stream: TextIO) -> None:
+    """Drop what is printed on a stream from now on, and what Python still holds for it."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)

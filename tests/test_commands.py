@@ -1,6 +1,8 @@
 """The command that lists the others, and the options that they share."""
 
 import configparser
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +37,18 @@ def test_a_listed_command_runs_and_an_unknown_one_is_refused() -> None:
     assert result.exit_code == 0 and "CHECKPOINT" in result.output
     result = CliRunner().invoke(main, ["paint"])
     assert result.exit_code == 2 and "No such command 'paint'" in result.output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+@pytest.mark.parametrize(
+    ("script", "option"), [*((script, "--help") for script in SCRIPTS), ("dsgnn-run", "--version")]
+)
+def test_what_cannot_be_printed_is_a_message(script: str, option: str) -> None:
+    command = Path(sys.executable).with_name(script)
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([command, option], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == "Error: standard output cannot be written: No space left on device\n"
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from dsgnn.runtime.console import HELP, OneCommand
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.command(cls=OneCommand, context_settings=HELP)
 @click.option("--gaze", required=True, metavar="FOLDER",
               type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Folder with fixations.json and images/.")  # fmt: skip

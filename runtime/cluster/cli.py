@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 
 from dsgnn.runtime.console import (
+    HELP,
+    OneCommand,
     if_none_option,
     max_pixels_option,
     open_streams,
@@ -23,7 +25,7 @@ from dsgnn.runtime.disk.files import printable
 from dsgnn.runtime.errors import DsgnnError
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=OneCommand, context_settings=HELP)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @out_option
 @click.option(
@@ -83,12 +85,12 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     with usage():
         found = find_sources(sources, out)
+        if len(found.sources) > len(sources) or found.passed_over:
+            say(found, err=True)  # before it begins: a folder may be larger than one thinks
         make_ranker, gpu = ranker_for(
             model, backend, device, threads, threshold, if_none, specks, max_pixels
         )
         make_folder(out)
-    if found.passed_over:
-        say(f"passed over as neither image nor video: {found.passed_over}", err=True)
     try:
         summary = run_on_ray(
             make_ranker, found.sources, out, cluster, workers, threads, gpu, batch, skip_existing

@@ -26,12 +26,19 @@ STILL_BRANDS = (
     *(b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"mif2", b"msf1", b"avif"),
     *(b"crx ", b"jxl "),
 )
+# Texts that name the files or addresses of what they play: HLS and M3U, FFmpeg's scripts, SDP, PLS,
+# VobSub's index, and those in XML (DASH, ASX, SMIL, XSPF, Smooth Streaming).
+PLAYLIST = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:#EXTM3U|ffconcat version|v=0\r?\n|\[playlist\]|# VobSub|"
+    rb"(?:<[?!][^>]*>\s*)*<(?:MPD|asx|smil|playlist|SmoothStreamingMedia)[\s>])",
+    re.I,
+)
 SOUND = re.compile(rb"ID3|fLaC|#!AMR|MAC |wvPk|MThd|FORM....AIF|\xff[\xf1-\xf3\xf9-\xfb]", re.S)
 
 
 def kind(file: BinaryIO) -> str:
-    """Say what a file that can be seeked holds: "image", "animation", "video" or "sound", and ""
-    for anything else. It is left at its beginning.
+    """Say what a file that can be seeked holds: "image", "animation", "video", "sound", "playlist",
+    and "" for anything else. It is left at its beginning.
 
     A container that may hold video counts as one, also if it turns out to hold sound alone.
     """
@@ -53,6 +60,8 @@ def kind(file: BinaryIO) -> str:
         return "image"
     if head.startswith(MOVING) or head[4:8] in ATOMS or H26X.match(head) or _is_transport(head):
         return "video"
+    if PLAYLIST.match(head):
+        return "playlist"
     return "sound" if SOUND.match(head) else ""
 
 

@@ -97,6 +97,12 @@ class Found:
     sources: tuple[Source, ...]
     passed_over: int
 
+    def __str__(self) -> str:
+        text = f"photos and videos found: {len(self.sources):,}"
+        if self.passed_over:
+            text += f"; passed over as neither image nor video: {self.passed_over:,}"
+        return text
+
 
 def find_sources(arguments: Iterable[str], out: Path, raw: bool = False) -> Found:
     """Find the sources that a person names, and name their outputs.

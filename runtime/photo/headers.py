@@ -23,6 +23,7 @@ from dsgnn.runtime.photo.tiff import is_camera_raw
 
 READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or PNM"
 VIDEO = "it is a video, not a photo: in Python, Ranker.stream ranks videos"
+PLAYLIST = "it is a playlist, not a video: give the files or the address that it names"
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 MAX_PIXELS = 100_000_000  # width × height of a photo, unless another limit is asked for
 MAX_SCANS = 64  # of a progressive JPEG, each of which passes over all pixels; usual are ten
@@ -108,8 +109,8 @@ def _format(data: bytes) -> tuple[str, Callable[[bytes], Walked]]:
             raise InputError(
                 "HEIC photos cannot be read (OpenCV has no decoder): convert it to JPEG or PNG"
             )
-    if signatures.kind(BytesIO(data)) == "video":
-        raise InputError(VIDEO)
+    if (kind := signatures.kind(BytesIO(data))) in ("video", "playlist"):
+        raise InputError(VIDEO if kind == "video" else PLAYLIST)
     raise InputError(f"it is not an image ({READABLE} is expected)")
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 
 from dsgnn.runtime.console import (
+    HELP,
+    OneCommand,
     if_none_option,
     max_pixels_option,
     open_streams,
@@ -39,7 +41,7 @@ traceback is a bug of ours: please report it.
 """
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=NAMES)
+@click.command(cls=OneCommand, context_settings=HELP, epilog=NAMES)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @out_option
 @click.option(
@@ -178,6 +180,8 @@ def main(
         select = Selection(every, start, end, max_frames, rate, size)
         video = VideoOptions(select, batch, steady, show, max_pixels)
         found = find_sources(sources, out, raw=bool(raw))
+        if len(found.sources) > len(sources) or found.passed_over:
+            say(found, err=True)  # before it begins: a folder may be larger than one thinks
         threads = threads_of_run(found.sources, lanes, threads, backend)
         ranker = Ranker(
             model, backend, device, threads, threshold, if_none, specks, max_pixels, untrusted=True
@@ -186,8 +190,6 @@ def main(
     with usage("--save"):
         check_heat(kinds, ranker)
     lanes = lanes or lanes_of_run(found.sources, ranker)
-    if found.passed_over:
-        say(f"passed over as neither image nor video: {found.passed_over}", err=True)
     say(printable(str(ranker)), err=True)
     if writes_video(found.sources, kinds, aspects) and not h264.is_installed():
         say(h264.MISSING, err=True)

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 import click
 
 from dsgnn.runtime.backends import BACKENDS
-from dsgnn.runtime.console import specks_option
+from dsgnn.runtime.console import HELP, OneCommand, specks_option
 from dsgnn.runtime.errors import DsgnnError
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=OneCommand, context_settings=HELP)
 @click.option(
     "--model",
     "models",

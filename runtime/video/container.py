@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
-from dsgnn.runtime.disk.files import check_unicode, ffmpeg_name
+from dsgnn.runtime.disk import signatures
+from dsgnn.runtime.disk.files import check_unicode
 from dsgnn.runtime.disk.sources import Source, standard_input
 from dsgnn.runtime.errors import InputError
+from dsgnn.runtime.photo.headers import PLAYLIST
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -19,6 +22,12 @@ if TYPE_CHECKING:
 MISSING = "reading videos needs PyAV, which is not installed: pip install 'dsgnn[video]'"
 UNREADABLE = "no frame can be read: it is damaged or cut short, or no video that FFmpeg decodes"
 FRONT_BYTES = 1 << 20  # what may stand before the index of an MP4 that is read from a pipe
+# A playlist or a script names other files and addresses, which FFmpeg would open. What a file or a
+# pipe names is never opened, and what an address names is no file of this machine.
+NOTHING_ELSE = {"protocol_whitelist": "none"}
+NETWORK = (
+    "crypto,data,http,httpproxy,https,rtmp,rtmpe,rtmps,rtmpt,rtmpte,rtmpts,rtp,srt,srtp,tcp,tls,udp"
+)
 TIMEOUT_S = 10.0  # for opening a stream, and for each read from it
 
 
@@ -27,14 +36,15 @@ def opened(source: Source) -> InputContainer:
     if source.path is not None:
         return opened_file(source.path)
     av = _library()
-    options: dict[str, str] = {}
+    options = NOTHING_ELSE
     timeout = None
     if source.feed == "url":
         check_unicode(source.address)
         file: Any = source.address
         timeout = (TIMEOUT_S, TIMEOUT_S)
+        options = {"protocol_whitelist": NETWORK}
         if file.startswith("rtsp"):
-            options = {"rtsp_transport": "tcp"}
+            options["rtsp_transport"] = "tcp"
     else:
         file = standard_video()
     try:
@@ -45,15 +55,25 @@ def opened(source: Source) -> InputContainer:
 
 def opened_file(path: Path) -> InputContainer:
     """Open a file of pictures or sound. Raises InputError, and OSError."""
-    with path.open("rb") as file:  # this may raise OSError
+    check_unicode(str(path))
+    av = _library()
+    file = _File(path)
+    try:
         if not file.read(1):
             raise InputError("the file is empty (0 bytes)")
-    av = _library()
-    options = {"protocol_whitelist": "file"}  # a playlist in a file may name no address
-    try:
-        return av.open(ffmpeg_name(path), "r", options=options, metadata_errors="replace")
+        file.seek(0)
+        if signatures.kind(file) == "playlist":
+            raise InputError(PLAYLIST)
+        return av.open(file, "r", options=NOTHING_ELSE, metadata_errors="replace")
     except av.FFmpegError as error:
         raise InputError(UNREADABLE) from error
+
+
+class _File(io.FileIO):
+    """A file that closes with the last who uses it, which is FFmpeg."""
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _library() -> Any:

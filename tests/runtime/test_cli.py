@@ -36,6 +36,7 @@ def test_a_folder(place: Path, model: Path) -> None:
     result = call("photos", "--out", "out", "--model", model)
     assert result.exit_code == 0, result.output
     assert "colours.onnx: colours, trained weights, unverified (no sidecar" in result.output
+    assert result.stderr.startswith("photos and videos found: 2\n")
     assert "2 images ranked, 4 objects; ms per image: decode " in result.output
     names = sorted(path.name for path in Path("out").iterdir())
     assert names == ["a.overlay.jpg", "b.overlay.jpg", "results.json"]
