@@ -39,10 +39,10 @@ VIDEO_SUFFIXES = (
     *(".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogm", ".rm", ".rmvb"),
     *(".h264", ".264", ".h265", ".265", ".hevc"),
 )
-# HEIC too, to be named as unreadable and not passed over.
+# HEIC and JPEG XL too, to be named as unreadable and not passed over.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".tif", ".tiff", ".gif"),
-    *(".bmp", ".dib", ".jp2", ".pbm", ".pgm", ".ppm", ".pnm", ".heic", ".heif"),
+    *(".bmp", ".dib", ".jp2", ".pbm", ".pgm", ".ppm", ".pnm", ".heic", ".heif", ".jxl"),
 )
 
 
@@ -98,7 +98,8 @@ class Found:
     passed_over: int
 
     def __str__(self) -> str:
-        text = f"photos and videos found: {len(self.sources):,}"
+        found = sum(not source.problem for source in self.sources)
+        text = f"photos and videos found: {found:,}"
         if self.passed_over:
             text += f"; passed over as neither image nor video: {self.passed_over:,}"
         return text
@@ -205,7 +206,8 @@ def _listed(arguments: Iterable[str]) -> list[str]:
     cannot be read, and InputError for one that names nothing or is no text."""
     all_of_them: list[str] = []
     for argument in arguments:
-        if not argument.lower().endswith(LIST_SUFFIX) or not os.path.isfile(argument):
+        is_list = argument.lower().endswith(LIST_SUFFIX) and os.path.isfile(argument)
+        if not is_list or _kind(Path(argument)):  # a photo may be called .txt
             all_of_them.append(argument)
             continue
         lines = _text(argument).splitlines()
@@ -312,6 +314,8 @@ def _expand(argument: str, out: Path) -> tuple[list[Source], int]:
     """The sources one existing or missing path stands for, and how many files it passed over."""
     if not os.path.isdir(argument):
         problem = "" if os.path.exists(argument) else "there is no such file or folder"
+        if problem and "://" in argument:
+            problem = f"an address of this kind cannot be read: expected {', '.join(SCHEMES)}"
         return [Source(_absolute(argument), argument, problem=problem)], 0
     if _real(argument) == _real(out):
         raise OptionError(

@@ -24,6 +24,14 @@ from dsgnn.runtime.photo.tiff import is_camera_raw
 READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or PNM"
 VIDEO = "it is a video, not a photo: in Python, Ranker.stream ranks videos"
 PLAYLIST = "it is a playlist, not a video: give the files or the address that it names"
+# Pictures that OpenCV has no decoder for, or that are no photos.
+OTHERS = {
+    **dict.fromkeys((b"\xff\x0a", b"\0\0\0\x0cJXL "), "a JPEG XL photo"),
+    **dict.fromkeys((b"8BPS", b"qoif"), "a picture of Photoshop or QOI"),
+    **dict.fromkeys((b"\x76\x2f\x31\x01", b"#?RADIANCE"), "a picture of high dynamic range"),
+    b"\0\0\1\0": "an icon (ICO)",
+    b"%PDF": "a PDF",
+}
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 MAX_PIXELS = 100_000_000  # width × height of a photo, unless another limit is asked for
 MAX_SCANS = 64  # of a progressive JPEG, each of which passes over all pixels; usual are ten
@@ -111,6 +119,8 @@ def _format(data: bytes) -> tuple[str, Callable[[bytes], Walked]]:
             )
     if (kind := signatures.kind(BytesIO(data))) in ("video", "playlist"):
         raise InputError(VIDEO if kind == "video" else PLAYLIST)
+    if other := next((OTHERS[start] for start in OTHERS if data.startswith(start)), ""):
+        raise InputError(f"it is {other}, which cannot be read: convert it to JPEG or PNG")
     raise InputError(f"it is not an image ({READABLE} is expected)")
 
 

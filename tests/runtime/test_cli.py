@@ -246,6 +246,6 @@ def test_the_installed_command(place: Path, model: Path) -> None:
     assert first.startswith("2 images ranked, 4 objects; ms per image: decode ")
     assert others == ["1 input failed: photos/broken.png"]
     said = [line for line in done.stderr.splitlines() if not line.startswith("libpng")]
-    assert said[0].startswith("colours.onnx: colours")
-    assert said[1].startswith("photos/broken.png: the PNG data is damaged or cut short")
-    assert len(said) == 2
+    assert said[0] == "photos and videos found: 3" and said[1].startswith("colours.onnx: colours")
+    assert said[2].startswith("photos/broken.png: the PNG data is damaged or cut short")
+    assert len(said) == 3

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -280,6 +281,23 @@ def heic() -> bytes:
 def test_unreadable(data: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):
         decode(data)
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"\xff\x0a", "a JPEG XL photo"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL photo"),
+        (b"8BPS\0\1", "a picture of Photoshop or QOI"),
+        (b"#?RADIANCE\n", "a picture of high dynamic range"),
+        (b"\0\0\1\0\1\0", "an icon (ICO)"),
+        (b"%PDF-1.4", "a PDF"),
+    ],
+)
+def test_pictures_of_other_kinds_are_named(start: bytes, name: str) -> None:
+    said = f"^it is {re.escape(name)}, which cannot be read: convert it to JPEG or PNG$"
+    with pytest.raises(InputError, match=said):
+        read_image(start + bytes(64))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff", ".bmp", ".gif"])

@@ -5,6 +5,8 @@ import io
 import os
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from dsgnn.runtime.disk import signatures
@@ -308,6 +310,26 @@ def test_a_list_is_relative_to_itself(tree: Path) -> None:
     assert set(names("b/list.txt")) == {
         *("b/x.jpg", "b/../a/x.png", "b/shot%d.png", str(tree / "a/x.jpg"))
     }
+
+
+def test_a_photo_that_is_called_like_a_list_is_a_photo(tree: Path) -> None:
+    data = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    (tree / "photo.txt").write_bytes(data)
+    found = find_sources([str(tree / "photo.txt")], tree / "out")
+    assert [source.path for source in found.sources] == [tree / "photo.txt"]
+    assert not found.sources[0].problem
+
+
+@pytest.mark.parametrize("address", ["ftp://host/a.jpg", "file:///a.jpg", "s3://bucket/a.jpg"])
+def test_an_address_that_cannot_be_read_is_told(address: str, tmp_path: Path) -> None:
+    (source,) = find_sources([address], tmp_path / "out").sources
+    assert source.problem.startswith("an address of this kind cannot be read: expected rtsp, ")
+
+
+def test_what_leads_to_nothing_is_not_counted_as_found(tree: Path) -> None:
+    found = find_sources([str(tree / "missing.jpg"), str(tree)], tree / "out")
+    ranked = len(found.sources) - 1
+    assert ranked and str(found).startswith(f"photos and videos found: {ranked}")
 
 
 def test_one_bad_line_of_a_list_is_one_failed_source(tree: Path) -> None:
