@@ -316,6 +316,8 @@ def _expand(argument: str, out: Path) -> tuple[list[Source], int]:
         problem = "" if os.path.exists(argument) else "there is no such file or folder"
         if problem and "://" in argument:
             problem = f"an address of this kind cannot be read: expected {', '.join(SCHEMES)}"
+        if Path(argument).is_fifo() and argument.lower().endswith(VIDEO_SUFFIXES):
+            problem = "it is a pipe: hand a video that comes through one to standard input"
         return [Source(_absolute(argument), argument, problem=problem)], 0
     if _real(argument) == _real(out):
         raise OptionError(

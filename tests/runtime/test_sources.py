@@ -326,6 +326,16 @@ def test_an_address_that_cannot_be_read_is_told(address: str, tmp_path: Path) ->
     assert source.problem.startswith("an address of this kind cannot be read: expected rtsp, ")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_called_like_a_video_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "clip.MP4")
+    os.mkfifo(tmp_path / "photo")
+    names = [str(tmp_path / "clip.MP4"), str(tmp_path / "photo")]
+    clip, photo = find_sources(names, tmp_path / "out").sources
+    assert clip.problem.startswith("it is a pipe: hand a video")
+    assert not photo.problem
+
+
 def test_what_leads_to_nothing_is_not_counted_as_found(tree: Path) -> None:
     found = find_sources([str(tree / "missing.jpg"), str(tree)], tree / "out")
     ranked = len(found.sources) - 1
