@@ -334,7 +334,11 @@ def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Pat
     help="Photos at least of each test; with fewer LoadGen tells no p99.",
 )
 @click.option(
-    "--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", show_default=True
+    "--backend",
+    type=click.Choice(["auto", *BACKENDS]),
+    default="auto",
+    show_default=True,
+    help="Inference library.",
 )
 @device_option("cpu")
 @threads_option(2, "CPU threads of each inference.")
