@@ -143,7 +143,7 @@ _SWIN = {
 _NANO = Config(
     name="nano", backbone="efficientnet_lite2", backbone_options={"bn_eps": 1e-3},
     frozen_norm=True, frozen=("conv_stem", "blocks.0", "blocks.1"), size=288, queries=10,
-    threshold=0.4, class_weights=(1.0, 0.5), augmentation="photo", width=96, pixel_decoder="fpn",
+    threshold=0.5, class_weights=(1.0, 0.5), augmentation="photo", width=96, pixel_decoder="fpn",
     layers=3, feedforward=384, seeds="peaks", texture=False, rank_loss="balanced", attention=True,
 )  # fmt: skip
 
