@@ -171,7 +171,7 @@ WIDE = cv2.imencode(".png", np.zeros((8, 65_501), np.uint8))[1].tobytes()
     [
         (b"", {}, 400, "expected a photo in the request's body, got 0 bytes"),
         (b"no photo", {}, 415, "it is not an image (JPEG, PNG, "),
-        (b"%PDF-1.7", {"Content_Type": "image/png"}, 415, "it is not an image"),
+        (b"%PDF-1.7", {"Content_Type": "image/png"}, 415, "it is a PDF"),
         (b"\x89PNG\r\n\x1a\n cut", {}, 422, "the PNG data is damaged or cut short (12 bytes)"),
         (bytes(100_001), {}, 413, "at most 100,000 bytes, got a Content-Length of 100001"),
         (iter([bytes(99_999)] * 2), {}, 413, "at most 100,000 bytes, got 1"),
