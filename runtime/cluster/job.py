@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from dsgnn.runtime.backends import DEFAULT_THREADS
 from dsgnn.runtime.cluster import parquet
 from dsgnn.runtime.cluster.connect import cluster, have, machines
 from dsgnn.runtime.cluster.parquet import Parts, Piece, Row
+from dsgnn.runtime.cluster.probe import SAME, Told, probe
 from dsgnn.runtime.console import say
 from dsgnn.runtime.disk.files import check_unicode, claimed, printable
 from dsgnn.runtime.disk.sources import Source
@@ -141,7 +143,7 @@ def rank_on_ray(
         raise OptionError(f"workers and batch must be at least 1, got {workers} and {batch}")
     nodes = machines(ray)
     count, needs = fit(nodes, workers, threads, gpu)
-    model, line = _probe(ray, make_ranker, needs)
+    model, line = probe(ray, _describe, [make_ranker], needs)
     text = f"{line}; {counted(count, 'worker')}, {counted(len(nodes), 'machine')}"
     say(printable(text), err=True)
     with Parts(out, model, skip_existing) as parts:
@@ -223,7 +225,12 @@ def _ranked(
     """The tasks' rows of results as they come, in any order. worker: arguments of _Member."""
     if not tasks:
         return
-    ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Ledger).remote()
+    # beside this process, so that no other machine takes it away
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True
+    )
+    kept: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
+    ledger = ray.remote(num_cpus=0, scheduling_strategy=here, **kept)(_Ledger).remote()
 
     def noted(work: parquet.Key, by: int) -> int:
         return ray.get(ledger.add.remote(work, by))
@@ -286,8 +293,8 @@ class _Member:
         self._ranker, self._batch, self._folder, self._noted = make_ranker(), batch, folder, noted
         if self._ranker.describe() != model:
             raise ArtifactError(
-                f"the model here is {self._ranker.describe()}, elsewhere {model}: put the same "
-                "file and libraries on every machine"
+                f"the model on {socket.gethostname()} is {self._ranker.describe()}, elsewhere "
+                f"{model}: {SAME}"
             )
 
     def __call__(self, table: Any) -> Iterator[Any]:
@@ -358,35 +365,23 @@ class _Member:
 
 
 def _said(error: Exception) -> str:
-    """The error of a row: the reason why the image failed, or the kind and the place of a bug."""
-    if isinstance(error, FAILURES):
+    """The error of a row: the reason why the image failed, or the kind and the place of a bug.
+
+    What the machine did, rather than the image, is told with the machine's name.
+    """
+    if isinstance(error, DsgnnError):
         return reason(error)
+    if isinstance(error, FAILURES):
+        return f"{reason(error)} (on {socket.gethostname()})"
     traceback.print_exception(error)  # into the worker's log, which Ray keeps
     place = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(place.filename).name}, line {place.lineno}, in {place.name}"
     return f"{BUG}{type(error).__name__}: {error} ({where})"
 
 
-def _describe(make_ranker: MakeRanker) -> tuple[dict[str, Any], str]:
+def _describe(make_ranker: MakeRanker) -> Told:
     ranker = make_ranker()
     return ranker.describe(), str(ranker)
-
-
-def _probe(
-    ray: Any, make_ranker: MakeRanker, needs: Mapping[str, float]
-) -> tuple[dict[str, Any], str]:
-    """What ranks, for records and for a person. Before work is begun a worker loads the engine once
-    to find out."""
-    try:
-        return ray.get(ray.remote(**needs, max_retries=0)(_describe).remote(make_ranker))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, OSError):  # the driver's own are about the results
-            raise BackendError(f"a worker cannot load the model: {error.cause}") from None
-        if isinstance(error.cause, DsgnnError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        raise BackendError(f"a worker could not start: {error}") from error
 
 
 def fit(

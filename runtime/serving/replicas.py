@@ -18,37 +18,11 @@ from typing import Any
 from dsgnn.runtime.artifact import ENGINES
 from dsgnn.runtime.backends import DEFAULT_THREADS
 from dsgnn.runtime.cluster.connect import cluster, have, machines
-from dsgnn.runtime.errors import BackendError, DsgnnError, OptionError
+from dsgnn.runtime.cluster.probe import Told, probe
+from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.framing import Aspects
 from dsgnn.runtime.serving.app import ServeLimits, WorkersLostError
 from dsgnn.runtime.serving.worker import PhotoWorker, Refused, Reply
-
-
-class ReplicaWorker:
-    """A PhotoWorker in a process of Ray Serve.
-
-    What is wrong with the model is kept for `describe`, as Ray would try again and again.
-    """
-
-    def __init__(self, ranker: Mapping[str, Any], batch: int | None, max_pixels: int) -> None:
-        """See PhotoWorker."""
-        self._error = ""
-        try:
-            self._worker = PhotoWorker(ranker, batch, max_pixels)
-        except (DsgnnError, OSError) as error:
-            self._error = str(error)
-
-    async def describe(self) -> dict[str, Any]:
-        """{"error"}, or {"model", "shown"} as PhotoWorker has them."""
-        if self._error:
-            return {"error": self._error}
-        return {"model": self._worker.model, "shown": self._worker.shown}
-
-    async def rank(
-        self, data: bytes, media: str, file: str, aspects: Aspects = ()
-    ) -> Reply | Refused:
-        """See dsgnn.runtime.serving.app.Workers.rank."""
-        return await self._worker.rank(data, media, file, aspects)
 
 
 class Replicas:
@@ -81,13 +55,14 @@ class Replicas:
         from ray import serve
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
-        from ray.serve.schema import ApplicationStatus
 
         try:
             status = await asyncio.to_thread(serve.status)
         except (RayError, RayServeException) as error:
             raise WorkersLostError("Ray Serve does not answer") from error
-        return status.applications[self._name].status == ApplicationStatus.RUNNING
+        # Ray calls it unhealthy while one of several replicas is missing; the others answer.
+        deployments = status.applications[self._name].deployments.values()
+        return all(one.replica_states.get("RUNNING") for one in deployments)
 
 
 @contextmanager
@@ -124,7 +99,8 @@ def replicas(
         try:
             for model, ranker in rankers.items():
                 app = f"{name}-{model}"
-                running[model] = _run(app, dict(ranker), needs[model], limits, count, batch)
+                serve.delete(app)  # what an earlier process left, which holds its GPUs
+                running[model] = _run(ray, app, dict(ranker), needs[model], limits, count, batch)
             yield running
         finally:
             if address != "local":
@@ -140,7 +116,14 @@ def _need(ranker: Mapping[str, Any]) -> tuple[int, bool]:
     return ranker.get("threads") or DEFAULT_THREADS, gpu
 
 
+def _describe(ranker: Mapping[str, Any], batch: int | None, max_pixels: int) -> Told:
+    worker = PhotoWorker(ranker, batch, max_pixels)
+    worker.close()
+    return worker.model, worker.shown
+
+
 def _run(
+    ray: Any,
     app: str,
     ranker: Mapping[str, Any],
     need: tuple[int, bool],
@@ -151,18 +134,17 @@ def _run(
     """Start the workers of one model."""
     from ray import serve
 
+    needs = {"num_cpus": need[0], "num_gpus": 1 if need[1] else 0}
+    worker = (ranker, batch, limits.max_pixels)
+    told = probe(ray, _describe, worker, needs)
     deployment = serve.deployment(
         num_replicas=count,
         max_ongoing_requests=limits.max_requests,
         graceful_shutdown_timeout_s=limits.timeout_s,
-        ray_actor_options={"num_cpus": need[0], "num_gpus": 1 if need[1] else 0},
+        ray_actor_options=needs,
     )
-    bound = deployment(ReplicaWorker).bind(ranker, batch, limits.max_pixels)
-    handle = serve.run(bound, name=app, route_prefix=None)
-    told = handle.describe.remote().result()
-    if "error" in told:
-        raise BackendError(told["error"])
-    return Replicas(handle, app, told["model"], told["shown"])
+    handle = serve.run(deployment(PhotoWorker).bind(*worker), name=app, route_prefix=None)
+    return Replicas(handle, app, *told)
 
 
 def check_room(nodes: Sequence[Mapping[str, float]], count: int, threads: int, gpu: bool) -> None:

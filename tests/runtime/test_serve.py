@@ -559,11 +559,6 @@ def test_the_batch_fits_the_model(ranker: Ranker) -> None:
             choose_batch(asked, ranker)
 
 
-def test_a_model_that_cannot_be_loaded_is_told() -> None:
-    worker = replicas.ReplicaWorker({"model": Path("missing.onnx")}, None, 1)
-    assert "missing.onnx" in asyncio.run(worker.describe())["error"]
-
-
 def test_wrong_use() -> None:
     def refused(*arguments: str) -> str:
         result = CliRunner().invoke(main, arguments)
