@@ -141,7 +141,7 @@ def convert(source: Path, out: Path, config: str | None) -> None:
 @click.option(
     "--init",
     metavar="FILE",
-    type=CheckpointFile(exists=True),
+    type=CheckpointFile(),
     help="Weights to start from: a checkpoint of dsgnn, or nano for the bundled model's; COCO "
     "Mask2Former as the detection framework's .pth or transformers' file or folder; or a backbone "
     "as timm's file.",

@@ -37,14 +37,17 @@ class SizeType(click.ParamType):
 
 
 class NanoOrPath(click.Path):
-    """A path, or `nano`, the name of the bundled model, which stands for this file of ours."""
+    """A path, or `nano`, the name of the bundled model, which stands for this file of ours.
+
+    A folder of that name here is ./nano.
+    """
 
     def __init__(self, nano: Path, exists: bool = True, dir_okay: bool = True) -> None:
         super().__init__(exists=exists, dir_okay=dir_okay, path_type=Path)
         self.nano = nano
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if str(value) != NANO or Path(NANO).exists():
+        if str(value) != NANO or Path(NANO).is_file():
             return super().convert(value, param, ctx)
         here = Path("weights") / self.nano.name  # in a clone that was installed as a package
         if found := next((path for path in (self.nano, here) if path.is_file()), None):
@@ -61,8 +64,8 @@ class CheckpointFile(NanoOrPath):
     """A file or folder of weights, or the bundled model's, which lies in the repository and not in
     the package: it is found beside the code, or in weights/ of the current folder."""
 
-    def __init__(self, exists: bool = False) -> None:
-        super().__init__(Path(__file__).parents[1] / "weights" / f"{NANO}.safetensors", exists)
+    def __init__(self) -> None:
+        super().__init__(Path(__file__).parents[1] / "weights" / f"{NANO}.safetensors")
 
 
 def size_option(text: str, *, dynamic: bool = False) -> Callable[[Any], Any]:

@@ -329,7 +329,7 @@ def model_path(model: str | Path | None) -> Path:
 
     Raises ArtifactError for a checkpoint, which has to be exported first.
     """
-    if model is None or (str(model) == "nano" and not Path(model).exists()):
+    if model is None or (str(model) == "nano" and not Path(model).is_file()):
         return BUNDLED
     path = Path(model)
     if path.suffix == ".safetensors":

@@ -136,8 +136,20 @@ def test_every_command_says_what_it_does_in_whole_sentences() -> None:
                 ), f"{name} {option.opts}: {option.help}"
 
 
+@pytest.mark.parametrize(
+    "command", [["onnx", "absent", "-o", "a.onnx"], ["round", "absent", "-o", "a.safetensors"]]
+)
+def test_a_missing_checkpoint_is_told_before_pytorch_is_loaded(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("dsgnn.export.onnx", "dsgnn.export.round_weights"):
+        monkeypatch.setitem(sys.modules, name, None)
+    result = CliRunner().invoke(import_module("dsgnn.export.cli").main, command)
+    assert result.exit_code == 2 and "'absent' does not exist" in result.output
+
+
 def test_the_bundled_checkpoint_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = CheckpointFile(exists=True)
+    kind = CheckpointFile()
 
     @click.command()
     @click.option("--init", type=kind)
@@ -157,5 +169,8 @@ def test_the_bundled_checkpoint_has_a_name(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "weights").mkdir()  # as in a clone, with the package installed elsewhere
     Path("weights/nano.safetensors").write_bytes(b"")
     assert said("nano") == "weights/nano.safetensors\n"
+    Path("nano").mkdir()
+    assert said("nano") == "weights/nano.safetensors\n" and said("./nano") == "nano\n"
+    Path("nano").rmdir()
     Path("nano").write_text("a file of that name")
     assert said("nano") == "nano\n"

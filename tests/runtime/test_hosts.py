@@ -106,11 +106,14 @@ def test_hosts_are_apart_and_leave_nothing(tmp_path: Path) -> None:
         assert not reaches(one, other.address)
         other.join()
         until(lambda: reaches(one, other.address), 10)
-        sleeping = other.start("sleep", "1000", log="sleep")
+        begun = [
+            host.start("sh", "-c", "touch begun; sleep 1000", log="sh") for host in (one, other)
+        ]
+        until(lambda: all((host.disk / "begun").exists() for host in (one, other)), 10)
         other.kill()
-        assert sleeping.wait(10) != 0
-        one.start("sleep", "1000", log="sleep")
+        assert begun[1].wait(10) != 0 and begun[0].poll() is None
         raise ZeroDivisionError
+    assert begun[0].wait(10) != 0
     gone = [Path(f"/proc/{number}") for number in (one.first, other.first, one.switch)]
     assert not any(path.exists() for path in (*gone, one.place))
 
@@ -149,16 +152,16 @@ def test_what_only_some_hosts_have(
     (third.disk / "colours.onnx").unlink()
     absent = f"on host3: there is no model file at {third.place / 'colours.onnx'}: put the same"
     for command in ((*BATCH, *RAY), SERVE):
-        assert first.run(*command, log="absent", seconds=120) == 2
+        assert first.run(*command, log="absent", seconds=300) == 2
         said = first.said("absent")
         assert absent in " ".join(said.split()) and "Traceback" not in said, said
     write_model(third.disk / "colours.onnx", threshold=0.25)
-    assert first.run(*BATCH, *RAY, log="other", seconds=120) == 2
+    assert first.run(*BATCH, *RAY, log="other", seconds=300) == 2
     assert "the model on host" in (said := first.said("other")) and "Traceback" not in said, said
     assert not list((first.disk / "out").glob("*.parquet"))
     (third.disk / "colours.onnx").write_bytes(model.read_bytes())
 
-    status = first.run(*BATCH, *RAY, log="batch", seconds=120)
+    status = first.run(*BATCH, *RAY, log="batch", seconds=300)
     errors = check(read_results(first.disk / "out")[0], photos, ranker)
     assert status == (1 if errors else 0), first.said("batch")
     for name, error in errors.items():
@@ -185,7 +188,7 @@ def test_a_batch_goes_on(three: list[Host], model: Path, ranker: Ranker, way: st
     first, _, third = three
     program = SLOW_BATCH.format(ranked=first.place / "ranked")
     process = first.start(sys.executable, "-c", program, *BATCH[1:], *RAY, log="batch")
-    until(lambda: ranked(third) >= 8, 90, first)
+    until(lambda: ranked(third) >= 8, 300, first)
     getattr(third, way)()
     before = [ranked(host) for host in three]
     assert process.poll() is None and sum(before) < len(photos)
@@ -207,7 +210,7 @@ def test_a_service_goes_on(three: list[Host], model: Path, ranker: Ranker, way: 
     start_ray(three)
     first, _, third = three
     server = first.start(*SERVE, "--port", f"{PORT}", log="serve")
-    until(lambda: "listening on" in first.said("serve"), 120, first)
+    until(lambda: "listening on" in first.said("serve"), 300, first)
     right = [boxes(ranker(data).to_dict()["objects"]) for data in photos.values()]
     place, answers, stopped = (first.address, PORT), list[tuple[float, float, int]](), False
 

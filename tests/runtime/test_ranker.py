@@ -192,6 +192,9 @@ def test_the_bundled_model_has_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     assert Ranker("nano").artifact.path == Ranker().artifact.path == BUNDLED
     assert "verified (gives PyTorch's answers on " in str(Ranker("nano"))
+    (tmp_path / "nano").mkdir()
+    assert Ranker("nano").artifact.path == BUNDLED
+    (tmp_path / "nano").rmdir()
     (tmp_path / "nano").write_text("a file of that name")
     with pytest.raises(ArtifactError, match=r"ending in .onnx or .engine, got nano"):
         Ranker("nano")
