@@ -38,6 +38,7 @@ class Replicas:
         """See dsgnn.runtime.serving.app.Workers.rank."""
         from ray.exceptions import RayError, RayTaskError
         from ray.serve.exceptions import RayServeException
+        from ray.serve.schema import ReplicaState
 
         response = self._handle.rank.remote(data, media, file, aspects)
         try:
@@ -62,7 +63,7 @@ class Replicas:
             raise WorkersLostError("Ray Serve does not answer") from error
         # Ray calls it unhealthy while one of several replicas is missing; the others answer.
         deployments = status.applications[self._name].deployments.values()
-        return all(one.replica_states.get("RUNNING") for one in deployments)
+        return all(one.replica_states.get(ReplicaState.RUNNING) for one in deployments)
 
 
 @contextmanager
