@@ -38,7 +38,6 @@ class Replicas:
         """See dsgnn.runtime.serving.app.Workers.rank."""
         from ray.exceptions import RayError, RayTaskError
         from ray.serve.exceptions import RayServeException
-        from ray.serve.schema import ReplicaState
 
         response = self._handle.rank.remote(data, media, file, aspects)
         try:
@@ -56,6 +55,7 @@ class Replicas:
         from ray import serve
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
+        from ray.serve.schema import ReplicaState
 
         try:
             status = await asyncio.to_thread(serve.status)
