@@ -24,7 +24,7 @@ run: $(RUN)/.installed
 	@echo "The ranked photos are in out/: overlays to look at, results.json to read."
 
 test: lint
-	$(TEST)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(TEST)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # As many inputs as the time allows; see tests/fuzz.py for one target or another seed.
 fuzz: $(TEST)/.installed
