@@ -164,7 +164,7 @@ def test_attention_is_an_output_that_the_gate_compares(
         (["--synthetic", "nano", "--size", "²x³"], "32, got ²x³; or give dynamic"),
         (["--synthetic", "huge"], "unknown configuration 'huge'"),
         ([], "give either a checkpoint or --synthetic CONFIG"),
-        (["missing.safetensors"], "missing.safetensors: no such file"),
+        (["missing.safetensors"], "'missing.safetensors' does not exist"),
     ],
 )
 def test_wrong_use(arguments: list[str], message: str, tmp_path: Path) -> None:

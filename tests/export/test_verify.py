@@ -184,7 +184,8 @@ def test_a_reference_of_other_weights_says_nothing_of_the_artifact(nano, tmp_pat
 
 @pytest.mark.parametrize("command", ["verify", "inspect"])
 def test_files_that_are_no_artifact(tmp_path: Path, command: str) -> None:
-    more = ["--against", tmp_path / "none.pth"] if command == "verify" else []
+    more = ["--against", tmp_path / "some.pth"] if command == "verify" else []
+    (tmp_path / "some.pth").touch()
     assert "no model file at" in dsgnn_export(command, tmp_path / "none.onnx", *more).output
     (tmp_path / "text.onnx").write_text("hello, this is text")
     result = dsgnn_export(command, tmp_path / "text.onnx", *more)
@@ -196,7 +197,8 @@ def test_files_that_are_no_artifact(tmp_path: Path, command: str) -> None:
     [("onnx", "m.onnx"), ("tensorrt", "m.engine"), ("round", "m.safetensors")],
 )
 def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path, command, name) -> None:
-    source = tmp_path / "none"
+    source = tmp_path / "empty"  # so that whatever is done with it would fail
+    source.touch()
     result = dsgnn_export(command, source, "-o", tmp_path / "absent" / name)
     assert result.exit_code == 2 and f"absent to write {name} in" in result.output
     result = dsgnn_export(command, source, "-o", tmp_path / "m.txt")
