@@ -1,6 +1,7 @@
 """dsgnn-serve's application on loopback without Ray: in a thread, over the test's own workers."""
 
 import http.client
+import re
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -64,3 +65,12 @@ def send(
         return response.status, response.headers, response.read()
     finally:
         connection.close()
+
+
+def resident_kb(pid: int) -> int:
+    """Memory of a process and of those that it started."""
+    children = " ".join(
+        path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")
+    ).split()
+    held = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(held[1]) + sum(resident_kb(int(child)) for child in children)

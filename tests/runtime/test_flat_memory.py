@@ -11,22 +11,13 @@ from typing import Any
 
 import cv2
 import pytest
-from serving import send
+from serving import resident_kb, send
 
 from dsgnn.runtime import Ranker, samples
 
 pytest.importorskip("uvicorn")
 PHOTOS, CLIENTS, STEP = 2000, 64, 100
 WIDTHS = (160, 320, 640, 1000, 1600, 2400)
-
-
-def resident_kb(pid: int) -> int:
-    """Memory of a process and of those that it started."""
-    children = " ".join(
-        path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")
-    ).split()
-    held = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(held[1]) + sum(resident_kb(int(child)) for child in children)
 
 
 def sized(path: Path, width: int) -> bytes:

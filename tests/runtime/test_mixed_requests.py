@@ -17,21 +17,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from serving import send
+from serving import resident_kb, send
 
 from dsgnn.runtime.ranker import Ranker
 
 pytest.importorskip("uvicorn")
 REQUESTS, CLIENTS = 5000, 8
-
-
-def resident_kb(pid: int) -> int:
-    """Memory of a process and of those that it started."""
-    total = 0
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        total += sum(resident_kb(int(child)) for child in children.read_text().split())
-    status = Path(f"/proc/{pid}/status").read_text()
-    return total + int(re.search(r"VmRSS:\s+(\d+)", status)[1])
 
 
 def slow_jpeg() -> bytes:
