@@ -329,9 +329,9 @@ def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Pat
 @click.option(
     "--queries",
     type=click.IntRange(1),
-    default=662,
+    default=1500,
     show_default=True,
-    help="Photos at least of each test; with fewer LoadGen tells no p99.",
+    help="Photos at least of each test; with fewer than 662 LoadGen tells no p99.",
 )
 @click.option(
     "--backend",

@@ -29,7 +29,8 @@ class Config:
     texture: with the texture branch and domain separation, as published; without it one decoder
     feeds the graph head. layers: L, decoder layers. rank_loss: "published", or "balanced": pairs
     of two objects and pairs of object and none are normalised separately. attention: with a map of
-    where people look. augmentation: "jitter"
+    where people look. nms_iou: of two objects whose masks have a larger IoU only the one with the
+    higher score is kept; 1 = both, as published. augmentation: "jitter"
     (flip, large-scale jitter, crop, pad), "flip" or "photo", see `dsgnn.data.transforms.augment`.
     """
 
@@ -52,6 +53,7 @@ class Config:
     texture: bool = True
     rank_loss: str = "published"
     attention: bool = False
+    nms_iou: float = 1.0
 
     def __post_init__(self) -> None:
         choices = {

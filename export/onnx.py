@@ -92,6 +92,7 @@ def describe(source: ExportSource, size: Size | None, precision: str = "fp32") -
         toolkit=dsgnn.__version__,
         attention=config.attention,
         order=config.order,
+        nms_iou=config.nms_iou,
         origin=source.origin,
     )
 

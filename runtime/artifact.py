@@ -48,7 +48,8 @@ class Description:
     rankings mean nothing). source_sha256: of the checkpoint. toolkit: version of dsgnn. attention:
     whether the graph has the output `attention`, (B, gh, gw) float32, where people look: a softmax
     over a grid that covers the padded photo. order: what ranks the objects, the network's
-    "saliency" or the share of its "attention" that each object gets. origin: what trained weights
+    "saliency" or the share of its "attention" that each object gets. nms_iou: as for
+    `dsgnn.runtime.postprocess.postprocess`. origin: what trained weights
     were trained on and for how long, in words; "" = not recorded.
     Raises ArtifactError for values outside these.
     """
@@ -63,6 +64,7 @@ class Description:
     toolkit: str
     attention: bool = False
     order: str = "saliency"
+    nms_iou: float = 1.0
     origin: str = ""
 
     def __post_init__(self) -> None:
@@ -79,6 +81,8 @@ class Description:
                 "expected queries ≥ 1 and a threshold of at least 0 and below 1, got "
                 f"{self.queries} and {self.threshold}"
             )
+        if not 0 < self.nms_iou <= 1:
+            raise ArtifactError(f"nms_iou must be above 0 and at most 1, got {self.nms_iou}")
         if self.order not in ORDERS:
             raise ArtifactError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
         if self.order == "attention" and not self.attention:
@@ -98,6 +102,8 @@ class Description:
         facts["input"] = {"rule": rule, **asdict(self.input), "pad": PAD, "colour": "rgb"}
         if not self.attention:  # said only of artifacts that have it, so others stay as they were
             del facts["attention"], facts["order"]
+        if self.nms_iou == 1:
+            del facts["nms_iou"]
         if not self.origin:
             del facts["origin"]
         return {"schema": DESCRIPTION_SCHEMA, **facts}
@@ -111,7 +117,7 @@ class Description:
         """Raises ArtifactError for another schema or a fact that is missing or of another kind."""
         _check_schema(facts, DESCRIPTION_SCHEMA)
         what = "the artifact's description"
-        facts = {"attention": False, "order": "saliency", "origin": "", **facts}
+        facts = {"attention": False, "order": "saliency", "nms_iou": 1.0, "origin": "", **facts}
         return cls(
             config=_fact(what, facts, "config", str),
             input=_rule(what, _fact(what, facts, "input", dict)),
@@ -123,6 +129,7 @@ class Description:
             toolkit=_fact(what, facts, "toolkit", str),
             attention=_fact(what, facts, "attention", bool),
             order=_fact(what, facts, "order", str),
+            nms_iou=_fact(what, facts, "nms_iou", float),
             origin=_fact(what, facts, "origin", str),
         )
 

@@ -34,6 +34,7 @@ def postprocess(
     attention: np.ndarray | None = None,
     order: str = "saliency",
     specks: str = "keep",
+    nms_iou: float = 1.0,
 ) -> Ranking:
     """Keep, order and upsample the objects of one photo.
 
@@ -42,7 +43,9 @@ def postprocess(
     input; positive = object. geometry: what `letterbox` returned for this photo. attention:
     (gh, gw) float over the padded input, where people look; None = the network does not tell.
     order: "saliency", or "attention" = by each object's share of it, which then is its saliency.
-    specks: "keep" masks as they are, as published, or "drop" their `without_specks`.
+    specks: "keep" masks as they are, as published, or "drop" their `without_specks`. nms_iou: of
+    two objects above the threshold whose masks have a larger IoU, only the one with the higher
+    score stays, see `without_repeats`; 1 = all stay, as published.
 
     Equal objects keep the query order. An object whose mask comes out empty stays in the list (the
     published evaluation counts it), with box (0, 0, 0, 0) and area 0.
@@ -60,9 +63,11 @@ def postprocess(
         )
     _check_finite("saliencies or scores", saliency, score)
     kept = np.flatnonzero(score > threshold)
+    _check_finite("masks", masks[kept])
+    kept = without_repeats(masks, score, kept, nms_iou)
     if not len(kept) and if_none == "all":
         kept = np.arange(queries)
-    _check_finite("masks", masks[kept])
+        _check_finite("masks", masks)
     h, w = geometry.original
     enlarged = None if geometry.resized == geometry.original else np.empty((h, w), np.float32)
     upsampled = [_upsample(masks[query], geometry, specks, enlarged) for query in kept]
@@ -91,6 +96,28 @@ def postprocess(
             )
         )
     return Ranking(h, w, tuple(objects), attention=grid, attention_cell_px=cell_px)
+
+
+def without_repeats(
+    masks: np.ndarray, score: np.ndarray, kept: np.ndarray, nms_iou: float
+) -> np.ndarray:
+    """Non-maximum suppression: of the queries `kept`, those that repeat none of a higher score.
+
+    masks: (Q, H/4, W/4) float logits, compared at this resolution. score: (Q,) float; of equal ones
+    the first query goes first. kept: (K,) int64, ascending, as is what is returned. A query repeats
+    another when the IoU of their masks is above nms_iou; empty masks repeat nothing.
+    """
+    if nms_iou >= 1 or len(kept) < 2:
+        return kept
+    positive = (masks[kept] > 0).reshape(len(kept), -1).astype(np.float32)
+    shared = positive @ positive.T  # (K, K) pixels; float32 is exact up to 16 million
+    areas = shared.diagonal()
+    repeats = shared > nms_iou * (areas[:, None] + areas - shared)
+    stays: list[int] = []
+    for index in np.argsort(-score[kept], kind="stable").tolist():
+        if not repeats[index, stays].any():
+            stays.append(index)
+    return kept[np.sort(stays)]
 
 
 def _check_finite(what: str, *values: np.ndarray) -> None:

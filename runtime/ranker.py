@@ -299,6 +299,7 @@ class Ranker:
                 outputs["attention"][index] if facts.attention else None,
                 facts.order,
                 self.specks,
+                facts.nms_iou,
             )
             times = {
                 "decode": photo.decode_ms,

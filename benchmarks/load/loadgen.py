@@ -21,7 +21,9 @@ from typing import Any
 from dsgnn.runtime.errors import BackendError
 
 SCENARIOS = {"single-stream": "SingleStream", "offline": "Offline", "server": "Server"}
-QUERIES = 662  # the fewest of which LoadGen estimates the 99th percentile
+# 662 are the fewest of which LoadGen estimates the 99th percentile, but then it calls a test valid
+# with one late photo at most, so that one hiccup of the machine decides. Of 1,500 six may be late.
+QUERIES = 1500
 KEPT = ("mlperf_log_summary.txt", "mlperf_log_detail.txt")
 TRACE = "mlperf_log_trace.json"
 

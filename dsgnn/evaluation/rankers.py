@@ -62,6 +62,7 @@ def model_ranker(
             attention[0] if attention else None,
             config.order,
             specks,
+            config.nms_iou,
         )
 
     return rank

@@ -703,17 +703,38 @@ function requireFinite(what, values) {
   if (!values.every((value) => Number.isFinite(value))) throw new Error(`the network's ${what} are not finite${DAMAGED}`);
 }
 
+// Of two queries whose masks have an IoU above nmsIou, the one with the higher score.
+function withoutRepeats(kept, logitsOf, score, nmsIou) {
+  const stays = [];
+  for (const query of [...kept].sort((a, b) => score[b] - score[a] || a - b)) {
+    const mask = logitsOf(query);
+    const repeats = stays.some((other) => {
+      const beside = logitsOf(other);
+      let both = 0, either = 0;
+      for (let i = 0; i < mask.length; i++) {
+        both += mask[i] > 0 && beside[i] > 0;
+        either += mask[i] > 0 || beside[i] > 0;
+      }
+      return both > nmsIou * either;
+    });
+    if (!repeats) stays.push(query);
+  }
+  return stays.sort((a, b) => a - b);
+}
+
 // The network's outputs to a Ranking. saliency, score: Q numbers each. masks: Q · H/4 · W/4 logits.
 // attention: null, or [rows, columns, values]. See dsgnn.runtime.postprocess.
 export function postprocess({saliency, score, masks, attention}, geometry, options, timings = {}) {
-  const {threshold, ifNone = "none", order = "saliency", specks = "drop"} = options;
+  const {threshold, ifNone = "none", order = "saliency", specks = "drop", nmsIou = 1} = options;
   const [h, w] = geometry.original, cells = masks.length / score.length;
   requireFinite("saliencies or scores", [...saliency, ...score]);
   const every = Array.from(score, (_, query) => query);
   let kept = every.filter((query) => score[query] > threshold);
+  const logitsOf = (query) => masks.subarray(query * cells, (query + 1) * cells);
+  if (nmsIou < 1) kept = withoutRepeats(kept, logitsOf, score, nmsIou);
   if (!kept.length && ifNone === "all") kept = every;
   const found = kept.map((query) => {
-    const logits = masks.subarray(query * cells, (query + 1) * cells);
+    const logits = logitsOf(query);
     requireFinite("masks", logits);
     return upsampleMask(logits, geometry, specks);
   });
@@ -851,7 +872,7 @@ export class Ranker {
     const ranker = new Ranker();
     ranker.facts = facts;
     ranker.options = {threshold: threshold ?? facts.threshold, ifNone, specks,
-      order: facts.order ?? "saliency"};
+      order: facts.order ?? "saliency", nmsIou: facts.nms_iou ?? 1};
     ranker.#model = check.model;
     const folder = new URL(options.runtime ?? new URL("ort/", import.meta.url), base).href;
     ranker.note = "";

@@ -139,7 +139,7 @@ def test_objects_masks_and_crops_are_pythons(module: Page) -> None:
     """Made-up outputs of networks: with and without attention, in any order, with specks, with a
     mask of nothing, on photos smaller and larger than the network's input and half of it."""
     rng = np.random.default_rng(3)
-    wrong = total = 0
+    wrong = total = repeated = 0
     sizes = [(160, 120), (96, 128), *rng.integers(20, 420, (28, 2)).tolist()]
     for number, (h, w) in enumerate(sizes):
         rule = Fixed(192, 256) if number % 3 == 0 else LongestSide(256)
@@ -158,10 +158,12 @@ def test_objects_masks_and_crops_are_pythons(module: Page) -> None:
             attention = rng.uniform(size=(height // 2, width // 2)).astype(np.float32) ** 4
             order = "attention" if number % 4 == 1 else "saliency"
         specks = "drop" if number % 3 else "keep"
+        nms_iou = (1.0, 0.3, 0.5)[number % 3]  # of noise, some masks share this much
         if_none, threshold = ("all", 0.999) if number % 11 == 10 else ("none", 0.5)
         ranking = postprocess(
-            saliency, score, masks, geometry, threshold, if_none, attention, order, specks
+            saliency, score, masks, geometry, threshold, if_none, attention, order, specks, nms_iou
         )
+        repeated += len(ranking) < (score > threshold).sum()
         looks = None if attention is None else [*attention.shape, text(attention)]
         found = module.evaluate(
             """([saliency, score, masks, looks, geometry, options]) => facts(dsgnn.postprocess({
@@ -175,7 +177,13 @@ def test_objects_masks_and_crops_are_pythons(module: Page) -> None:
                     "resized": geometry.resized,
                     "padded": geometry.padded,
                 },
-                {"threshold": threshold, "ifNone": if_none, "order": order, "specks": specks},
+                {
+                    "threshold": threshold,
+                    "ifNone": if_none,
+                    "order": order,
+                    "specks": specks,
+                    "nmsIou": nms_iou,
+                },
             ],
         )
         differ, pixels_ = assert_same(found, ranking, 1e-4)
@@ -191,6 +199,7 @@ def test_objects_masks_and_crops_are_pythons(module: Page) -> None:
         if not differ:
             np.testing.assert_array_equal(array(found["greys"]), ranking.rank_map().ravel())
     assert wrong <= 1e-6 * total, (wrong, total)  # a logit that is nearly 0
+    assert repeated >= 5
 
 
 def exif(orientation: int) -> np.ndarray:

@@ -74,6 +74,12 @@ def test_attention_is_told(order: str) -> None:
     assert (facts["attention"], facts["order"]) == (True, order)
 
 
+def test_what_repeats_an_object_is_told_where_it_is_dropped() -> None:
+    told = replace(DESCRIPTION, nms_iou=0.7)
+    assert Description.from_json(told.to_json()) == told
+    assert "nms_iou" not in DESCRIPTION.to_dict() and DESCRIPTION.nms_iou == 1
+
+
 def test_nothing_is_told_of_attention_where_there_is_none() -> None:
     """Descriptions written before there was any are read, and written, as they were."""
     facts = json.loads(DESCRIPTION.to_json())
@@ -87,6 +93,7 @@ def test_nothing_is_told_of_attention_where_there_is_none() -> None:
     [
         ({"attention": "yes"}, "expects 'attention' to be true or false, got 'yes'"),
         ({"attention": True, "order": "size"}, "order must be one of saliency, attention, got"),
+        ({"nms_iou": 0}, "nms_iou must be above 0 and at most 1, got 0"),
         ({"order": "attention"}, "the order is that of attention, but there is no"),
         (
             {"input": {**SIZE, "height": 0}},

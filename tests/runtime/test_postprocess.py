@@ -72,6 +72,29 @@ def test_an_empty_mask_stays_in_the_list() -> None:
     assert second.box == (0, 0, 0, 0) and second.area == 0 and not second.mask.any()
 
 
+def test_what_repeats_an_object_of_a_higher_score_is_dropped() -> None:
+    """Masks of 10, 9, 8 and 1 columns: neighbours have an IoU of .9 and .89, the first and the
+    third .8; the fourth lies apart and the fifth is empty."""
+    masks = np.full((6, 24, 24), -1, np.float32)
+    for query, columns in enumerate((10, 9, 8)):
+        masks[query, :, :columns] = 1
+    masks[3, :, 20] = 1
+    masks[5] = masks[0]
+    score = np.array([0.9, 0.8, 0.95, 0.6, 0.7, 0.4], np.float32)
+
+    def kept(nms_iou: float, threshold: float = 0.5) -> list[int]:
+        geometry = LongestSide(96).geometry(96, 96)
+        ranking = postprocess(score, score, masks, geometry, threshold, nms_iou=nms_iou)
+        return sorted(item.query for item in ranking)
+
+    assert kept(1.0) == [0, 1, 2, 3, 4]
+    assert kept(0.895) == [0, 2, 3, 4]  # 1 repeats 0, which does not repeat 2
+    assert kept(0.85) == [0, 2, 3, 4]  # by 2 it goes already
+    assert kept(0.75) == [2, 3, 4]
+    assert kept(0.75, 0.3) == [2, 3, 4]
+    assert kept(0.75, 0.99) == []
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (37, 91), (480, 640)])
 def test_masks_have_the_photos_size(shape: tuple[int, int]) -> None:
     geometry = LongestSide(64).geometry(*shape)
