@@ -10,33 +10,42 @@ from typing import Any
 import click
 
 from dsgnn.options import (
+    FILE,
+    NEW_FILE,
     backends_option,
+    data_option,
+    images_option,
     needs,
     refusals,
+    seed_option,
     size_option,
+    split_option,
     teacher_option,
 )
-from dsgnn.runtime.backends import BACKENDS
-from dsgnn.runtime.console import HELP, CommandGroup
+from dsgnn.runtime.console import (
+    HELP,
+    CommandGroup,
+    backend_option,
+    device_option,
+    lanes_option,
+    out_option,
+    threads_option,
+)
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 unverified_option = click.option(
     "--allow-unverified", is_flag=True, help="Take unverified artifacts, and mark them."
 )
 
 
-def out_option(text: str) -> Callable[[Any], Any]:
-    return click.option("-o", "--out", required=True, type=FOLDER, help=text)
-
-
-def device_option(default: str) -> Callable[[Any], Any]:
-    return click.option("--device", default=default, show_default=True, help="cpu, cuda or cuda:N.")
-
-
-def threads_option(default: int, text: str) -> Callable[[Any], Any]:
+def duration_option(text: str, default: float) -> Callable[[Any], Any]:
     return click.option(
-        "--threads", type=click.IntRange(1), default=default, show_default=True, help=text
+        "--duration",
+        "duration_s",
+        type=click.FloatRange(0),
+        default=default,
+        show_default=True,
+        metavar="S",
+        help=text,
     )
 
 
@@ -89,7 +98,7 @@ def main() -> None:
     "straightforward]",
 )
 @backends_option("A library for artifacts; repeat it to compare.  [default: by what is installed]")
-@device_option("cpu")
+@device_option(default="cpu")
 @click.option(
     "--batch",
     "batches",
@@ -99,28 +108,15 @@ def main() -> None:
     metavar="1,2,4,8",
     help="Photos at once.",
 )
-@threads_option(2, "CPU threads of every model.")
-@click.option(
-    "--duration",
-    type=click.FloatRange(0),
-    default=20.0,
-    show_default=True,
-    metavar="S",
-    help="Timed seconds at least, per model and batch size.",
-)
+@threads_option("CPU threads of every model.", 2)
+@duration_option("Timed seconds at least, per model and batch size.", 20.0)
 @click.option(
     "--runs", type=click.IntRange(1), default=30, show_default=True, help="Timed runs at least."
 )
 @size_option("Input of checkpoints.  [default: 4:3 at the configuration's size]")
 @click.option("--cuda-graph", is_flag=True, help="Also the deploy graph as a CUDA graph.")
 @unverified_option
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="For random weights and the order of turns.",
-)
+@seed_option("For random weights and the order of turns.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @out_option("The folder that gets latency.json.")
 def latency(
@@ -129,7 +125,7 @@ def latency(
     forms: tuple[str, ...],
     backends: tuple[str, ...],
     batches: list[int],
-    duration: float,
+    duration_s: float,
     runs: int,
     cuda_graph: bool,
     seed: int,
@@ -156,7 +152,7 @@ def latency(
 
         usual = DEFAULT_FORMS["cpu" if options["device"] == "cpu" else "cuda"]
         chosen = (*(forms or usual), *(("cuda-graph",) if cuda_graph else ()))
-        plan = Plan.of(duration, runs, seed)
+        plan = Plan.of(duration_s, runs, seed)
         found = specs(models, synthetic, chosen, backends, seed=seed, **options)
         results = run(found, batches, plan, out, resume=resume, progress=True)
         click.echo(f"time ÷ {baseline(results['rows'])}, with 95% intervals:")
@@ -167,13 +163,8 @@ def latency(
 
 @main.command(context_settings=HELP)
 @click.argument("models", nargs=-1, metavar="MODEL...")
-@click.option(
-    "--data",
-    required=True,
-    metavar="DATA",
-    help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N[:FOLDER].",
-)
-@click.option("--split", default="test", show_default=True, help="Split to measure.")
+@data_option()
+@split_option()
 @teacher_option()
 @click.option(
     "--against",
@@ -186,8 +177,8 @@ def latency(
     "--against-synthetic", metavar="CONFIG", help="The same for artifacts with random weights."
 )
 @backends_option("A library for artifacts; repeat it.")
-@device_option("cpu")
-@threads_option(2, "CPU threads.")
+@device_option(default="cpu")
+@threads_option("CPU threads.", 2)
 @unverified_option
 @click.option("--resume", is_flag=True, help="Measure only what is not in the folder yet.")
 @out_option("The folder that gets accuracy.json.")
@@ -238,13 +229,9 @@ def accuracy(
     type=click.IntRange(1),
     help="Batch size, to be repeated; by default 1, 2, 4, 8, 16 and 32.",
 )
-@click.option(
-    "--images",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Photos to compare the answers on, besides the packaged ones.",
-)
+@images_option("Photos to compare the answers on, besides the packaged ones.")
 @click.option("--limit", "limit_s", type=float, default=540.0, show_default=True, help="Seconds.")
-@device_option("cuda")
+@device_option(default="cuda")
 @unverified_option
 @out_option("The folder that gets gpu.json.")
 def gpu(
@@ -277,7 +264,7 @@ def gpu(
 @main.command(context_settings=HELP)
 @click.argument("model", required=False, type=FILE)
 @click.option("--images", type=int, default=240, show_default=True, help="Photos of each turn.")
-@threads_option(1, "CPU threads of each worker.")
+@threads_option("CPU threads of each worker.", 1)
 @click.option("--rounds", type=int, default=3, show_default=True, help="Turns of each arm.")
 @out_option("The folder that gets scaling.json.")
 def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Path) -> None:
@@ -303,10 +290,8 @@ def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Pat
     type=FILE,
     help="The artifact that the server runs, to check its answers by.  [default: the bundled one]",
 )
-@click.option(
-    "--lanes",
-    type=click.IntRange(1),
-    help="Photos in flight at once.  [default: as many as dsgnn-run has lanes; 64 connections]",
+@lanes_option(
+    "Photos in flight at once.  [default: as many as dsgnn-run has lanes; 64 connections]", None
 )
 @click.option(
     "--p99",
@@ -317,15 +302,7 @@ def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Pat
     metavar="MS",
     help="What 99% of the photos must keep in the server scenario.",
 )
-@click.option(
-    "--duration",
-    "duration_s",
-    type=click.FloatRange(0),
-    default=60.0,
-    show_default=True,
-    metavar="S",
-    help="Seconds at least of each of the seven tests.",
-)
+@duration_option("Seconds at least of each of the seven tests.", 60.0)
 @click.option(
     "--queries",
     type=click.IntRange(1),
@@ -333,17 +310,11 @@ def scaling(model: Path | None, images: int, threads: int, rounds: int, out: Pat
     show_default=True,
     help="Photos at least of each test; with fewer than 662 LoadGen tells no p99.",
 )
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", *BACKENDS]),
-    default="auto",
-    show_default=True,
-    help="Inference library.",
-)
-@device_option("cpu")
-@threads_option(2, "CPU threads of each inference.")
+@backend_option()
+@device_option(default="cpu")
+@threads_option("CPU threads of each inference.", 2)
 @unverified_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For arrivals.")
+@seed_option("For arrivals.")
 @out_option("The folder that gets load.json and LoadGen's logs.")
 def load(target: str, out: Path, **options: Any) -> None:
     """Put an artifact, or a dsgnn-serve on this machine, under the load of MLPerf's LoadGen.
@@ -369,18 +340,13 @@ def load(target: str, out: Path, **options: Any) -> None:
 
 @main.command(context_settings=HELP)
 @click.argument("model", required=False, type=FILE)
-@click.option(
-    "--data",
-    required=True,
-    metavar="GAZE",
-    help="Folder with fixations.json and images, of photos that people looked at.",
-)
-@click.option("--split", default="test", show_default=True, help="train, val, test or all.")
+@data_option("Folder with fixations.json and images, of photos that people looked at.", "GAZE")
+@split_option("train, val, test or all.")
 @click.option(
     "--aspect", default="1:1,4:5,9:16", show_default=True, metavar="W:H,...", help="Of the crops."
 )
-@device_option("cpu")
-@threads_option(2, "CPU threads.")
+@device_option(default="cpu")
+@threads_option("CPU threads.", 2)
 @out_option("The folder that gets crops.json.")
 def crops(
     model: Path | None,
@@ -413,12 +379,7 @@ def crops(
 
 @main.command(context_settings=HELP)
 @click.argument("results", nargs=-1, required=True, type=FILE)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The HTML page; the Markdown goes beside it.",
-)
+@out_option("The HTML page; the Markdown goes beside it.", kind=NEW_FILE, required=False)
 @click.option(
     "--readme", type=FILE, help="Replace what stands between <!-- bench --> and <!-- /bench -->."
 )

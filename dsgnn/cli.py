@@ -11,14 +11,26 @@ import click
 
 from dsgnn.config import CONFIGS
 from dsgnn.options import (
+    FILE,
+    NEW_FILE,
     CheckpointFile,
     NanoOrPath,
-    backend_option,
+    data_option,
     needs,
+    seed_option,
     size_option,
+    split_option,
     teacher_option,
 )
-from dsgnn.runtime.console import HELP, OneCommand
+from dsgnn.runtime.console import (
+    HELP,
+    OneCommand,
+    backend_option,
+    device_option,
+    lanes_option,
+    out_option,
+    threads_option,
+)
 from dsgnn.runtime.errors import (
     CheckpointError,
     DataError,
@@ -57,15 +69,8 @@ def reported() -> Iterator[None]:
 
 
 @click.command(cls=OneCommand, context_settings=HELP)
-@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The .safetensors file to write.",
-)
+@click.argument("source", type=FILE)
+@out_option("The .safetensors file to write.", "FILE", NEW_FILE)
 @click.option(
     "--config",
     metavar="NAME",
@@ -111,14 +116,11 @@ def convert(source: Path, out: Path, config: str | None) -> None:
     type=click.Choice(list(CONFIGS)),
     help=f"One of {', '.join(CONFIGS)}.",
 )
-@click.option(
-    "--data",
-    required=True,
+@data_option(
+    "Folder in ASSR, IRSR, SIFR or COCO form, with fixations.json, or with images/ and masks/; or "
+    "composite:N or composite:N:FOLDER: N made-up scenes to train on, and N others to evaluate on. "
+    "Several may be given; the first is evaluated on.",
     multiple=True,
-    metavar="DATA",
-    help="Folder in ASSR, IRSR, SIFR or COCO form, with fixations.json, or with images/ and "
-    "masks/; or composite:N or composite:N:FOLDER: N made-up scenes to train on, and N others to "
-    "evaluate on. Several may be given; the first is evaluated on.",
 )
 @click.option(
     "--share",
@@ -130,14 +132,7 @@ def convert(source: Path, out: Path, config: str | None) -> None:
     "its size]",
 )
 @teacher_option()
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    metavar="RUN",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the run, made if missing.",
-)
+@out_option("Folder of the run, made if missing.", "RUN")
 @click.option(
     "--init",
     metavar="FILE",
@@ -158,12 +153,7 @@ def convert(source: Path, out: Path, config: str | None) -> None:
     show_default=True,
     help="Mixed precision.",
 )
-@click.option(
-    "--split",
-    default="train",
-    show_default=True,
-    help="Split to train on; train+val is the published recipe for ASSR.",
-)
+@split_option("Split to train on; train+val is the published recipe for ASSR.", "train")
 @click.option(
     "--val",
     default="val",
@@ -200,10 +190,8 @@ def convert(source: Path, out: Path, config: str | None) -> None:
     show_default=True,
     help="Processes that prepare images, for each training process.",
 )
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."
-)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
+@seed_option()
+@device_option()
 @click.version_option(package_name="dsgnn")
 def train(
     config: str,
@@ -290,13 +278,8 @@ def _next_step(trained: Path, data: str, val: str, teacher: Path | None) -> str:
     help="A results.json instead of a MODEL, from dsgnn-run or any method in its form; or the "
     "Parquet of dsgnn-batch, a file or its folder.",
 )
-@click.option(
-    "--data",
-    required=True,
-    metavar="DATA",
-    help="Folder in ASSR, IRSR, SIFR or COCO form, or composite:N[:FOLDER].",
-)
-@click.option("--split", default="test", show_default=True, help="Split to measure.")
+@data_option()
+@split_option()
 @click.option(
     "--protocol",
     type=click.Choice(["dsgnn", "official", "gaze"]),
@@ -306,13 +289,7 @@ def _next_step(trained: Path, data: str, val: str, teacher: Path | None) -> str:
     "folder with fixations.json, in COCO form with human_rank or fixations, or with "
     "images/ and masks/.",
 )
-@click.option(
-    "-o",
-    "--out",
-    metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Write metrics.json, per_image.csv and results.json there.",
-)
+@out_option("Write metrics.json, per_image.csv and results.json there.", "DIR", required=False)
 @teacher_option()
 @size_option("A checkpoint sees photos at this size, as a static artifact does.")
 @click.option(
@@ -329,18 +306,11 @@ def _next_step(trained: Path, data: str, val: str, teacher: Path | None) -> str:
     "or none.  [default: all; none with --protocol gaze]",
 )
 @backend_option("Inference library for an artifact.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option(
-    "--threads",
-    type=click.IntRange(1),
-    help="CPU threads of one inference.  [default: 1 where images have lanes]",
-)
-@click.option(
-    "--lanes",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Images that are read, ranked and measured at the same time.  [default: as the cores "
-    "and the memory allow for an artifact, else 1]",
+@device_option()
+@threads_option("CPU threads of one inference.  [default: 1 where images have lanes]")
+@lanes_option(
+    "Images that are read, ranked and measured at the same time.  [default: as the cores and the "
+    "memory allow for an artifact, else 1]"
 )
 @click.version_option(package_name="dsgnn")
 def evaluate(model: Path | None, data: str, **options: Any) -> None:
@@ -379,7 +349,7 @@ def evaluate(model: Path | None, data: str, **options: Any) -> None:
 
 @click.command(cls=OneCommand, context_settings=HELP)
 @click.argument("data", metavar="DATA")
-@click.option("--split", default="train", show_default=True, help="Split, or several joined by +.")
+@split_option("Split, or several joined by +.", "train")
 @teacher_option()
 @click.version_option(package_name="dsgnn")
 def check(data: str, split: str, teacher: Path | None) -> None:

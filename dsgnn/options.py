@@ -15,6 +15,9 @@ from dsgnn.runtime.letterbox import parse_size
 from dsgnn.runtime.ranker import BUNDLED
 
 NANO = "nano"  # the bundled model
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)  # of the user's
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 class SizeType(click.ParamType):
@@ -73,12 +76,6 @@ def size_option(text: str, *, dynamic: bool = False) -> Callable[[Any], Any]:
     return click.option("--size", type=SizeType(dynamic), metavar="HxW", help=text)
 
 
-def backend_option(text: str) -> Callable[[Any], Any]:
-    """`--backend` for one artifact; by default the runtime chooses."""
-    choice = click.Choice(["auto", *BACKENDS])
-    return click.option("--backend", type=choice, default="auto", show_default=True, help=text)
-
-
 def backends_option(text: str) -> Callable[[Any], Any]:
     """`--backend` for several artifacts, to be repeated."""
     return click.option(
@@ -96,6 +93,26 @@ def teacher_option() -> Callable[[Any], Any]:
         "with one mask, and of COCO form without ranks: nano, which is the bundled model, another "
         "ONNX file with attention, or weights of dsgnn.teacher.",
     )
+
+
+def data_option(
+    text: str = "Folder in ASSR, IRSR, SIFR or COCO form, or composite:N[:FOLDER].",
+    metavar: str = "DATA",
+    multiple: bool = False,
+) -> Callable[[Any], Any]:
+    return click.option("--data", required=True, multiple=multiple, metavar=metavar, help=text)
+
+
+def split_option(text: str = "Split to measure.", default: str = "test") -> Callable[[Any], Any]:
+    return click.option("--split", default=default, show_default=True, help=text)
+
+
+def images_option(text: str = "More photos for the parity check.") -> Callable[[Any], Any]:
+    return click.option("--images", type=FOLDER, help=text)
+
+
+def seed_option(text: str = "Of everything random.") -> Callable[[Any], Any]:
+    return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=text)
 
 
 @contextmanager

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
 from dsgnn.options import (
+    FOLDER,
+    NEW_FILE,
     CheckpointFile,
     NanoOrPath,
-    backend_option,
+    images_option,
     needs,
     refusals,
     size_option,
 )
-from dsgnn.runtime.console import HELP, CommandGroup
+from dsgnn.runtime.console import HELP, CommandGroup, backend_option, device_option, out_option
 from dsgnn.runtime.ranker import BUNDLED
 
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-images_option = click.option("--images", type=FOLDER, help="More photos for the parity check.")
+PATH = click.Path(path_type=Path)
 
 
 @click.group(cls=CommandGroup, context_settings=HELP)
@@ -45,10 +45,6 @@ def _output(path: Path, *suffixes: str) -> None:
         raise click.UsageError(f"there is no folder {path.parent} to write {path.name} in")
 
 
-def output_option(text: str) -> Callable[[Any], Any]:
-    return click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help=text)
-
-
 @contextmanager
 def _gate(advice: str) -> Iterator[None]:
     """An artifact that was refused or not built ends the command with status 1, wrong use with 2.
@@ -70,7 +66,7 @@ def _gate(advice: str) -> Iterator[None]:
 
 @main.command()
 @click.argument("checkpoint", required=False, type=CheckpointFile())
-@output_option("The ONNX file to write.")
+@out_option("The ONNX file to write.", kind=PATH)
 @size_option(
     "Height and width in pixels, multiples of 32, or dynamic.  [default: 4:3 at the "
     "configuration's size]",
@@ -109,7 +105,7 @@ def _gate(advice: str) -> Iterator[None]:
     is_flag=True,
     help="Write the file, marked as unverified, even if it gives other answers.",
 )
-@images_option
+@images_option()
 def onnx(
     checkpoint: Path | None,
     out: Path,
@@ -163,8 +159,8 @@ def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, .
 
 
 @main.command()
-@click.argument("source", metavar="M.onnx", type=click.Path(path_type=Path))
-@output_option("The engine to write, .engine or .plan.")
+@click.argument("source", metavar="M.onnx", type=PATH)
+@out_option("The engine to write, .engine or .plan.", kind=PATH)
 @click.option(
     "--flavour",
     type=click.Choice(["tensorrt", "tensorrt-rtx"]),
@@ -189,10 +185,10 @@ def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, .
 @click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Scratch memory at most.")
 @click.option(
     "--timing-cache",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NEW_FILE,
     help="Measurements of earlier builds, read and added to (tensorrt).",
 )
-@images_option
+@images_option()
 def tensorrt(
     source: Path,
     out: Path,
@@ -239,16 +235,16 @@ def tensorrt(
 
 
 @main.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=PATH)
 @click.option(
     "--against",
     required=True,
     type=CheckpointFile(),
     help="The checkpoint it came from, or an ONNX file of the same network.",
 )
-@images_option
+@images_option()
 @backend_option("What runs the artifact.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option("auto, cpu, cuda or cuda:N.")
 def verify(artifact: Path, against: Path, images: Path | None, backend: str, device: str) -> None:
     """Compare ARTIFACT with what it was made from, on this machine; its sidecar keeps the outcome.
 
@@ -276,7 +272,7 @@ def verify(artifact: Path, against: Path, images: Path | None, backend: str, dev
 
 
 @main.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=PATH)
 def inspect(artifact: Path) -> None:
     """Say what is known about ARTIFACT: facts, checks, how it was built, what is in its graph."""
     with needs("export"):
@@ -292,16 +288,9 @@ def inspect(artifact: Path) -> None:
     nargs=-1,
     required=True,
     metavar="M.onnx|M.engine...",
-    type=click.Path(path_type=Path),
+    type=PATH,
 )
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    metavar="REPO",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The model repository.",
-)
+@out_option("The model repository.", "REPO")
 @click.option("--name", help="The model's name on the server.  [default: the first file's]")
 @click.option(
     "--max-batch",
@@ -350,14 +339,7 @@ def triton(
 
 @main.command()
 @click.argument("model", metavar="M.onnx", type=NanoOrPath(BUNDLED, exists=False))
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    metavar="SITE",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The folder to write.",
-)
+@out_option("The folder to write.", "SITE")
 @click.option(
     "--runtime",
     type=FOLDER,
@@ -383,7 +365,7 @@ def web(model: Path, out: Path, runtime: Path | None) -> None:
 
 @main.command(name="round")
 @click.argument("checkpoint", type=CheckpointFile())
-@output_option("The .safetensors file to write.")
+@out_option("The .safetensors file to write.", kind=PATH)
 def round_(checkpoint: Path, out: Path) -> None:
     """Round the weights of CHECKPOINT to float16 values, for a w16 export that loses nothing."""
     with needs("export"):

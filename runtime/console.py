@@ -17,6 +17,7 @@ from dsgnn.runtime.errors import DsgnnError
 from dsgnn.runtime.photo.headers import MAX_PIXELS
 
 HELP = {"help_option_names": ["-h", "--help"]}  # settings of every command
+AT_LEAST_ONE = click.IntRange(1)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -33,13 +34,11 @@ class OutputFolder(click.Path):
         return super().convert(value, *place)
 
 
-out_option = click.option(
-    "-o",
-    "--out",
-    required=True,
-    metavar="DIR",
-    type=OutputFolder(),
-    help="Folder for the outputs, made if missing.",
+threshold_option = click.option(
+    "--threshold",
+    type=float,
+    metavar="SCORE",
+    help="Keep objects scored above this, 0 to 1.  [default: the model's own]",
 )
 if_none_option = click.option(
     "--if-none",
@@ -69,6 +68,40 @@ skip_existing_option = click.option(
 )
 
 
+def out_option(
+    text: str = "Folder for the outputs, made if missing.",
+    metavar: str | None = None,
+    kind: click.Path | None = None,
+    required: bool = True,
+) -> Callable[[Any], Any]:
+    """`--out`. kind: of what is written; None = a folder."""
+    place = kind or OutputFolder()
+    return click.option("-o", "--out", required=required, metavar=metavar, type=place, help=text)
+
+
+def backend_option(text: str = "Inference library.") -> Callable[[Any], Any]:
+    """`--backend` for one artifact; by default the runtime chooses."""
+    choice = click.Choice(["auto", *BACKENDS])
+    return click.option("--backend", type=choice, default="auto", show_default=True, help=text)
+
+
+def device_option(
+    text: str = "cpu, cuda or cuda:N.", default: str = "auto"
+) -> Callable[[Any], Any]:
+    return click.option("--device", default=default, show_default=True, help=text)
+
+
+def threads_option(
+    text: str, default: int | None = None, kind: Any = AT_LEAST_ONE
+) -> Callable[[Any], Any]:
+    """`--threads`. kind: int where the number is held against the cores of the machine."""
+    return click.option("--threads", type=kind, default=default, show_default=True, help=text)
+
+
+def lanes_option(text: str, metavar: str | None = "N") -> Callable[[Any], Any]:
+    return click.option("--lanes", type=AT_LEAST_ONE, metavar=metavar, help=text)
+
+
 def ranker_options(
     device: str = "cpu, cuda or cuda:N.", threads: str = "2"
 ) -> Callable[[Command], Command]:
@@ -81,23 +114,10 @@ def ranker_options(
             help="ONNX file or engine made by dsgnn-export, or nano for the bundled one.  "
             "[default: nano]",
         ),
-        click.option(
-            "--threshold",
-            type=float,
-            metavar="SCORE",
-            help="Keep objects scored above this, 0 to 1.  [default: the model's own]",
-        ),
-        click.option(
-            "--backend",
-            type=click.Choice(["auto", *BACKENDS]),
-            default="auto",
-            show_default=True,
-            help="Inference library.",
-        ),
-        click.option("--device", default="auto", show_default=True, help=device),
-        click.option(
-            "--threads", type=int, help=f"CPU threads of one inference.  [default: {threads}]"
-        ),
+        threshold_option,
+        backend_option(),
+        device_option(device),
+        threads_option(f"CPU threads of one inference.  [default: {threads}]", kind=int),
     ]
 
     def add(command: Command) -> Command:

@@ -1,5 +1,6 @@
 """The command that lists the others, and the options that they share."""
 
+import ast
 import configparser
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from dsgnn.commands import main
 from dsgnn.options import CheckpointFile, needs, refusals, size_option
 from dsgnn.runtime.errors import InputError
 
+ROOT = Path(__file__).parents[1]
 SETUP = configparser.ConfigParser()
-SETUP.read(Path(__file__).parents[1] / "setup.cfg")
+SETUP.read(ROOT / "setup.cfg")
 SCRIPTS = [
     line.partition(" = ")[0]
     for line in SETUP["options.entry_points"]["console_scripts"].strip().splitlines()
@@ -123,6 +125,23 @@ def test_an_option_of_two_names_is_found() -> None:
         for name, names in (("a", ("-o", "--out")), ("b", ("--out",)))
     )
     assert len(spellings({"a": one, "b": other})["--out"]) == 2
+
+
+SHARED = ["--out", "--threads", "--device", "--seed", "--data", "--split", "--threshold", "--lanes"]
+SHARED += ["--teacher", "--allow-unverified", "--skip-existing", "--specks", "--duration"]
+
+
+def test_an_option_of_several_commands_is_written_once() -> None:
+    places: dict[str, list[Path]] = {option: [] for option in SHARED}
+    for folder in ("runtime", "dsgnn", "export", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            for node in ast.walk(ast.parse(text)) if "click.option" in text else ():
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "click.option":
+                    for word in node.args:
+                        if isinstance(word, ast.Constant) and word.value in places:
+                            places[word.value].append(path)
+    assert {option: found for option, found in places.items() if len(found) != 1} == {}
 
 
 def test_every_command_says_what_it_does_in_whole_sentences() -> None:

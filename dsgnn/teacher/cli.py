@@ -6,27 +6,23 @@ from pathlib import Path
 
 import click
 
-from dsgnn.runtime.console import HELP, OneCommand
+from dsgnn.options import FOLDER, NEW_FILE, needs, seed_option
+from dsgnn.runtime.console import HELP, OneCommand, out_option, threads_option
 
 
 @click.command(cls=OneCommand, context_settings=HELP)
-@click.option("--gaze", required=True, metavar="FOLDER",
-              type=click.Path(exists=True, file_okay=False, path_type=Path),
+@click.option("--gaze", required=True, metavar="FOLDER", type=FOLDER,
               help="Folder with fixations.json and images/.")  # fmt: skip
 @click.option("--member", "members", required=True, multiple=True, metavar="BACKBONE=FILE",
               help="A timm EfficientNet and its ImageNet weights. Give it again to train another "
               "network and average the two.")  # fmt: skip
-@click.option("-o", "--out", required=True, metavar="FILE",
-              type=click.Path(dir_okay=False, path_type=Path),
-              help="The .safetensors file to write.")  # fmt: skip
+@out_option("The .safetensors file to write.", "FILE", NEW_FILE)
 @click.option("--size", type=click.IntRange(64), default=448, show_default=True,
               help="Longest side in pixels to which photos are resized.")  # fmt: skip
 @click.option("--passes", type=click.IntRange(1), default=5, show_default=True,
               help="Passes over the training photos, for each network.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
-              help="Of everything random.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True,
-              help="CPU threads.")  # fmt: skip
+@seed_option()
+@threads_option("CPU threads.", 1)
 @click.version_option(package_name="dsgnn")
 def main(
     gaze: Path, members: tuple[str, ...], out: Path, size: int, passes: int, seed: int, threads: int
@@ -44,7 +40,6 @@ def main(
 
     Exit status: 0 done, 1 the photos or the weights do not serve, 2 wrong use.
     """
-    from dsgnn.cli import needs
     from dsgnn.runtime.errors import DsgnnError, OptionError
 
     with needs("train"):

@@ -27,7 +27,7 @@ from dsgnn.runtime.errors import DsgnnError
 
 @click.command(cls=OneCommand, context_settings=HELP)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@out_option
+@out_option(metavar="DIR")
 @click.option(
     "--cluster",
     default="",

@@ -12,6 +12,7 @@ from dsgnn.runtime.console import (
     HELP,
     OneCommand,
     if_none_option,
+    lanes_option,
     max_pixels_option,
     open_streams,
     out_option,
@@ -43,7 +44,7 @@ traceback is a bug of ours: please report it.
 
 @click.command(cls=OneCommand, context_settings=HELP, epilog=NAMES)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@out_option
+@out_option(metavar="DIR")
 @click.option(
     "--save",
     default="overlay,json",
@@ -72,12 +73,9 @@ traceback is a bug of ours: please report it.
     "fill the rest of the frame with black or with the photo blurred.",
 )
 @ranker_options(threads="1 where photos have lanes; else 2, and 1 for videos on two cores")
-@click.option(
-    "--lanes",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Photos that are decoded, ranked and saved at the same time.  [default: as the cores "
-    "and the memory allow; 1 for few photos]",
+@lanes_option(
+    "Photos that are decoded, ranked and saved at the same time.  [default: as the cores and the "
+    "memory allow; 1 for few photos]"
 )
 @if_none_option
 @specks_option

@@ -6,8 +6,15 @@ from contextlib import ExitStack
 
 import click
 
-from dsgnn.runtime.backends import BACKENDS
-from dsgnn.runtime.console import HELP, OneCommand, specks_option
+from dsgnn.runtime.console import (
+    HELP,
+    OneCommand,
+    backend_option,
+    device_option,
+    specks_option,
+    threads_option,
+    threshold_option,
+)
 from dsgnn.runtime.errors import DsgnnError
 
 
@@ -58,26 +65,10 @@ from dsgnn.runtime.errors import DsgnnError
     help="Run the replicas on a Ray cluster: HOST:PORT, auto for the one on this machine, or local "
     "for one that is started here.  [default: in this process]",
 )
-@click.option(
-    "--threshold",
-    type=float,
-    metavar="SCORE",
-    help="Keep objects scored above this, 0 to 1.  [default: the model's own]",
-)
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", *BACKENDS]),
-    default="auto",
-    show_default=True,
-    help="Inference library.",
-)
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="cpu or cuda; several replicas have a GPU each, in processes of Ray.",
-)
-@click.option("--threads", type=int, help="CPU threads of one inference.  [default: 2]")
+@threshold_option
+@backend_option()
+@device_option("cpu or cuda; several replicas have a GPU each, in processes of Ray.")
+@threads_option("CPU threads of one inference.  [default: 2]", kind=int)
 @specks_option
 @click.option(
     "--max-bytes", type=int, default=20_000_000, show_default=True, help="Bytes of one request."
