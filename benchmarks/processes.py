@@ -21,6 +21,7 @@ from dsgnn.benchmarks.environment import peak_mib, reset_peak
 from dsgnn.benchmarks.forms import Answers, Spec, Subject, open_subject, photos, run_once
 from dsgnn.benchmarks.timing import Clock, Sample
 from dsgnn.runtime.errors import BackendError, DsgnnError
+from dsgnn.runtime.fence import end_with_parent
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.letterbox import letterbox
 
@@ -140,7 +141,7 @@ class BenchProcess:
 def apart(function: Callable[[Spec], Any], spec: Spec) -> Any:
     """Call a function in a process of its own, so that what it needs is gone afterwards."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
         return pool.submit(function, spec).result()
 
 

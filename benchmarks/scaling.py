@@ -30,6 +30,7 @@ from dsgnn.runtime.cluster.connect import cluster
 from dsgnn.runtime.cluster.job import TASK_IMAGES, plan, rank_on_ray, ranker_for
 from dsgnn.runtime.disk.sources import Source, find_sources
 from dsgnn.runtime.errors import BackendError, InputError, OptionError
+from dsgnn.runtime.fence import WITH_PARENT
 from dsgnn.runtime.run.loop import rank_sources
 
 FILE = "scaling.json"
@@ -139,7 +140,8 @@ def server(model: Path | None, threads: int) -> Iterator[tuple[int, float]]:
     command += ["--threads", str(threads), *(["--model", str(model)] if model else [])]
     start = perf_counter()
     quiet = subprocess.DEVNULL  # it logs requests to its standard output
-    with subprocess.Popen(command, text=True, stdout=quiet, stderr=subprocess.PIPE) as process:
+    pipes: dict[str, Any] = {"stdout": quiet, "stderr": subprocess.PIPE, **WITH_PARENT}
+    with subprocess.Popen(command, text=True, **pipes) as process:
         assert process.stderr is not None
         said = []
         for line in process.stderr:

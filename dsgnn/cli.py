@@ -12,6 +12,7 @@ import click
 from dsgnn.config import CONFIGS
 from dsgnn.options import (
     FILE,
+    NANO,
     NEW_FILE,
     CheckpointFile,
     NanoOrPath,
@@ -40,7 +41,6 @@ from dsgnn.runtime.errors import (
 )
 from dsgnn.runtime.ranker import BUNDLED
 
-# In a clone; the package is too small for it.
 OPTIONS = {
     "initial_weights": "--init",
     "predict_looks": "--teacher",
@@ -258,7 +258,7 @@ def _next_step(trained: Path, data: str, val: str, teacher: Path | None) -> str:
     split = next((name for name in ("test", val) if images.get(name)), None)
     if split is None:
         return f"measure it on photos it was not trained on: dsgnn-eval {trained} --data FOLDER"
-    more = f" --teacher {teacher}" if teacher else ""
+    more = f" --teacher {NANO if teacher == BUNDLED else teacher}" if teacher else ""
     if (Path(data) / ANNOTATIONS).is_file():  # no masks to compare with
         more = " --protocol gaze"
     return f"measure it with: dsgnn-eval {trained} --data {data} --split {split}{more}"
@@ -382,6 +382,8 @@ def check(data: str, split: str, teacher: Path | None) -> None:
     sizes = splits_of(data)
     splits = ", ".join(f"{name} {images}" for name, images in sizes.items())
     notes = [*report.remarks, *report.facts(), f"images of each split: {splits}"]
+    if report.lacks_ranks:
+        notes.append(f"--teacher {NANO} predicts them by the bundled model, and checks them too")
     if sizes.get("val") == 0:
         notes.append("there is none to evaluate on while training: dsgnn-train needs --val none")
     click.echo("".join(f"{note}\n" for note in notes), nl=False, err=True)

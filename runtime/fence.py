@@ -1,11 +1,13 @@
 """Processes that decode what strangers made, which may crash, hang or fill the memory.
 
 Each ends with this process. What is common to those for photos (dsgnn.runtime.photo.decoder) and
-for videos (dsgnn.runtime.video.fence) is here.
+for videos (dsgnn.runtime.video.fence) is here. So is how a program that does not read from us ends
+with this process, even if that is killed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -20,6 +22,7 @@ import numpy as np
 PIXELS_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
 DECODE_S = 5  # seconds of processor time for one photo or frame
 SOME_BYTES = 1 << 30  # memory for one photo or video, beside what the process has before it
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 PIXEL_BYTES = 12  # and for one pixel, where pictures of more pixels than usual are allowed
 
 
@@ -35,6 +38,16 @@ def spawn(
     environment |= variables or {}
     command = [sys.executable, "-P", "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, **pipes)
+
+
+def end_with_parent() -> None:
+    """In the process: end, by SIGTERM, when the one that started it has ended. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
+
+WITH_PARENT: dict[str, Any] = {"preexec_fn": end_with_parent} if sys.platform == "linux" else {}
+"""Arguments of Popen for a program that is to end with this process; Windows refuses them."""
 
 
 def stay_quiet() -> IO[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,7 +26,8 @@ class DataReport:
 
     problems: what is wrong, one message each, naming file and field. remarks: what may be as it is
     meant. images: how many were looked at. objects: how many of them have how many objects.
-    sizes: how many have which (height, width) in pixels.
+    sizes: how many have which (height, width) in pixels. lacks_ranks: whether there are none, and
+    nothing predicts them.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -34,6 +35,7 @@ class DataReport:
     images: int = 0
     objects: Counter[int] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    lacks_ranks: bool = False
 
     def facts(self) -> list[str]:
         """What whoever trains needs to know, one line each."""
@@ -78,6 +80,7 @@ def check_folder(
             report = check_data(open_data(spec, split, _everywhere, problems), progress)
             report.objects.clear()  # which of them are salient is not known
             report.remarks[-1] = f"there are no ranks: {error}"
+            report = replace(report, lacks_ranks=True)
         else:
             report = check_data(data, progress)
     report.problems[:0] = problems

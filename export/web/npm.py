@@ -15,9 +15,11 @@ import tarfile
 import tempfile
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.errors import BackendError
+from dsgnn.runtime.fence import WITH_PARENT
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 # Of the package, in base64; npm's lock files write it as "sha512-…".
@@ -113,7 +115,8 @@ def _download(place: Path) -> Path:
     try:
         if npm := shutil.which("npm"):
             command = [npm, "pack", f"{PACKAGE}@{VERSION}"]
-            subprocess.run(command, cwd=place, check=True, capture_output=True, timeout=SECONDS)
+            how: dict[str, Any] = {"cwd": place, "timeout": SECONDS, **WITH_PARENT}
+            subprocess.run(command, check=True, capture_output=True, **how)
         else:
             with urllib.request.urlopen(ADDRESS, timeout=SECONDS) as answer:
                 archive.write_bytes(answer.read())

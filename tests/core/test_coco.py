@@ -319,6 +319,8 @@ def test_a_set_without_validation_says_what_to_do(tmp_path):
     assert done.exit_code == 0 and "--val none" not in done.stderr
     step = cli._next_step(trained, str(folder), "val", Path("t.onnx"))
     assert step.endswith(f"--data {folder} --split val --teacher t.onnx")
+    step = cli._next_step(trained, str(folder), "val", BUNDLED)  # what `nano` stands for
+    assert step.endswith("--split val --teacher nano")
     photo = {"file_name": "a.png", "width": W, "height": H, "points": [[5, 5]], "dev": True}
     gaze = tmp_path / "gaze"
     (gaze / "images").mkdir(parents=True)

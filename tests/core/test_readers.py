@@ -732,8 +732,10 @@ def test_what_has_no_ranks_is_checked_without_them(tmp_path):
     assert done.exit_code == 1 and len(done.stdout.splitlines()) == 1
     assert "there are no ranks: " in done.stderr and "objects per image" not in done.stderr
     assert "width×height in pixels: 16×12: 1" in done.stderr
+    assert "--teacher nano predicts them" in done.stderr
     done = CliRunner().invoke(check, [str(tmp_path), "--split", "all", "--teacher", "nano"])
     assert done.exit_code == 1 and "ranks come from predicted looks" in done.stderr
+    assert "--teacher nano" not in done.stderr
     assert "objects per image: " in done.stderr
 
 

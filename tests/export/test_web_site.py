@@ -7,8 +7,12 @@ Its model is the small one of the runtime's tests; tests/export/test_web.py has 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -22,6 +26,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from graphs import colours_graph
+from hosts import until
 
 from dsgnn.export.cli import main
 from dsgnn.export.web import npm
@@ -332,6 +337,33 @@ def test_another_package_than_the_pinned_one_is_refused(
     with pytest.raises(BackendError, match=r"gave another onnxruntime-web 1\.30\.0 than expected"):
         npm.fetch_runtime()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_npm_ends_with_a_killed_command(model: Path, tmp_path: Path, number: int) -> None:
+    npm_, started = tmp_path / "npm", tmp_path / "started"
+    npm_.write_text(f"#!/bin/sh\necho $$ > {started}.part\nmv {started}.part {started}\n"
+                    "exec sleep 300\n")  # fmt: skip
+    npm_.chmod(0o755)
+    command = [Path(sys.executable).with_name("dsgnn-export"), "web", model, "-o", tmp_path / "s"]
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    variables = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(tmp_path)}
+    with subprocess.Popen(command, env=variables) as export:
+        until(started.exists, 120)
+        child = int(started.read_text())
+        os.kill(export.pid, number)
+    try:
+        until(lambda: _ended(child), 10)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
+def _ended(process: int) -> bool:
+    """Whether a process is gone, or waits for its parent to ask how it ended."""
+    stat = Path(f"/proc/{process}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_no_registry_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
