@@ -32,8 +32,12 @@ HELD_BYTES = 64 << 20  # packets that are kept back at most while the start is s
 BACK_S = 0.5  # a clock that goes back further was set anew; by less, a time is wrong
 LATE_S = 1.0  # how much later than it is decoded a frame is shown at most
 # Kinds of files that declare how long they are. (Others are estimated by FFmpeg.)
-DECLARING = ("avi", "matroska,webm", "asf", "mxf")
+DECLARING = ("avi", "matroska,webm", "mxf")
+# Kinds of files that tell when a packet is decoded and not when its frame is shown, which FFmpeg
+# then guesses.
+UNTOLD = ("avi", "asf")
 LAST_BYTES = {"gif": b"\0;", "apng": b"IEND"}  # of animations
+ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 WEBP_PICTURES = 16  # of an animated WebP in memory at a time
 
 
@@ -97,6 +101,9 @@ class Film:
         self._resized = False
         self._passed = 0  # frames before the first one that is decoded
         self._from_s = float("-inf")  # where decoding begins
+        self._is_told = self._container.format.name not in UNTOLD
+        self._first_dts: int | None = None  # when the packet of the first frame's number is decoded
+        self._lag: int | None = None  # from then until that frame comes out of the decoder
         self._last_s = 0.0  # where the latest packet of any stream ends, by its clock
         self._lost = 0  # packets that gave no picture, because they are damaged
 
@@ -177,9 +184,13 @@ class Film:
         frames that were passed over."""
         if self._passed:
             first = held[0].pts
-            self._from_s = self._time(held[0]) - 1e-6 if first is not None else float("-inf")
             times = [packet.pts for packet in held if packet.pts is not None]
-            self._passed += sum(time < first for time in times) if first is not None else 0
+            before = sum(time < first for time in times) if first is not None else 0
+            self._passed += before
+            if not self._is_told:
+                self._first_dts = held[before].dts
+            elif first is not None:
+                self._from_s = self._time(held[0]) - 1e-6
         for packet in held:
             yield from self._pictures(packet)
 
@@ -187,10 +198,24 @@ class Film:
         """The frames that a packet completes. None: those that the decoder still holds."""
         import av
 
+        if packet is not None and self._first_dts is None:
+            self._first_dts = packet.dts
         try:
-            yield from self._decoder.decode(packet)
+            for frame in self._decoder.decode(packet):
+                if not self._is_told:
+                    frame.pts = self._in_turn(frame.dts)
+                yield frame
         except av.FFmpegError:
             self._lost += packet is not None
+
+    def _in_turn(self, dts: int | None) -> int | None:
+        """When a frame is shown that came out of the decoder after the packet of this time: frames
+        are shown in the rhythm in which packets are decoded, the first one without delay."""
+        if dts is None or self._first_dts is None:
+            return None
+        if self._lag is None:
+            self._lag = dts - self._first_dts
+        return dts - self._lag
 
     def _picture(self, frame: VideoFrame, reformatter: Any) -> np.ndarray:
         """The frame as it is meant to be seen: (h, w, 3) uint8 RGB."""
@@ -235,6 +260,8 @@ class Film:
         size = self._container.size or 0
         if self._path is not None and self._container.format.name in LAST_BYTES:
             return LAST_BYTES[self._container.format.name] not in _end_of(self._path)
+        if self._path is not None and self._container.format.name == "asf":
+            return size < _declared_bytes(self._path)
         for stream in self._container.streams if size > 0 else ():
             entries = stream.index_entries
             for index in range(max(0, len(entries) - 100), len(entries)):
@@ -277,6 +304,20 @@ def _end_of(path: Path) -> bytes:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 64))
         return file.read()
+
+
+def _declared_bytes(path: Path) -> int:
+    """The size that an ASF file declares, 0 if it does not. Source: Advanced Systems Format, 3.2.
+
+    Its duration is no measure: the last frame may be shown for any part of it.
+    """
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    at = head.find(ASF_PROPERTIES)
+    if at < 0 or len(head) < at + 92 or head[at + 88] & 1:  # a broadcast
+        return 0
+    (size,) = struct.unpack_from("<Q", head, at + 40)
+    return size
 
 
 def _seconds(timed: Packet | VideoFrame, ticks: int | None) -> float:

@@ -362,6 +362,54 @@ def test_a_camera_raw_is_refused(entries: list, tmp_path: Path) -> None:
         read_image(path)
 
 
+def raw_with_preview(order: str, dng: bool) -> bytes:
+    """A camera's raw file as TIFF/EP has it: in front a preview of 60 × 40 pixels, red on grey, and
+    in a sub-page 300 × 200 values of the sensor. order: "<" or ">". dng: with the version of DNG.
+    """
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    preview = np.full((40, 60, 3), 128, np.uint8)
+    preview[6:34, 6:40] = (230, 20, 20)
+    sensor = np.arange(300 * 200, dtype=np.uint16).astype(order + "u2")
+
+    def page(at: int, entries: list[tuple[int, int, list[int]]]) -> bytes:
+        """Tag, type (1, 3 or 4: of 1, 2 or 4 bytes) and values, and behind them the long ones."""
+        rest, body = b"", b""
+        for tag, kind, values in entries:
+            data = struct.pack(order + {1: "B", 3: "H", 4: "I"}[kind] * len(values), *values)
+            if len(data) > 4:
+                rest, data = (
+                    rest + data,
+                    struct.pack(order + "I", at + 6 + 12 * len(entries) + len(rest)),
+                )
+            body += struct.pack(order + "HHI", tag, kind, len(values)) + data.ljust(4, b"\0")
+        return struct.pack(order + "H", len(entries)) + body + bytes(4) + rest
+
+    def both(subpage: int, pixels: int) -> tuple[bytes, bytes]:
+        first = [(254, 4, [1]), (256, 3, [60]), (257, 3, [40]), (258, 3, [8, 8, 8]), (259, 3, [1])]
+        first += [(262, 3, [2]), (273, 4, [pixels]), (277, 3, [3]), (278, 3, [40])]
+        first += [(279, 4, [preview.nbytes]), (330, 4, [subpage])]
+        first += [(50706, 1, [1, 4, 0, 0])] if dng else []
+        second = [(254, 4, [0]), (256, 3, [300]), (257, 3, [200]), (258, 3, [16]), (259, 3, [1])]
+        second += [(262, 3, [32803]), (273, 4, [pixels + preview.nbytes]), (277, 3, [1])]
+        second += [(278, 3, [200]), (279, 4, [sensor.nbytes])]
+        return page(8, first), page(subpage, second)
+
+    front = 8 + len(both(0, 0)[0])
+    first, second = both(front, front + len(both(0, 0)[1]))
+    head = mark + struct.pack(order + "I", 8)
+    return head + first + second + preview.tobytes() + sensor.tobytes()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dng", [True, False])
+def test_the_preview_of_a_camera_raw_is_not_taken_for_the_photo(order: str, dng: bool) -> None:
+    data = raw_with_preview(order, dng)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert pixels.shape == (40, 60, 3) and tuple(pixels[20, 20]) == (20, 20, 230)  # OpenCV takes it
+    with pytest.raises(InputError, match="it is a camera's raw file, .*: develop it, and save it"):
+        decode(data)
+
+
 @pytest.mark.parametrize(
     "start",
     [
