@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dsgnn.runtime import Ranker
+from dsgnn.runtime.disk.outputs import make_folder
+from dsgnn.runtime.disk.sources import find_sources, video_source
+from dsgnn.runtime.run.loop import Outcome, rank_sources
+from dsgnn.runtime.video.frames import Frame, Frames, Selection
+from dsgnn.runtime.video.to_files import VideoOptions
+
 MILLI = Fraction(1, 1000)
+FENCED = 10_000_000  # pixels: films are read in a process of their own here
+STEP = 20  # greys from one frame to the next
 
 
 def flat(grey: int, size: tuple[int, int] = (64, 48)) -> np.ndarray:
@@ -74,3 +84,41 @@ def film(
 def tone_of(seconds: float) -> np.ndarray:
     """A tone of 440 Hz: (1, samples) float32, 48,000 per second."""
     return np.sin(np.arange(round(48_000 * seconds)) * 2 * np.pi * 440 / 48_000, dtype="f4")[None]
+
+
+def greys(count: int, size: tuple[int, int] = (64, 48)) -> list[np.ndarray]:
+    return [flat(20 + STEP * number, size) for number in range(count)]
+
+
+def read(path: str | Path, **select: Any) -> list[Frame]:
+    return list(Frames(video_source(path), Selection(**select), FENCED))
+
+
+def seen(frames: list[Frame]) -> list[int]:
+    """The numbers of the frames, as their pixels tell them."""
+    assert all(np.ptp(frame.image.astype(int)) < 8 for frame in frames)
+    return [round((float(frame.image.mean()) - 20) / STEP) for frame in frames]
+
+
+def times(frames: list[Frame]) -> list[float]:
+    return [round(frame.time_s, 3) for frame in frames]
+
+
+def runs(ranker: Ranker) -> Callable[..., list[Outcome]]:
+    """rank(source, ..., kinds=, **options of videos): a run into the folder out."""
+
+    def rank(*arguments: str, kinds=("json",), **options: object) -> list[Outcome]:
+        make_folder(Path("out"))
+        found = find_sources(arguments, Path("out"))
+        video = VideoOptions(**options)
+        return list(rank_sources(ranker, found.sources, Path("out"), kinds, "assr", video))
+
+    return rank
+
+
+def lines(name: str) -> list[dict]:
+    return [json.loads(line) for line in Path(f"out/{name}.frames.jsonl").read_text().splitlines()]
+
+
+def summary(name: str) -> dict:
+    return json.loads(Path(f"out/{name}.summary.json").read_text())
