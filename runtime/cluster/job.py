@@ -37,7 +37,7 @@ from dsgnn.runtime.backends import DEFAULT_THREADS
 from dsgnn.runtime.cluster import parquet
 from dsgnn.runtime.cluster.connect import cluster, have, machines
 from dsgnn.runtime.cluster.parquet import Parts, Piece, Row
-from dsgnn.runtime.cluster.probe import SAME, Told, probe
+from dsgnn.runtime.cluster.probe import SAME, Told, lacking, probe
 from dsgnn.runtime.console import say
 from dsgnn.runtime.disk.files import check_unicode, claimed, printable
 from dsgnn.runtime.disk.sources import Source
@@ -256,12 +256,20 @@ def _ranked(
     except ray.exceptions.RayTaskError:  # raised by our own code outside of any image: a bug
         raise
     except ray.exceptions.RayError as error:
-        raise BackendError(f"the workers cannot go on: {error}") from error
+        raise BackendError(f"the workers cannot go on: {_last_words(error)}") from error
     if todo:
         raise BackendError(
             f"Ray lost {counted(len(todo), 'image')}: rank into the same folder again, and skip "
             "what is there"
         )
+
+
+def _last_words(error: Exception) -> str:
+    """What an error of Ray's says: of a worker that refused to begin, the reason alone, which is
+    the last line of its traceback."""
+    kind, _, reason = str(error).rstrip().rpartition("\n")[2].partition(": ")
+    refused = getattr(error, "actor_init_failed", False) and kind.startswith("dsgnn.")
+    return reason if refused else str(error)
 
 
 class _Ledger:
@@ -290,7 +298,11 @@ class _Member:
     ) -> None:
         keep_quiet()
         cv2.setNumThreads(threads)
-        self._ranker, self._batch, self._folder, self._noted = make_ranker(), batch, folder, noted
+        self._batch, self._folder, self._noted = batch, folder, noted
+        try:
+            self._ranker = make_ranker()
+        except (DsgnnError, OSError) as error:  # a machine that was not there for `probe`
+            raise lacking({socket.gethostname(): error}) from error
         if self._ranker.describe() != model:
             raise ArtifactError(
                 f"the model on {socket.gethostname()} is {self._ranker.describe()}, elsewhere "

@@ -83,5 +83,10 @@ def _failure(failures: Mapping[str, OSError | DsgnnError], everywhere: bool) -> 
         if isinstance(first, DsgnnError):
             return first
         return BackendError(f"a worker cannot load the model: {first}")
+    return lacking(failures)
+
+
+def lacking(failures: Mapping[str, OSError | DsgnnError]) -> BackendError:
+    """The error that names the machines which cannot load the model, why, and what to do."""
     told = "; ".join(f"on {machine}: {error}" for machine, error in sorted(failures.items()))
     return BackendError(f"not every machine can load the model: {told}: {SAME}")

@@ -6,9 +6,11 @@ One local Ray of two CPUs serves all tests, so two workers of one thread each.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -25,6 +27,7 @@ from dsgnn.runtime.cluster import connect, job, parquet
 from dsgnn.runtime.cluster.cli import main
 from dsgnn.runtime.cluster.job import run_on_ray
 from dsgnn.runtime.cluster.parquet import Parts
+from dsgnn.runtime.cluster.probe import SAME
 from dsgnn.runtime.disk.files import claimed
 from dsgnn.runtime.disk.sources import find_sources
 from dsgnn.runtime.errors import BackendError, FolderBusyError
@@ -366,6 +369,24 @@ def test_what_cannot_be_begun(two_cpus: None, model: Path, tmp_path: Path) -> No
         run_on_ray(make, [], tmp_path, workers=0)
     with claimed(tmp_path), pytest.raises(FolderBusyError):
         run_on_ray(make, [], tmp_path, threads=1)
+
+
+def test_a_machine_that_joins_without_the_model_is_named(tmp_path: Path) -> None:
+    """It was not there when all machines were asked for the model. The errors are those that Ray
+    makes of what the worker raises."""
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    def refusal(make: job.MakeRanker) -> Exception:
+        with pytest.raises(Exception) as told:
+            job._Member(make, {}, 1, 1, tmp_path, lambda work, by: by)
+        trace = "".join(traceback.format_exception(told.value))
+        cause = RayTaskError("_Member.__init__", trace, told.value, "worker", 1, "10.0.0.7")
+        return ActorDiedError(cause)
+
+    said = job._last_words(refusal(partial(Ranker, tmp_path / "absent.onnx")))
+    assert f"on {socket.gethostname()}: there is no model file" in said and "absent.onnx" in said
+    assert said.endswith(SAME) and len(said.splitlines()) == 1, said
+    assert "Traceback" in job._last_words(refusal(lambda: 1 / 0))  # a bug keeps its place
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="disks elsewhere have Unicode names alone")
