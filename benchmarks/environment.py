@@ -85,6 +85,12 @@ def conditions(run: Shell = shell, root: Path = Path("/")) -> dict[str, Any]:
     }
 
 
+def conditions_since(before: dict[str, Any]) -> dict[str, Any]:
+    """The conditions before and now, and what was stolen between them, for the results."""
+    after = conditions()
+    return {"before": before, "after": after, "stolen": stolen(before, after)}
+
+
 def stolen(before: dict[str, Any], after: dict[str, Any]) -> float | None:
     """Share of processor time that the machine's host gave to others between two conditions."""
     if not before["ticks"] or not after["ticks"]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from dsgnn.benchmarks.environment import conditions, environment, stolen
+from dsgnn.benchmarks.environment import conditions, conditions_since, environment
 from dsgnn.benchmarks.forms import (
     ARTIFACT,
     PRECISIONS,
@@ -233,14 +233,13 @@ def fill(
                 log.close(finished=True)
     for row in rows:
         row["floor"] = floor(work, rates, row["subject"]["precision"], row["batch"])
-    after = conditions()
     return save(
         target,
         "gpu",
         environment(),
         seed=source.seed,
         plan=asdict(PLAN),
-        conditions={"before": before, "after": after, "stolen": stolen(before, after)},
+        conditions=conditions_since(before),
         noise=noise(rows),
         rows=rows,
         missing=missing,

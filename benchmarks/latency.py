@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from dsgnn.benchmarks import timing
-from dsgnn.benchmarks.environment import conditions, environment, stolen
+from dsgnn.benchmarks.environment import conditions, conditions_since, environment
 from dsgnn.benchmarks.forms import (
     ARTIFACT,
     STRAIGHTFORWARD,
@@ -79,7 +79,7 @@ def latency(
         except BaseException:
             log.close(finished=False)
             raise
-        after = conditions()
+        around = conditions_since(before)
         add_floors(rows, benches, networks)
         results = save(
             target,
@@ -87,7 +87,7 @@ def latency(
             environment(),
             seed=plan.seed,
             plan=asdict(plan),
-            conditions={"before": before, "after": after, "stolen": stolen(before, after)},
+            conditions=around,
             noise=noise(rows),
             rows=rows,
         )

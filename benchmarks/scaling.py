@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-from dsgnn.benchmarks.environment import conditions, environment, stolen
+from dsgnn.benchmarks.environment import conditions, conditions_since, environment
 from dsgnn.benchmarks.results import save
 from dsgnn.runtime import Ranker, samples
 from dsgnn.runtime.cluster.connect import cluster
@@ -94,14 +94,13 @@ def scaling(
             for clients in CLIENTS:
                 posts = partial(ray_serve, port, sources, clients, start_s)
                 measured("Ray Serve", 1, clients, posts)
-    after = conditions()
     return save(
         out / FILE,
         "scaling",
         environment(),
         seed=0,
         model=ranker.describe(),
-        conditions={"before": before, "after": after, "stolen": stolen(before, after)},
+        conditions=conditions_since(before),
         rows=rows,
     )
 

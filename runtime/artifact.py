@@ -11,9 +11,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from dsgnn.runtime.disk.documents import parse_document, text_of
 from dsgnn.runtime.disk.files import write_whole
@@ -118,20 +118,9 @@ class Description:
         _check_schema(facts, DESCRIPTION_SCHEMA)
         what = "the artifact's description"
         facts = {"attention": False, "order": "saliency", "nms_iou": 1.0, "origin": "", **facts}
-        return cls(
-            config=_fact(what, facts, "config", str),
-            input=_rule(what, _fact(what, facts, "input", dict)),
-            queries=_fact(what, facts, "queries", int),
-            threshold=_fact(what, facts, "threshold", float),
-            precision=_fact(what, facts, "precision", str),
-            weights=_fact(what, facts, "weights", str),
-            source_sha256=_fact(what, facts, "source_sha256", str),
-            toolkit=_fact(what, facts, "toolkit", str),
-            attention=_fact(what, facts, "attention", bool),
-            order=_fact(what, facts, "order", str),
-            nms_iou=_fact(what, facts, "nms_iou", float),
-            origin=_fact(what, facts, "origin", str),
-        )
+        kinds = {**get_type_hints(cls), "input": dict}
+        own = {one.name: _fact(what, facts, one.name, kinds[one.name]) for one in fields(cls)}
+        return cls(**{**own, "input": _rule(what, own["input"])})
 
     @classmethod
     def from_json(cls, text: str) -> Description:
@@ -338,11 +327,8 @@ def write_sidecar(artifact: Path, sidecar: Sidecar) -> None:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load(text: str, what: str) -> dict[str, Any]:

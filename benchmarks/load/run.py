@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
-from dsgnn.benchmarks.environment import busy, conditions, environment, stolen
+from dsgnn.benchmarks.environment import busy, conditions, conditions_since, environment
 from dsgnn.benchmarks.forms import photos
 from dsgnn.benchmarks.load import loadgen
 from dsgnn.benchmarks.load.loadgen import BusyError, Load
@@ -149,7 +149,6 @@ def load(
         best = loadgen.highest_rate(keeps, rows[1]["per_s"])
         chosen = next((row for row in tried if row["rate_per_s"] == best), tried[-1])
         keep_logs(out / LOGS, tried.index(chosen), len(tried))
-        after = conditions()
         return save(
             out / FILE,
             "load",
@@ -158,12 +157,7 @@ def load(
             target="server" if served else "artifact",
             model={**ranker.describe(), "threads": ranker.backend.threads},
             plan={"p99_ms": p99_ms, "duration_s": duration_s, "queries": queries},
-            conditions={
-                "before": before,
-                "after": after,
-                "stolen": stolen(before, after),
-                "busy_before": busy_before,
-            },
+            conditions={**conditions_since(before), "busy_before": busy_before},
             start=started,
             highest_per_s=best,
             search=[{k: row[k] for k in ("rate_per_s", "valid", "p99_ms")} for row in tried],

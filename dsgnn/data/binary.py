@@ -10,7 +10,6 @@ on, each separate part of the mask is one object, where the parts are few.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +17,9 @@ import cv2
 import numpy as np
 
 from dsgnn.data.ranks import PREDICTED, PredictLooks, needed, shares_under
+from dsgnn.data.records import check_split, place_of, read_photo
 from dsgnn.data.sample import Sample
-from dsgnn.runtime.errors import DataError, InputError, OptionError
-from dsgnn.runtime.images import read_image
+from dsgnn.runtime.errors import DataError
 
 SPLITS = ("train", "val", "test")
 PART_AREA = 0.004  # share of the photo below which a part of the mask is a speck
@@ -36,14 +35,14 @@ class BinaryPhoto:
 
     def read(self) -> np.ndarray:
         """Read the photo: (h, w, 3) uint8 RGB. Raises DataError if that fails."""
-        return _read(self.path)
+        return read_photo(self.path)
 
     def read_mask(self, size: tuple[int, int]) -> np.ndarray:
         """Read the mask: (h, w) bool. size: (h, w) of the photo.
 
         Raises DataError if it cannot be read or has another size.
         """
-        grey = _read(self.mask)[..., 0]
+        grey = read_photo(self.mask)[..., 0]
         if grey.shape != size:
             raise DataError(
                 f"{self.mask} has {grey.shape[1]}×{grey.shape[0]} pixels, but {self.path} has "
@@ -82,17 +81,9 @@ def _by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
     return files
 
 
-def _read(path: Path) -> np.ndarray:
-    try:
-        return read_image(path)
-    except (OSError, InputError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-
-
 def binary_split(name: str) -> str:
     """ "val" for one photo of 20, "test" for another, else "train": by a hash of the name."""
-    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 20
-    return {0: "val", 1: "test"}.get(place, "train")
+    return {0: "val", 1: "test"}.get(place_of(name, 20), "train")
 
 
 class BinaryReader:
@@ -105,8 +96,7 @@ class BinaryReader:
     ranks_from = PREDICTED
 
     def __init__(self, folder: Path, split: str, predict_looks: PredictLooks | None) -> None:
-        if split not in SPLITS:
-            raise OptionError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        check_split(split, SPLITS)
         self.predict_looks = needed(predict_looks, folder)
         photos = read_binary(folder)
         self.photos = [photo for photo in photos if binary_split(photo.path.name) == split]

@@ -36,10 +36,16 @@ from dsgnn.data.ranks import (
     needed,
     taught,
 )
-from dsgnn.data.records import field, inside, read_json, unique_names, whole_number
+from dsgnn.data.records import (
+    field,
+    inside,
+    read_json,
+    read_photo,
+    unique_names,
+    whole_number,
+)
 from dsgnn.data.sample import Sample
-from dsgnn.runtime.errors import DataError, InputError, OptionError
-from dsgnn.runtime.images import read_image
+from dsgnn.runtime.errors import DataError, OptionError
 
 _SUBPIXEL_BITS = 4  # fillPoly takes fixed-point coordinates
 _FINER = 4  # and fills a grid this many times finer
@@ -167,18 +173,7 @@ class Photo:
 
     def read(self) -> np.ndarray:
         """Read the photo: (height, width, 3) uint8 RGB. Raises DataError if that fails."""
-        try:
-            image = read_image(self.path)
-        except (OSError, InputError) as error:
-            raise DataError(
-                f"{self.path}: not a readable image ({error}); is the images folder complete?"
-            ) from error
-        if image.shape[:2] != (self.height, self.width):
-            raise DataError(
-                f"{self.path}: images[].width and height say {self.width}×{self.height}, the "
-                f"file is {image.shape[1]}×{image.shape[0]}; resize one to the other"
-            )
-        return image
+        return read_photo(self.path, size=(self.height, self.width))
 
 
 def read_photos(

@@ -13,7 +13,6 @@ map. Where two objects share a pixel, the smaller one takes it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,17 @@ import cv2
 import numpy as np
 
 from dsgnn.data.ranks import inside
-from dsgnn.data.records import field, file_name, number, read_json
+from dsgnn.data.records import (
+    check_split,
+    field,
+    file_name,
+    number,
+    place_of,
+    read_json,
+    read_photo,
+)
 from dsgnn.data.sample import Sample
-from dsgnn.runtime.errors import DataError, InputError, OptionError
-from dsgnn.runtime.images import read_image
+from dsgnn.runtime.errors import DataError, OptionError
 
 ANNOTATIONS = "fixations.json"
 SPLITS = ("train", "val", "test")
@@ -79,18 +85,7 @@ class GazePhoto:
 
         Raises DataError if the file is missing, broken, or of another size than stated.
         """
-        try:
-            image = read_image(self.image)
-        except FileNotFoundError:
-            raise DataError(f"no image {self.image}; is the folder complete?") from None
-        except (OSError, InputError) as error:
-            raise DataError(f"cannot read {self.image}: {error}") from error
-        if image.shape[:2] != (self.height, self.width):
-            raise DataError(
-                f"{self.image} has {image.shape[1]}×{image.shape[0]} pixels, but {ANNOTATIONS} "
-                f"states {self.width}×{self.height}; fixations only fit the published image"
-            )
-        return image
+        return read_photo(self.image, size=(self.height, self.width))
 
 
 def gaze_split(name: str) -> str:
@@ -99,8 +94,7 @@ def gaze_split(name: str) -> str:
     The folder does not count, and neither does anything else, so a photo stays where it is when
     others come or go.
     """
-    digest = hashlib.sha256(file_name({"file_name": name}).encode()).digest()
-    place = int.from_bytes(digest[:8], "big") % 100
+    place = place_of(file_name({"file_name": name}), 100)
     if place < TRAIN_PERCENT:
         return "train"
     return "val" if place < TRAIN_PERCENT + VAL_PERCENT else "test"
@@ -204,8 +198,7 @@ class GazeReader:
     ranks_from = "people"
 
     def __init__(self, folder: Path, split: str) -> None:
-        if split not in SPLITS:
-            raise OptionError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        check_split(split, SPLITS)
         self.photos = [
             photo
             for photo in read_gaze(folder)

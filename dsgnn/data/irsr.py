@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 
 from dsgnn.data.records import (
-    RankedImages,
+    PublishedInTwo,
     Record,
     check_split,
     field,
     file_name,
-    for_validation,
     numbers,
     objects,
     stated_size,
@@ -37,7 +36,7 @@ from dsgnn.runtime.errors import DataError
 PUBLISHED_IMAGES = {"test": 2929}
 
 
-class IrsrReader(RankedImages):
+class IrsrReader(PublishedInTwo):
     """One split of IRSR: train (without the images held out), val (those) or test.
 
     root: the folder with the files above. Raises OptionError for another split, FileNotFoundError
@@ -48,25 +47,16 @@ class IrsrReader(RankedImages):
     def __init__(self, root: Path | str, split: str) -> None:
         check_split(split, ("train", "val", "test"))
         folder = "test" if split == "test" else "train"
-        self.split, self.published_images = split, PUBLISHED_IMAGES.get(split)
+        self.published_images = PUBLISHED_IMAGES.get(split)
         images = Path(root) / "Images" / folder
         self._images = images / "image" if (images / "image").is_dir() else images / "rgb"
-        self._path = Path(root) / "Annotations" / f"{folder}.pkl"
-        self._entries = load_plain_pickle(self._path)
-        if not isinstance(self._entries, list):
-            raise DataError(f"{self._path} must hold a list, got a {type(self._entries).__name__}")
-        self._indices = [
-            index
-            for index, entry in enumerate(self._entries)
-            if split == "test" or for_validation(file_name(entry)) == (split == "val")
-        ]
+        path = Path(root) / "Annotations" / f"{folder}.pkl"
+        entries = load_plain_pickle(path)
+        if not isinstance(entries, list):
+            raise DataError(f"{path} must hold a list, got a {type(entries).__name__}")
+        super().__init__(split, path, entries)
 
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def record(self, index: int) -> Record:
-        entry = self._entries[self._indices[index]]
-        where = f"{self._path}: [{self._indices[index]}]"
+    def _record(self, entry: Any, where: str) -> Record:
         field(entry, "file_name", str, where)
         found = objects(entry, "annotations", where)
         ranks = numbers(field(entry, "rank", (list, tuple, np.ndarray), where), f"{where}.rank")

@@ -60,21 +60,7 @@ class Record:
 
     def read_image(self) -> np.ndarray:
         """(h, w, 3) uint8 RGB. Raises DataError if the file is missing, broken or resized."""
-        try:
-            image = read_image(self.image)
-        except FileNotFoundError:
-            raise DataError(
-                f"{self.where}: no image {self.image}; is the folder complete?"
-            ) from None
-        except (OSError, InputError) as error:
-            raise DataError(f"{self.where}: cannot read {self.image}: {error}") from error
-        if self.size is not None and image.shape[:2] != self.size:
-            raise DataError(
-                f"{self.where}: height and width are {self.size[0]} and {self.size[1]}, but "
-                f"{self.image} has {image.shape[0]} and {image.shape[1]}; annotations only fit "
-                "the published image"
-            )
-        return image
+        return read_photo(self.image, f"{self.where}: ", self.size)
 
     def draw(self, where: str, height: int, width: int) -> np.ndarray:
         """One of the objects as (height, width) bool. Raises DataError if it is broken."""
@@ -119,6 +105,33 @@ class RankedImages(ABC):
         return self.record(range(len(self))[index]).load()
 
 
+class PublishedInTwo(RankedImages):
+    """A split of a set that was published as train and test, in one file of annotations each.
+
+    val is one training image in 20, held out by its file name (`for_validation`).
+    """
+
+    def __init__(self, split: str, path: Path, entries: Sequence[Any]) -> None:
+        """path: the file of annotations, for messages. entries: what it lists."""
+        self.split, self._path, self._entries = split, path, entries
+        self._indices = [
+            index
+            for index, entry in enumerate(entries)
+            if split == "test" or for_validation(file_name(entry)) == (split == "val")
+        ]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def record(self, index: int) -> Record:
+        entry = self._indices[index]
+        return self._record(self._entries[entry], f"{self._path}: [{entry}]")
+
+    @abstractmethod
+    def _record(self, entry: Any, where: str) -> Record:
+        """One entry, checked. where: its place, for messages."""
+
+
 class Joined:
     """Several data sets after one another, such as train+val."""
 
@@ -157,6 +170,26 @@ class Subset:
         return self.data[self.indices[index]]
 
 
+def read_photo(path: Path, where: str = "", size: tuple[int, int] | None = None) -> np.ndarray:
+    """An image of a data set: (h, w, 3) uint8 RGB.
+
+    where: what messages begin with. size: (h, w) that the annotations state, if they do. Raises
+    DataError if the file is missing, broken or of another size.
+    """
+    try:
+        image = read_image(path)
+    except FileNotFoundError:
+        raise DataError(f"{where}no image {path}; is the folder complete?") from None
+    except (OSError, InputError) as error:
+        raise DataError(f"{where}cannot read {path}: {error}") from error
+    if size is not None and image.shape[:2] != size:
+        raise DataError(
+            f"{where}height and width are {size[0]} and {size[1]}, but {path} has "
+            f"{image.shape[0]} and {image.shape[1]}; give the image that was annotated"
+        )
+    return image
+
+
 def unique_names(paths: Sequence[Path]) -> list[str]:
     """A name for each photo: its stem, and where several share that, the folders they differ in.
 
@@ -180,7 +213,12 @@ def for_validation(name: str) -> bool:
 
     One in 20, by a hash of the file name (no folder), so that it depends on nothing else.
     """
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 20 == 0
+    return place_of(name, 20) == 0
+
+
+def place_of(name: str, places: int) -> int:
+    """One of so many places, 0 first, by a hash of a file's name and by nothing else."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % places
 
 
 def check_split(split: str, splits: Iterable[str]) -> None:

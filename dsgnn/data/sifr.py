@@ -11,14 +11,13 @@ training image in 20 is held out by its file name.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from dsgnn.data.records import (
-    RankedImages,
+    PublishedInTwo,
     Record,
     check_split,
     field,
-    file_name,
-    for_validation,
     inside,
     number,
     objects,
@@ -27,7 +26,7 @@ from dsgnn.data.records import (
 )
 
 
-class SifrReader(RankedImages):
+class SifrReader(PublishedInTwo):
     """One split of SIFR: train (without the images held out), val (those) or test.
 
     root: the folder with the files above. Raises OptionError for another split, FileNotFoundError
@@ -36,23 +35,12 @@ class SifrReader(RankedImages):
 
     def __init__(self, root: Path | str, split: str) -> None:
         check_split(split, ("train", "val", "test"))
-        self.split = split
         folder = "test" if split == "test" else "train"
         self._folder = Path(root) / folder
-        self._path = self._folder / f"{folder}_annotations.json"
-        self._entries = read_json(self._path, list)
-        self._indices = [
-            index
-            for index, entry in enumerate(self._entries)
-            if split == "test" or for_validation(file_name(entry)) == (split == "val")
-        ]
+        path = self._folder / f"{folder}_annotations.json"
+        super().__init__(split, path, read_json(path, list))
 
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def record(self, index: int) -> Record:
-        entry = self._entries[self._indices[index]]
-        where = f"{self._path}: [{self._indices[index]}]"
+    def _record(self, entry: Any, where: str) -> Record:
         found = objects(entry, "annotations", where)
         name = inside(field(entry, "file_name", str, where), f"{where}.file_name")
         return Record(

@@ -22,7 +22,6 @@ import cv2
 import numpy as np
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,6 +29,7 @@ from torch.nn import functional as F
 from dsgnn.model import normalise
 from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.errors import CheckpointError, OptionError
+from dsgnn.weights.checkpoint import read_safetensors
 
 SCHEMA = "dsgnn.teacher/1"
 STRIDE = 8  # photo pixels, after resizing, along each side of a cell
@@ -216,14 +216,7 @@ def load_teacher(path: Path) -> Teacher:
 
     Raises CheckpointError when the file is missing, damaged or no teacher.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file, or cut short ({error})") from None
+    header, tensors = read_safetensors(path)
     if header.get("schema") != SCHEMA:
         raise CheckpointError(
             f"{path}: schema is {header.get('schema')!r}, expected {SCHEMA!r}; a teacher is "

@@ -19,13 +19,12 @@ from torch import Tensor
 
 from dsgnn.config import CONFIGS, ZOO, Config, config_from_dict, get_config
 from dsgnn.model import DSGNN, build_model
-from dsgnn.runtime.artifact import sha256_of
+from dsgnn.runtime.artifact import WEIGHTS, sha256_of
 from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.errors import CheckpointError, OptionError
 from dsgnn.weights.pickles import read_tensors
 
 SCHEMA = "dsgnn.checkpoint/1"
-WEIGHTS = ("trained", "published", "converted", "synthetic")
 
 # Upstream's name → ours: the first prefix that fits, and then all of its rules in order. Parts
 # that no rule names are called the same.
@@ -287,28 +286,38 @@ def origin_of(path: str | Path) -> str:
         return (file.metadata() or {}).get("origin", "")
 
 
+def read_safetensors(path: Path, advice: str = "") -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a safetensors file.
+
+    advice: what the message about another file ends with. Raises CheckpointError when the file is
+    missing or damaged.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, tensors
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: not a safetensors file, or cut short ({error}){advice}"
+        ) from None
+
+
 def load_checkpoint(path: str | Path) -> tuple[DSGNN, str]:
     """A model in eval mode from `save_checkpoint`, and where its weights are from.
 
     Raises CheckpointError when the file is missing, damaged or not one of ours.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            if header.get("schema") != SCHEMA:
-                raise CheckpointError(
-                    f"{path}: schema is {header.get('schema')!r}, expected {SCHEMA!r}; was it "
-                    "written by this version of dsgnn?"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    header, tensors = read_safetensors(
+        path, "; a published .pth file is converted with dsgnn-convert first"
+    )
+    if header.get("schema") != SCHEMA:
         raise CheckpointError(
-            f"{path}: not a safetensors checkpoint, or cut short ({error}); a published .pth file "
-            "is converted with dsgnn-convert first"
-        ) from None
+            f"{path}: schema is {header.get('schema')!r}, expected {SCHEMA!r}; was it "
+            "written by this version of dsgnn?"
+        )
     if missing := {"config", "weights"} - set(header):
         raise CheckpointError(f"{path}: its header has no {', '.join(sorted(missing))}")
     try:

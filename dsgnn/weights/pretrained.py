@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dsgnn.model import MEAN, STD
 from dsgnn.runtime.errors import CheckpointError
-from dsgnn.weights.checkpoint import upstream_name, upstream_value
+from dsgnn.weights.checkpoint import read_safetensors, upstream_name, upstream_value
 from dsgnn.weights.pickles import read_tensors
 
 
@@ -227,15 +226,11 @@ def read_source(path: Path) -> dict[str, Tensor]:
         if not found:
             raise CheckpointError(f"{path}: has no model.safetensors or pytorch_model.bin")
         path = found[0]
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[1]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    if path.suffix != ".safetensors":
-        return read_tensors(path)
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file, or cut short ({error})") from None
+    return read_tensors(path)
 
 
 def _targets(names: Iterable[str], own: Iterable[str]) -> tuple[str, dict[str, list[Destination]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -83,15 +83,7 @@ LIMITS = {
     "w16": _SIXTEEN_BITS,
     "fp16": _SIXTEEN_BITS,
     "bf16": _SIXTEEN_BITS,
-    "int8": ParityLimits(
-        saliency=None,
-        iou_min=0.0,
-        pixels=0,
-        iou_mean=0.95,
-        margin=0.05,
-        attention=0.05,
-        score=0.1,
-    ),
+    "int8": replace(_SIXTEEN_BITS, iou_mean=0.95, margin=0.05, attention=0.05, score=0.1),
 }
 
 

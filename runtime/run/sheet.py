@@ -32,11 +32,7 @@ class Sheets:
         self.out, self.inputs, self.pages = out, inputs, 0
         self._tiles: list[np.ndarray] = []
 
-    def add(self, picture: np.ndarray, caption: str) -> None:
-        """Add a picture, (h, w, 3) uint8 RGB."""
-        self.place(tile(picture, caption))
-
-    def place(self, tile: np.ndarray) -> None:
+    def add(self, tile: np.ndarray) -> None:
         """Add what `tile` made."""
         self._tiles.append(tile)
         if len(self._tiles) == COLUMNS * ROWS:

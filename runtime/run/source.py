@@ -149,7 +149,7 @@ class RunFiles:
     def keep(self, photo: RankedPhoto) -> None:
         """Put a photo into the files of the run."""
         if self.sheets is not None and photo.tile is not None:
-            self.sheets.place(photo.tile)
+            self.sheets.add(photo.tile)
         if photo.entry is not None:
             self.record(photo.entry)
 

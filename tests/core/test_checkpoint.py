@@ -260,7 +260,7 @@ def test_a_truncated_checkpoint_of_ours(tmp_path):
     whole = path.read_bytes()
     for share in (0, 0.01, 0.5, 0.99):
         path.write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(CheckpointError, match="not a safetensors checkpoint, or cut short"):
+        with pytest.raises(CheckpointError, match="not a safetensors file, or cut short"):
             load_checkpoint(path)
 
 

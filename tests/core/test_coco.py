@@ -414,8 +414,10 @@ def test_missing_and_unreadable_files_are_named(tmp_path):
         read_photos(tmp_path)
     folder = _write(tmp_path, _data(_annotation()))
     (folder / "images" / "a.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"a\.png: not a readable image"):
+    with pytest.raises(DataError, match=r"cannot read .*a\.png: "):
         CocoReader(folder, ranks=even_looks)[0]
     cv2.imwrite(str(folder / "images" / "a.png"), np.zeros((10, 20, 3), np.uint8))
-    with pytest.raises(DataError, match=r"say 80×60, the file is 20×10; resize"):
+    with pytest.raises(
+        DataError, match=r"height and width are 60 and 80, but .*a\.png has 10 and 20; give"
+    ):
         CocoReader(folder, ranks=even_looks)[0]

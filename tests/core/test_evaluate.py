@@ -377,7 +377,7 @@ def test_the_command(checkpoint, assr, tmp_path):
         (tmp_path / name).write_bytes(b"nothing")
         wrong(2, message, str(tmp_path / name), *data)
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
-    wrong(2, "not a safetensors checkpoint", str(tmp_path / "x.safetensors"), *data)
+    wrong(2, "not a safetensors file", str(tmp_path / "x.safetensors"), *data)
     next((assr / "images" / "test").iterdir()).unlink()
     wrong(1, "is the folder complete?", *command[:3])
 

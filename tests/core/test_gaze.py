@@ -100,7 +100,9 @@ def test_pixels_are_read_when_asked_for(tmp_path):
         gone.read_image()
     with pytest.raises(DataError, match=r"cannot read .*broken.png"):
         broken.read_image()
-    with pytest.raises(DataError, match=r"12×16 pixels, but fixations.json states 16×12"):
+    with pytest.raises(
+        DataError, match=r"height and width are 12 and 16, but .*other.png has 16 and 12; give"
+    ):
         other.read_image()
 
 

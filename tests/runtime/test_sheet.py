@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from dsgnn.runtime import samples
 from dsgnn.runtime.run.cli import main
-from dsgnn.runtime.run.sheet import CAPTION_PX, COLUMNS, GAP_PX, ROWS, TILE_PX, Sheets
+from dsgnn.runtime.run.sheet import CAPTION_PX, COLUMNS, GAP_PX, ROWS, TILE_PX, Sheets, tile
 
 
 def plain(number: int, size: tuple[int, int] = (120, 160)) -> np.ndarray:
@@ -29,7 +29,7 @@ def test_every_photo_is_on_a_page_in_order(tmp_path: Path) -> None:
     count = COLUMNS * ROWS + 3
     with Sheets(tmp_path) as sheets:
         for number in range(count):
-            sheets.add(plain(number), f"{number}.jpg")
+            sheets.add(tile(plain(number), f"{number}.jpg"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sheet.jpg", "sheet2.jpg"]
     pages = [cv2.imread(str(tmp_path / name)) for name in ("sheet.jpg", "sheet2.jpg")]
     for number in range(count):
@@ -41,7 +41,7 @@ def test_every_photo_is_on_a_page_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(30, 400), (400, 30), (1, 1), (1500, 2000)])
 def test_a_photo_of_any_shape_keeps_it(size: tuple[int, int], tmp_path: Path) -> None:
     with Sheets(tmp_path) as sheets:
-        sheets.add(plain(30, size), "фото")
+        sheets.add(tile(plain(30, size), "фото"))
     found = place(cv2.imread(str(tmp_path / "sheet.jpg")), 0).mean(-1) > 120
     rows, columns = found.any(1).sum(), found.any(0).sum()
     scale = min(TILE_PX[1] / size[0], TILE_PX[0] / size[1])
@@ -54,7 +54,7 @@ def test_what_was_ranked_before_an_error_is_kept_and_nothing_is_no_page(tmp_path
         pass
     assert not list(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt), Sheets(tmp_path) as sheets:
-        sheets.add(plain(1), "one")
+        sheets.add(tile(plain(1), "one"))
         raise KeyboardInterrupt
     assert (tmp_path / "sheet.jpg").is_file()
 
@@ -67,7 +67,7 @@ def test_pages_of_an_earlier_run_are_no_more(tmp_path: Path) -> None:
         pass
     assert len(list(tmp_path.iterdir())) == 6  # no photo, no sheet
     with Sheets(tmp_path) as sheets:
-        sheets.add(plain(1), "one")
+        sheets.add(tile(plain(1), "one"))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
