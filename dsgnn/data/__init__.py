@@ -143,6 +143,7 @@ def _open_composite(spec: str, split: str, predict_looks: PredictLooks | None) -
         needed(predict_looks, spec),
         **material,
         split="train" if split == "train" else "test",
+        size=320 if split == "train" else 256,
         seed=1 if split == "val" else 0,
         length=int(count),
     )

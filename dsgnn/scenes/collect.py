@@ -1,9 +1,11 @@
 """Picking material for composite scenes out of folders of mixed images, such as installed packages.
 
     python -m dsgnn.scenes.collect OUT /usr/share/tuxpaint/stamps /usr/share/wallpapers …
+    python -m dsgnn.scenes.collect OUT --masks duts
 
-writes what is usable to `OUT/cutouts` and `OUT/backgrounds`. The bundled model used the Debian
-packages `DEBIAN_PACKAGES`; their images lie in `DEBIAN_FOLDERS`.
+writes what is usable to `OUT/cutouts` and `OUT/backgrounds`; --masks takes the objects of photos
+with one mask each (`dsgnn.data.binary`), of their training split only. The bundled model used DUTS
+and the Debian packages `DEBIAN_PACKAGES`, whose images lie in `DEBIAN_FOLDERS`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dsgnn.scenes.material import BACKGROUND_PX, CUTOUT_PX, image_files, shrink
+from dsgnn.data.binary import binary_split, read_binary
+from dsgnn.scenes.material import (
+    BACKGROUND_PX,
+    CUTOUT_PX,
+    image_files,
+    mask_cutout,
+    shrink,
+    straight,
+)
 
 DEBIAN_PACKAGES = [
     "tuxpaint-stamps-default",
@@ -108,6 +118,30 @@ def collect(sources: Iterable[Path | str], out: Path | str) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
+def collect_objects(folder: Path, out: Path) -> int:
+    """Cut out the objects of photos with one mask each, and write them below `out/cutouts`.
+
+    folder: as for `dsgnn.data.binary`; only the photos of its training split are used, and of these
+    the ones whose mask is one part that no edge cuts. Returns the number written. Raises DataError
+    for a broken photo or mask.
+    """
+    target = out / "cutouts" / "salient"
+    target.mkdir(parents=True, exist_ok=True)
+    written = 0
+    for photo in read_binary(folder):
+        if binary_split(photo.path.name) != "train":
+            continue
+        image = photo.read()
+        cutout = mask_cutout(image, photo.read_mask(image.shape[:2]))
+        if cutout is None:
+            continue
+        path = target / f"{photo.path.stem}.png"
+        if not cv2.imwrite(str(path), cv2.cvtColor(straight(cutout.rgba), cv2.COLOR_RGBA2BGRA)):
+            raise OSError(f"{path}: could not be written")
+        written += 1
+    return written
+
+
 def _package_name(path: Path) -> str:
     """File name without suffix; KDE wallpapers are named by the folder above `contents`."""
     parts = path.parts
@@ -144,9 +178,7 @@ def _shrink_rgba(rgba: np.ndarray) -> np.ndarray:
     """Shrink with straight alpha kept free of the colours of transparent pixels."""
     alpha = rgba[..., 3:].astype(np.float32) / 255
     weighted = shrink(np.dstack([rgba[..., :3] * alpha, rgba[..., 3]]), CUTOUT_PX)
-    alpha = np.maximum(weighted[..., 3:] / 255, 1e-3)
-    colours = np.clip(weighted[..., :3] / alpha, 0, 255)
-    return np.rint(np.dstack([colours, weighted[..., 3]])).astype(np.uint8)
+    return straight(weighted)
 
 
 def _main() -> None:
@@ -154,9 +186,17 @@ def _main() -> None:
 
     @click.command(help="Collect cut-outs and backgrounds from SOURCES into OUT.")
     @click.argument("out", type=click.Path(path_type=Path))
-    @click.argument("sources", nargs=-1, required=True, type=click.Path(exists=True))
-    def command(out: Path, sources: tuple[str, ...]) -> None:
+    @click.argument("sources", nargs=-1, type=click.Path(exists=True))
+    @click.option(
+        "--masks", metavar="FOLDER", type=click.Path(exists=True, path_type=Path),
+        help="Photos with one binary mask each, whose objects are cut out.",
+    )  # fmt: skip
+    def command(out: Path, sources: tuple[str, ...], masks: Path | None) -> None:
+        if not sources and masks is None:
+            raise click.UsageError("give SOURCES, or --masks, or both")
         cutouts, backgrounds = collect(sources, out)
+        if masks is not None:
+            cutouts += collect_objects(masks, out)
         click.echo(f"{out}: {cutouts} cut-outs, {backgrounds} backgrounds")
 
     command()

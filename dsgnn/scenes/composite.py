@@ -8,16 +8,17 @@ Kinds of scenes, and the share of each (`SHARES`, and `TRAIN_SHARES` with more o
 what needs a folder that was not given is left out and the rest scaled up, so without folders
 everything is procedural):
 
-    photo       a COCO photo as it is: random crop (half of them zoomed onto one object, so that
+    photo       a COCO photo as it is: random crop (`ZOOMED` of them onto one object, so that
                 it fills or exceeds the frame), flip, jitter; for training some are turned a little
     cutouts     1 to 8 cut-outs tried, and some clutter on a background
-    copies      objects copied out of COCO photos, on backgrounds and onto other photos
+    copies      objects copied out of COCO photos, on backgrounds and `ONTO_PHOTO` onto others
     procedural  shapes and cut-outs on textures
     empty       nothing salient: a background or part of a photo, often with clutter
 
 Everything in a scene has its share of the predicted looks (`dsgnn.data.ranks`), whether it was
 pasted as an object, pasted as clutter, or was in the photo before; nothing is salient for having
-been pasted. What draws less than `MIN_SHARE` is clutter, and so is what is hidden by more than 60%.
+been pasted. What draws less than `MIN_SHARE` is clutter, and so is what is hidden by more than 60%;
+clutter that draws `NOTICED` or more may be found or not.
 A pasted object is taken off again where its place is not clear, because its share lies within
 `CLEAR` of the next one's or of the limit of clutter, so that the order can be learnt. Objects of
 photos stay and are ordered however close they are.
@@ -36,6 +37,7 @@ from dsgnn.data.ranks import (
     MAX_OBJECTS,
     MIN_AREA,
     MIN_SHARE,
+    NOTICED,
     PREDICTED,
     PredictLooks,
     most_looked_at,
@@ -48,8 +50,10 @@ from dsgnn.scenes.material import FURNITURE, Cutout, Library
 from dsgnn.scenes.paint import Layer, develop, flatten, make_layer
 
 SHARES = {"photo": 0.35, "cutouts": 0.25, "copies": 0.22, "procedural": 0.10, "empty": 0.08}
-TRAIN_SHARES = {"photo": 0.4, "cutouts": 0.14, "copies": 0.31, "procedural": 0.05, "empty": 0.1}
+TRAIN_SHARES = {"photo": 0.4, "cutouts": 0.14, "copies": 0.36, "procedural": 0.02, "empty": 0.08}
 ASPECTS = {(1, 1): 0.3, (4, 3): 0.3, (3, 4): 0.12, (3, 2): 0.13, (2, 3): 0.05, (16, 9): 0.1}
+ZOOMED = {"train": 0.25, "test": 0.5}  # share of "photo" that are set on one object
+ONTO_PHOTO = {"train": 0.7, "test": 0.4}  # share of "copies" that are pasted onto another photo
 MIN_VISIBLE = 0.4  # share of an object that must not be hidden for it to be salient
 
 Size = int | tuple[int, int]
@@ -126,18 +130,19 @@ class CompositeScenes:
         frame = _frame(rng, self.size if size is None else size)
         kind = self._kinds[rng.choice(len(self._kinds), p=self._shares)]
         if kind == "photo":
-            image, masks, full = self._crop(rng, frame, zoom=0.5)
+            image, masks, full = self._crop(rng, frame, zoom=ZOOMED[self.split])
             looks = self.predict_looks(image)
             salient = self._salient(looks, masks, full, len(masks), self.max_objects)[0]
         else:
             image, masks, looks, salient = self._compose(rng, kind, frame)
         stacked = stack_masks([masks[i] for i in salient], frame)
+        foreground = self._foreground(looks, masks, salient, frame)
         as_it_is = kind == "photo" and self.split == "test"
         image = develop(rng, image, 0.6 if as_it_is else 1.0)
         counting_up = np.arange(len(salient), 0, -1)
         order = rng.permutation(len(salient))  # the place in the list must not tell the rank
         name = f"{self.split}-{number:07d}-{kind}"
-        return Sample(image, stacked[order], counting_up[order], name, attention=looks)
+        return Sample(image, stacked[order], counting_up[order], name, foreground, looks)
 
     def _compose(
         self, rng: np.random.Generator, kind: str, frame: tuple[int, int]
@@ -145,7 +150,7 @@ class CompositeScenes:
         """Paste, and take off what has no clear place: picture, masks, looks, salient ones."""
         masks: list[np.ndarray] = []
         full: list[float] = []
-        if kind == "copies" and rng.random() < 0.4:
+        if kind == "copies" and rng.random() < ONTO_PHOTO[self.split]:
             background, masks, full = self._crop(rng, frame, zoom=0.0)
         else:
             background = self._any_background(rng, frame, kind)
@@ -192,6 +197,22 @@ class CompositeScenes:
                 unclear |= set(pasted[:1]) if not {first, second} & unclear else set()
         return salient, unclear
 
+    def _foreground(
+        self,
+        looks: np.ndarray,
+        masks: list[np.ndarray],
+        salient: list[int],
+        frame: tuple[int, int],
+    ) -> np.ndarray:
+        """As in `Sample`: an object that people notice and that is not salient is left open."""
+        foreground = np.zeros(frame, np.int8)
+        if masks:
+            for mask, share in zip(masks, shares_under(looks, np.stack(masks)), strict=True):
+                foreground[mask] = -1 if share >= NOTICED else 0
+        for i in salient:
+            foreground[masks[i]] = 1
+        return foreground
+
     def _layers(
         self, rng: np.random.Generator, kind: str, background: np.ndarray, present: int
     ) -> list[Layer]:
@@ -230,7 +251,8 @@ class CompositeScenes:
 
     def _object(self, rng: np.random.Generator, scene: str) -> Cutout:
         """A cut-out fit for this kind of scene; also others now and then, so that none is a cue."""
-        wanted = {"cutouts": 0.05, "copies": 0.85, "procedural": 0.1, "empty": 0.5}[scene]
+        copied = 0.5 if self.split == "train" and self.library.cutout_files else 0.85
+        wanted = {"cutouts": 0.05, "copies": copied, "procedural": 0.1, "empty": 0.5}[scene]
         draw = rng.random()
         if self.library.sources and draw < wanted:
             index = int(rng.choice(len(self.library.sources), p=self._source_weights))

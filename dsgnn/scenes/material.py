@@ -19,7 +19,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from dsgnn.data.binary import parts_of
 from dsgnn.data.coco import Instance, Photo, read_photos
+from dsgnn.data.records import for_validation
 from dsgnn.runtime.errors import DataError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -85,6 +87,13 @@ def premultiplied(rgba: np.ndarray) -> np.ndarray:
     return np.dstack([colours.astype(np.uint8), alpha])
 
 
+def straight(rgba: np.ndarray) -> np.ndarray:
+    """The inverse of `premultiplied`: (h, w, 4) of 0…255 → uint8, for image files."""
+    alpha = np.maximum(rgba[..., 3:] / np.float32(255), 1e-3)
+    colours = np.clip(rgba[..., :3] / alpha, 0, 255)
+    return np.rint(np.dstack([colours, rgba[..., 3]])).astype(np.uint8)
+
+
 def read_background(path: Path) -> np.ndarray:
     """Read an image as (h, w, 3) uint8 RGB, at most `BACKGROUND_PX` long."""
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
@@ -109,14 +118,33 @@ def photo_cutouts(photo: Photo, image: np.ndarray) -> Iterator[Cutout]:
         covered = cv2.countNonZero(ring * (count - masks[i]))
         if sum(cut) > 1 or covered > 0.15 * cv2.countNonZero(ring):
             continue
-        # The outline is drawn a little too wide: go in a pixel, then soften, but not at a cut.
-        inner = cv2.erode(masks[i], np.ones((3, 3), np.uint8))
-        alpha = cv2.GaussianBlur(
-            inner * np.float32(255), (0, 0), 1.0, None, 0, cv2.BORDER_REPLICATE
-        )
-        window = slice(y, y + bh), slice(x, x + bw)
-        rgba = np.dstack([image[window], alpha[window].astype(np.uint8)])
-        yield Cutout(shrink(premultiplied(rgba), CUTOUT_PX), instance.kind, cut)
+        yield Cutout(_cut_out(image, masks[i]), instance.kind, cut)
+
+
+def mask_cutout(image: np.ndarray, mask: np.ndarray) -> Cutout | None:
+    """The object of a photo whose mask is one part that no edge of the photo cuts, or None.
+
+    image: (h, w, 3) uint8 RGB. mask: (h, w) bool, everything salient in the photo.
+    """
+    parts, specks = parts_of(mask)
+    if len(parts) != 1 or specks.any():
+        return None
+    x, y, w, h = cv2.boundingRect(parts[0].view(np.uint8))
+    inside = x > 2 and y > 2 and x + w < mask.shape[1] - 2 and y + h < mask.shape[0] - 2
+    if not inside or cv2.countNonZero(parts[0].view(np.uint8)) < MIN_COPY_PX**2:
+        return None
+    return Cutout(_cut_out(image, parts[0].view(np.uint8)), "salient")
+
+
+def _cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """What a mask (h, w) uint8 of 0 and 1 shows of a photo: RGBA as in `Cutout`, feathered."""
+    # The outline is drawn a little too wide: go in a pixel, then soften, but not at a cut.
+    inner = cv2.erode(mask, np.ones((3, 3), np.uint8))
+    alpha = cv2.GaussianBlur(inner * np.float32(255), (0, 0), 1.0, None, 0, cv2.BORDER_REPLICATE)
+    x, y, w, h = cv2.boundingRect(mask)
+    window = slice(y, y + h), slice(x, x + w)
+    rgba = np.dstack([image[window], alpha[window].astype(np.uint8)])
+    return shrink(premultiplied(rgba), CUTOUT_PX)
 
 
 def empty_region(
@@ -142,8 +170,9 @@ class Library:
     """The files of one split, decoded on first use and then kept.
 
     cutouts, backgrounds: folders; coco: folder or JSON file; any may be None. A fifth of the files
-    by name (`held_out`) and the COCO photos whose id is divisible by 5 belong to split "test",
-    the rest to "train". Raises DataError when nothing of a given folder falls into the split.
+    by name (`held_out`) and the COCO photos whose id is divisible by 5 belong to split "test", the
+    rest to "train"; photos of which not all objects are annotated belong to none. Raises DataError
+    when nothing of a given folder falls into the split.
     """
 
     def __init__(
@@ -160,8 +189,16 @@ class Library:
         ]
         self.background_files = _files_of_split(backgrounds, test)
         photos = read_photos(coco) if coco else []
-        # Photos that are kept for measuring against people are neither trained nor chosen on.
-        self.photos = [p for p in photos if (p.id % 5 == 0) == test and not p.human]
+        # Photos that are kept for measuring against people are neither trained nor chosen on, those
+        # that models are chosen on are not trained on, and where not every object is annotated,
+        # nobody knows what is empty or salient.
+        self.photos = [
+            photo
+            for photo in photos
+            if photo.complete
+            and not photo.human
+            and (photo.id % 5 == 0 if test else not _kept_from_training(photo))
+        ]
         for folder, files in (
             (cutouts, self.cutout_files),
             (backgrounds, self.background_files),
@@ -198,6 +235,10 @@ class Library:
         if (name, i) not in self._cache:
             self._cache[name, i] = make()
         return self._cache[name, i]
+
+
+def _kept_from_training(photo: Photo) -> bool:
+    return photo.id % 5 == 0 or photo.held_out or for_validation(photo.path.name)
 
 
 def _files_of_split(folder: Path | str | None, test: bool) -> list[Path]:

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from dsgnn.data import coco
+from dsgnn.data.binary import binary_split
 from dsgnn.data.coco import read_photos
 from dsgnn.data.ranks import CLEAR, MIN_SHARE, shares_under
+from dsgnn.data.records import for_validation
 from dsgnn.scenes import collect, composite, material
 from dsgnn.scenes.composite import ASPECTS, SHARES, TRAIN_SHARES, CompositeScenes, crop_photo
 from dsgnn.scenes.material import Cutout, empty_region, held_out, photo_cutouts, premultiplied
@@ -379,6 +381,59 @@ def test_collecting_takes_photographs_and_leaves_drawings(tmp_path):
         cv2.imread(str(source / "animals/birds/crow.png"), cv2.IMREAD_UNCHANGED)[..., 3],
     )
     assert len(collect.DEBIAN_PACKAGES) == 8
+
+
+def test_objects_are_cut_out_of_photos_with_one_mask(tmp_path):
+    """Whole ones alone, of training photos alone; the colours are the photo's."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "duts" / folder).mkdir(parents=True)
+    pictures = {}
+    for number in range(60):
+        pictures[number] = rng.integers(0, 256, (160, 200, 3), dtype=np.uint8)
+        mask = np.zeros((160, 200), np.uint8)
+        mask[30:120, 0 if number % 3 == 1 else 40 : 150] = 255
+        if number % 3 == 2:  # two parts
+            mask[60:80] = 0
+        cv2.imwrite(str(tmp_path / f"duts/images/{number}.png"), pictures[number])
+        cv2.imwrite(str(tmp_path / f"duts/masks/{number}.png"), mask)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "dsgnn.scenes.collect", str(out), "--masks"]
+    done = subprocess.run([*command, str(tmp_path / "duts")], capture_output=True, text=True)
+    written = {int(path.stem) for path in (out / "cutouts" / "salient").iterdir()}
+    assert written == {n for n in range(0, 60, 3) if binary_split(f"{n}.png") == "train"}
+    assert f"{len(written)} cut-outs, 0 backgrounds" in done.stdout and 10 < len(written) < 20
+    for number in written:
+        rgba = cv2.imread(str(out / f"cutouts/salient/{number}.png"), cv2.IMREAD_UNCHANGED)
+        assert rgba.shape == (90, 110, 4)
+        assert np.array_equal(rgba[5:-5, 5:-5, :3], pictures[number][35:115, 45:145])
+        assert (rgba[5:-5, 5:-5, 3] == 255).all() and rgba[0, 50, 3] < 255
+    assert CompositeScenes(even_looks, out / "cutouts").scene(3).image.any()
+
+
+def test_photos_for_choosing_or_not_fully_annotated_are_not_trained_on(folders, tmp_path):
+    data = json.loads((folders["coco"] / "instances.json").read_text())
+    for image in data["images"]:
+        image["file_name"] = str(folders["coco"] / "images" / image["file_name"])
+    data["images"][1]["held_out"] = True
+    data["images"][2]["complete"] = False
+    data["images"][3]["human"] = True
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    kept = {1, 2, 3, 0, 5} | {n for n in range(10) if for_validation(f"{n}.png")}
+    photos = material.Library(None, None, tmp_path / "instances.json", "train").photos
+    assert {photo.id for photo in photos} == set(range(10)) - kept
+
+
+def test_what_people_notice_without_ranking_it_is_left_open(folders) -> None:
+    """As in photos: neither an object nor background, and everything else is one of the two."""
+    scenes = CompositeScenes(even_looks, **folders)
+    seen = Counter()
+    for number in range(60):
+        sample = scenes.scene(number, (96, 128))
+        seen.update(np.unique(sample.foreground).tolist())
+        assert (sample.foreground[sample.masks.any(0)] == 1).all()
+        assert not (sample.foreground[~sample.masks.any(0)] == 1).any()
+    assert min(seen[-1], seen[0], seen[1]) > 3
 
 
 def test_predicted_looks_order_the_objects(folders) -> None:
