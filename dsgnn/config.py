@@ -147,6 +147,7 @@ _NANO = Config(
     frozen_norm=True, frozen=("conv_stem", "blocks.0", "blocks.1"), size=288, queries=10,
     threshold=0.5, class_weights=(1.0, 0.5), augmentation="photo", width=96, pixel_decoder="fpn",
     layers=3, feedforward=384, seeds="peaks", texture=False, rank_loss="balanced", attention=True,
+    nms_iou=0.8,
 )  # fmt: skip
 
 CONFIGS: dict[str, Config] = {

