@@ -24,8 +24,7 @@ from dsgnn.evaluation.loop import in_query_order
 from dsgnn.evaluation.rankers import (
     Rank,
     lanes_of,
-    open_model,
-    predictions_ranker,
+    open_ranker,
     threads_of,
 )
 from dsgnn.gaze_measures import (
@@ -40,7 +39,7 @@ from dsgnn.gaze_measures import (
 )
 from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.disk.outputs import results_file
-from dsgnn.runtime.errors import DataError, OptionError
+from dsgnn.runtime.errors import DataError
 from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.run.lanes import side_by_side
 
@@ -69,17 +68,13 @@ def evaluate(
     results.json (the predictions). The other arguments are as for `dsgnn.evaluation.loop.evaluate`.
     Raises DsgnnError and OSError for what does not fit, is missing or damaged.
     """
-    if (model is None) == (predictions is None):
-        raise OptionError("give either a model or predictions, not both")
     photos = open_people(data, split)
     if not photos:
         raise DataError(f"{data} has no photos in its split {split}")
-    if predictions is not None:
-        rank, facts = predictions_ranker(predictions)
-    else:
-        assert model is not None
-        threads = threads_of(model, backend, threads, lanes)
-        rank, facts = open_model(model, size, if_none, "drop", backend, device, threads)
+    threads = threads_of(model, backend, threads, lanes)
+    rank, facts = open_ranker(
+        model, predictions, size, if_none, "drop", backend, device, threads, usual_if_none="none"
+    )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     names, counts, measured = [], [], []

@@ -23,11 +23,9 @@ from dsgnn.data.ranks import PREDICTED
 from dsgnn.data.records import Samples, ranks_from
 from dsgnn.evaluation.drawings import draw_worst
 from dsgnn.evaluation.rankers import (
-    Facts,
     Rank,
     lanes_of,
-    open_model,
-    predictions_ranker,
+    open_ranker,
     threads_of,
 )
 from dsgnn.metrics import image_metrics, summarise
@@ -73,7 +71,9 @@ def evaluate(
             'it with the protocol "gaze"'
         )
     threads = threads_of(model, backend, threads, lanes)
-    rank, facts = _open(model, predictions, size, if_none, backend, device, threads)
+    rank, facts = open_ranker(
+        model, predictions, size, if_none, "keep", backend, device, threads, usual_if_none="all"
+    )
     if worst and out is None:
         raise OptionError("the worst images are drawn into a folder, and none is given", "out")
     looks = None
@@ -111,33 +111,6 @@ def evaluate(
         _write_csv(out / "per_image.csv", images)
         draw_worst(out / "worst", rank, samples, images, worst)
     return figures
-
-
-def _open(
-    model: Path | None,
-    predictions: Path | None,
-    size: tuple[int, int] | None,
-    if_none: str,
-    backend: str,
-    device: str,
-    threads: int | None,
-) -> tuple[Rank, Facts]:
-    """What ranks: the model or the predictions, whichever is given."""
-    if model is not None and predictions is None:
-        return open_model(model, size, if_none, "keep", backend, device, threads)
-    if model is not None or predictions is None:
-        raise OptionError("give either a model or predictions, and not both", "predictions")
-    if (size, if_none, backend, device, threads) != (None, "all", "auto", "auto", None):
-        raise OptionError(
-            "predictions are measured as they are, and these options are of a model: leave them "
-            "out, or give a model",
-            "size",
-            "if_none",
-            "backend",
-            "device",
-            "threads",
-        )
-    return predictions_ranker(predictions)
 
 
 def measure(

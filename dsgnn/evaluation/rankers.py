@@ -86,6 +86,40 @@ def _is_artifact(model: Path | None) -> bool:
     return model is not None and model.suffix not in (".safetensors", ".pth", ".pt")
 
 
+def open_ranker(
+    model: Path | None,
+    predictions: Path | None,
+    size: tuple[int, int] | None,
+    if_none: str,
+    specks: str,
+    backend: str,
+    device: str,
+    threads: int | None,
+    *,
+    usual_if_none: str,
+) -> tuple[Rank, Facts]:
+    """What ranks: the model or the predictions, whichever is given.
+
+    usual_if_none: what `if_none` is where nobody chose it. The other arguments are as for
+    `open_model`. OptionError unless one is given, and for options of a model beside predictions.
+    """
+    if model is not None and predictions is None:
+        return open_model(model, size, if_none, specks, backend, device, threads)
+    if model is not None or predictions is None:
+        raise OptionError("give either a model or predictions, and not both", "predictions")
+    if (size, if_none, backend, device, threads) != (None, usual_if_none, "auto", "auto", None):
+        raise OptionError(
+            "predictions are measured as they are, and these options are of a model: leave them "
+            "out, or give a model",
+            "size",
+            "if_none",
+            "backend",
+            "device",
+            "threads",
+        )
+    return predictions_ranker(predictions)
+
+
 def open_model(
     path: Path,
     size: tuple[int, int] | None = None,

@@ -179,6 +179,10 @@ def test_the_parts_of_a_mask_are_objects_to_train_on(tmp_path: Path) -> None:
 def test_measured_against_fixations(looks: Path, tmp_path: Path) -> None:
     found = predictions(tmp_path / "results.json", NAMES, [LARGE, SMALL], best=1)
     out = tmp_path / "out"
+    with pytest.raises(OptionError, match="these options are of a model"):
+        gaze.evaluate(None, str(looks), predictions=found, split="all", device="cpu")
+    with pytest.raises(OptionError, match="either a model or predictions"):
+        gaze.evaluate(None, str(looks), split="all")
     result = gaze.evaluate(None, str(looks), predictions=found, split="all", out=out)
     assert (result["images"], result["objects"]) == (30, 2.0)
     pairs = result["figures"]["pairs"]
