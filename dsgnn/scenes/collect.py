@@ -126,7 +126,6 @@ def collect_objects(folder: Path, out: Path) -> int:
     for a broken photo or mask.
     """
     target = out / "cutouts" / "salient"
-    target.mkdir(parents=True, exist_ok=True)
     written = 0
     for photo in read_binary(folder):
         if binary_split(photo.path.name) != "train":
@@ -136,6 +135,7 @@ def collect_objects(folder: Path, out: Path) -> int:
         if cutout is None:
             continue
         path = target / f"{photo.path.stem}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not cv2.imwrite(str(path), cv2.cvtColor(straight(cutout.rgba), cv2.COLOR_RGBA2BGRA)):
             raise OSError(f"{path}: could not be written")
         written += 1

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dsgnn.data import coco
+from dsgnn.data import records
 from dsgnn.data.binary import binary_split
 from dsgnn.data.coco import read_photos
 from dsgnn.data.ranks import CLEAR, MIN_SHARE, shares_under
@@ -228,8 +228,8 @@ def test_train_and_test_share_no_file_and_leave_none_out(folders, monkeypatch):
     monkeypatch.setattr(
         cv2, "imread", lambda p, *a: (read.append(Path(p).name), original(p, *a))[1]
     )
-    read_image = coco.read_image
-    monkeypatch.setattr(coco, "read_image", lambda p: (read.append(p.name), read_image(p))[1])
+    read_image = records.read_image
+    monkeypatch.setattr(records, "read_image", lambda p: (read.append(p.name), read_image(p))[1])
     used = {}
     for split in ("train", "test"):
         read.clear()

@@ -95,7 +95,8 @@ def test_half_weights_of_any_size(tmp_path: Path, photos: list[np.ndarray]) -> N
     """A checkpoint rounded first gives a file of half the size and the same answers."""
     torch.manual_seed(3)
     # Random weights of a deeper backbone magnify the rounding of batches.
-    model = build_model(replace(CONFIGS["nano"], backbone="efficientnet_lite0")).eval()
+    # Of random weights many masks are alike.
+    model = build_model(replace(CONFIGS["nano"], backbone="efficientnet_lite0", nms_iou=1.0)).eval()
     for norm in model.backbone.batch_norms():  # so that folding it changes the convolution
         norm.running_mean.normal_(0, 0.1)
         norm.running_var.uniform_(0.5, 1.5)
