@@ -1,6 +1,5 @@
 """The files that a run writes: their names, what they replace, and that each is whole or absent."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from outputs import clip, files, read, results, write
 
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.disk.files import whole_file, write_whole
@@ -36,36 +36,6 @@ def go(ranker: Ranker, place: Path) -> Callable[..., list[Outcome]]:
         return list(rank_sources(ranker, found.sources, Path(out), kinds, palette))
 
     return rank
-
-
-def write(path: str, image: np.ndarray) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(cv2.imencode(Path(path).suffix, image[..., ::-1])[1].tobytes())
-
-
-def read(path: str) -> np.ndarray:
-    return cv2.imread(path, cv2.IMREAD_UNCHANGED)
-
-
-def results(out: str = "out") -> dict:
-    return json.loads(Path(out, "results.json").read_text())
-
-
-def files(out: str = "out") -> list[str]:
-    return sorted(
-        path.relative_to(out).as_posix() for path in Path(out).rglob("*") if path.is_file()
-    )
-
-
-def clip(path: str, scene, frames: int = 12, size: tuple[int, int] = (48, 64)) -> None:
-    """A red box that moves right, 10 frames a second."""
-    pytest.importorskip("av")  # which reads it
-    codes = {".mp4": "mp4v", ".avi": "MJPG"}
-    code = cv2.VideoWriter.fourcc(*codes[Path(path).suffix])
-    writer = cv2.VideoWriter(path, code, 10, size[::-1])
-    for index in range(frames):
-        writer.write(scene(*size, red=(8, index, 40, index + 32))[..., ::-1])
-    writer.release()
 
 
 def test_equal_names_never_overwrite_each_other(go, scene) -> None:
