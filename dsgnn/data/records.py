@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Real
 from pathlib import Path, PureWindowsPath
 from typing import Any, Protocol
@@ -24,7 +25,7 @@ from dsgnn.data.ranks import ANNOTATIONS
 from dsgnn.data.sample import Sample
 from dsgnn.runtime.disk.documents import read_document
 from dsgnn.runtime.errors import DataError, InputError, OptionError
-from dsgnn.runtime.images import read_image
+from dsgnn.runtime.photo.decoder import Decoders
 
 
 class Samples(Protocol):
@@ -171,13 +172,13 @@ class Subset:
 
 
 def read_photo(path: Path, where: str = "", size: tuple[int, int] | None = None) -> np.ndarray:
-    """An image of a data set: (h, w, 3) uint8 RGB.
+    """An image of a data set: (h, w, 3) uint8 RGB, decoded in a process that can be killed.
 
     where: what messages begin with. size: (h, w) that the annotations state, if they do. Raises
     DataError if the file is missing, broken or of another size.
     """
     try:
-        image = read_image(path)
+        image = _decoders(os.getpid())(path)
     except FileNotFoundError:
         raise DataError(f"{where}no image {path}; is the folder complete?") from None
     except (OSError, InputError) as error:
@@ -188,6 +189,12 @@ def read_photo(path: Path, where: str = "", size: tuple[int, int] | None = None)
             f"{image.shape[0]} and {image.shape[1]}; give the image that was annotated"
         )
     return image
+
+
+@lru_cache(maxsize=1)
+def _decoders(process: int) -> Decoders:
+    """The decoding processes of this process, by its number: a forked one has its own."""
+    return Decoders()
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

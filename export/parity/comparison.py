@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dsgnn.runtime.disk.sources import IMAGE_SUFFIXES
 from dsgnn.runtime.errors import InputError
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.letterbox import Fixed, LongestSide, Rule, letterbox
+from dsgnn.runtime.photo.decoder import Decoders
 
 log = logging.getLogger("dsgnn")
 
@@ -51,16 +53,17 @@ def parity_photos(folder: Path | None = None) -> list[np.ndarray]:
 def folder_photos(folder: Path) -> list[np.ndarray]:
     """Every image of a folder and its sub-folders, by name, (h, w, 3) uint8 RGB.
 
-    A file named like an image that is none is left out with a warning. FileNotFoundError if no
-    image is left.
+    Each is decoded in a process that can be killed. A file named like an image that is none is left
+    out with a warning. FileNotFoundError if no image is left.
     """
     photos, broken = [], []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            try:
-                photos.append(read_image(path))
-            except (InputError, OSError) as error:
-                broken.append(f"{path.name} ({error})")
+    with closing(Decoders()) as decode:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                try:
+                    photos.append(decode(path))
+                except (InputError, OSError) as error:
+                    broken.append(f"{path.name} ({error})")
     if not photos:
         raise FileNotFoundError(f"{folder} holds no readable image")
     if broken:
