@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from graphs import colours_graph
 from hypothesis import HealthCheck, settings
+from outputs import write
 
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.artifact import Description
 from dsgnn.runtime.letterbox import Fixed
+from dsgnn.runtime.run.cli import main
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -62,6 +65,15 @@ def field(number: int, data: bytes) -> bytes:
 
 
 @pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to stand in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
 def graph() -> bytes:
     return (HERE / "colours.onnx").read_bytes()
 
@@ -99,6 +111,17 @@ def ranker(model: Path) -> Ranker:
 
 
 @pytest.fixture
+def command(model: Path) -> Callable[..., Result]:
+    """command(argument, …): dsgnn-run into the folder out."""
+
+    def call(*arguments: str) -> Result:
+        options = ("--out", "out", "--model", str(model))
+        return CliRunner().invoke(main, [*options, *arguments])
+
+    return call
+
+
+@pytest.fixture
 def scene() -> Scene:
     """scene(h, w, red=(y0, x0, y1, x1), …): coloured boxes on grey, (h, w, 3) uint8 RGB."""
 
@@ -115,6 +138,13 @@ def scene() -> Scene:
 def photo(scene: Scene) -> np.ndarray:
     """48 × 64: a large red box and a small blue one."""
     return scene(48, 64, red=(8, 4, 40, 36), blue=(20, 44, 36, 60))
+
+
+@pytest.fixture
+def photos(place: Path, photo: np.ndarray) -> None:
+    """photos/a.png, b.png and c.png."""
+    for name in "abc":
+        write(f"photos/{name}.png", photo)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dsgnn.runtime import Ranker
-from dsgnn.runtime.disk.outputs import make_folder
-from dsgnn.runtime.disk.sources import find_sources, video_source
-from dsgnn.runtime.run.loop import Outcome, rank_sources
+from dsgnn.runtime.disk.sources import video_source
 from dsgnn.runtime.video.frames import Frame, Frames, Selection
-from dsgnn.runtime.video.to_files import VideoOptions
 
 MILLI = Fraction(1, 1000)
 FENCED = 10_000_000  # pixels: films are read in a process of their own here
@@ -102,18 +98,6 @@ def seen(frames: list[Frame]) -> list[int]:
 
 def times(frames: list[Frame]) -> list[float]:
     return [round(frame.time_s, 3) for frame in frames]
-
-
-def runs(ranker: Ranker) -> Callable[..., list[Outcome]]:
-    """rank(source, ..., kinds=, **options of videos): a run into the folder out."""
-
-    def rank(*arguments: str, kinds=("json",), **options: object) -> list[Outcome]:
-        make_folder(Path("out"))
-        found = find_sources(arguments, Path("out"))
-        video = VideoOptions(**options)
-        return list(rank_sources(ranker, found.sources, Path("out"), kinds, "assr", video))
-
-    return rank
 
 
 def lines(name: str) -> list[dict]:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+
+from dsgnn.runtime import Ranker
+from dsgnn.runtime.disk.outputs import make_folder
+from dsgnn.runtime.disk.sources import find_sources
+from dsgnn.runtime.run.loop import Outcome, rank_sources
+from dsgnn.runtime.video.to_files import VideoOptions
 
 
 def write(path: str, image: np.ndarray) -> None:
@@ -36,5 +43,24 @@ def clip(path: str, scene, frames: int = 12, size: tuple[int, int] = (48, 64)) -
     code = cv2.VideoWriter.fourcc(*codes[Path(path).suffix])
     writer = cv2.VideoWriter(path, code, 10, size[::-1])
     for index in range(frames):
-        writer.write(scene(*size, red=(8, index, 40, index + 32))[..., ::-1])
+        writer.write(scene(*size, red=(8, index % 20, 40, index % 20 + 32))[..., ::-1])
     writer.release()
+
+
+def runs(ranker: Ranker, kinds: Sequence[str] = ("json",)) -> Callable[..., list[Outcome]]:
+    """rank(source, ..., kinds=, out=, palette=, **options of videos): a run into the folder out."""
+
+    def rank(
+        *arguments: str,
+        kinds: Sequence[str] = kinds,
+        out: str = "out",
+        palette: str = "assr",
+        skip: bool = False,
+        **options: object,
+    ) -> list[Outcome]:
+        make_folder(Path(out))
+        sources = find_sources(arguments, Path(out)).sources
+        video = VideoOptions(**options)
+        return list(rank_sources(ranker, sources, Path(out), kinds, palette, video, skip))
+
+    return rank

@@ -17,7 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from films import FENCED, film, flat, greys, lines, read, runs, seen, summary
+from films import FENCED, film, flat, greys, lines, read, seen, summary
+from outputs import runs
 
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.disk.sources import Source, find_sources, video_source
@@ -28,12 +29,7 @@ from dsgnn.runtime.video.frames import Frames, Selection
 av = pytest.importorskip("av")
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("place")
 
 
 @pytest.fixture

@@ -10,20 +10,19 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from outputs import clip, files, results
 from rtsp import camera
 
 from dsgnn.runtime.disk.files import claimed
 from dsgnn.runtime.disk.sources import Source
 from dsgnn.runtime.errors import FolderBusyError
 from dsgnn.runtime.run import loop as run_module
-from dsgnn.runtime.run.cli import main
 from dsgnn.runtime.run.loop import stopped_once
 from dsgnn.runtime.video.container import UNREADABLE
 from dsgnn.runtime.video.frames import Selection
@@ -32,50 +31,7 @@ COMMAND = Path(sys.executable).with_name("dsgnn-run")
 H, W = 48, 64
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
-def go(model: Path) -> Callable[..., Result]:
-    def call(*arguments: str) -> Result:
-        options = ("--out", "out", "--model", str(model))
-        return CliRunner().invoke(main, [*options, *arguments])
-
-    return call
-
-
-@pytest.fixture
-def clip(scene) -> Callable[..., None]:
-    pytest.importorskip("av")  # which reads it
-
-    def write(path: str, frames: int = 10) -> None:
-        code = {".avi": "MJPG", ".mp4": "mp4v"}[Path(path).suffix]
-        writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*code), 10, (W, H))
-        for number in range(frames):
-            writer.write(scene(H, W, red=(8, number % 20, 40, number % 20 + 32))[..., ::-1])
-        writer.release()
-
-    return write
-
-
-@pytest.fixture
-def photos(photo: np.ndarray) -> None:
-    Path("photos").mkdir()
-    for name in "abc":
-        cv2.imwrite(f"photos/{name}.png", photo[..., ::-1])
-
-
-def files() -> list[str]:
-    return sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("*"))
-
-
-def results() -> dict:
-    return json.loads(Path("out/results.json").read_text())
+pytestmark = pytest.mark.usefixtures("place")
 
 
 def ranked(result: Result) -> int:
@@ -90,20 +46,20 @@ def ranked(result: Result) -> int:
         (b"\0" * 5000, UNREADABLE),
     ],
 )
-def test_no_video_at_all(go, data: bytes, reason: str) -> None:
+def test_no_video_at_all(command, data: bytes, reason: str) -> None:
     pytest.importorskip("av")
     Path("clip.mp4").write_bytes(data)
-    result = go("clip.mp4")
+    result = command("clip.mp4")
     assert result.exit_code == 1 and files() == ["results.json"]
     assert f"clip.mp4: {reason}\n" in result.output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="disks elsewhere have Unicode names alone")
-def test_a_video_whose_name_is_not_unicode(model: Path, clip, photos) -> None:
+def test_a_video_whose_name_is_not_unicode(model: Path, scene, photos) -> None:
     """OpenCV crashes on it, and on such an output, so the command runs in a process of its own."""
-    clip("clip.avi", frames=3)
+    clip("clip.avi", scene, 3)
     os.rename("clip.avi", b"caf\xe9.avi")
-    clip("clip.avi", frames=3)
+    clip("clip.avi", scene, 3)
 
     def go(out: str | bytes) -> subprocess.CompletedProcess:
         options = ("--out", out, "--model", model)
@@ -123,34 +79,34 @@ def test_a_video_whose_name_is_not_unicode(model: Path, clip, photos) -> None:
 
 @pytest.mark.parametrize("library", ["cv2", "av"])
 def test_a_colon_in_the_output_folder(
-    go, clip, library: str, monkeypatch: pytest.MonkeyPatch
+    command, scene, library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FFmpeg takes what stands before it for a protocol."""
     pytest.importorskip(library)
     monkeypatch.setattr("dsgnn.runtime.video.h264.is_installed", lambda: library == "av")
-    clip("clip.avi", frames=3)
+    clip("clip.avi", scene, 3)
     os.rename("clip.avi", "clip:1.avi")
-    result = go("clip:1.avi", "--out", "2026-11-23T06:40")
+    result = command("clip:1.avi", "--out", "2026-11-23T06:40")
     assert result.exit_code == 0 and ranked(result) == 3
     video = cv2.VideoCapture(str(Path("2026-11-23T06:40/clip:1.overlay.mp4").resolve()))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
-def test_streams_of_no_length(go) -> None:
+def test_streams_of_no_length(command) -> None:
     """A pipe that closes at once, and a camera that takes the call and says nothing."""
     pytest.importorskip("av")
-    result = go("-", "--raw", f"{W}x{H}")
+    result = command("-", "--raw", f"{W}x{H}")
     assert result.exit_code == 1 and files() == ["results.json"]
     assert "stdin: it has no frame to rank" in result.output
     with camera(b"") as address:
-        result = go(f"rtsp://{address}/live")
+        result = command(f"rtsp://{address}/live")
     assert result.exit_code == 1 and files() == ["results.json"]
     assert f"rtsp://{address}/live: no answer" in result.output
 
 
-def test_a_video_that_is_gone(go, clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_that_is_gone(command, scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Deleted while it waited for its turn; OpenCV would only say that it cannot open it."""
-    clip("clip.avi")
+    clip("clip.avi", scene, 10)
     expected = run_module._expected
 
     def count_and_delete(source: Source, select: Selection) -> int:
@@ -159,17 +115,17 @@ def test_a_video_that_is_gone(go, clip, monkeypatch: pytest.MonkeyPatch) -> None
         return count
 
     monkeypatch.setattr(run_module, "_expected", count_and_delete)
-    result = go("clip.avi")
+    result = command("clip.avi")
     assert result.exit_code == 1 and files() == ["results.json"]
     assert "clip.avi: No such file or directory" in result.output
 
 
-def test_frames_of_changing_size(go, scene) -> None:
+def test_frames_of_changing_size(command, scene) -> None:
     """Images: named, and what came before is kept. A stream is scaled to the first size."""
     pytest.importorskip("av")
     for number, size in enumerate([(48, 64), (48, 64), (64, 48)]):
         cv2.imwrite(f"shot{number}.png", scene(*size)[..., ::-1])
-    result = go("shot%d.png", "--rate", "10")
+    result = command("shot%d.png", "--rate", "10")
     assert result.exit_code == 1 and "frame 2 is 48×64, the video began with 64×48" in result.output
     assert len(Path("out/shot.frames.jsonl").read_text().splitlines()) == 2
     parts = b""
@@ -180,26 +136,26 @@ def test_frames_of_changing_size(go, scene) -> None:
         writer.release()
         parts += Path("part.ts").read_bytes()
     Path("both.ts").write_bytes(parts)
-    result = go("both.ts")
+    result = command("both.ts")
     assert ranked(result) > 30
     assert "its frames change size: all were scaled to that of the first one" in result.output
     lines = Path("out/both.frames.jsonl").read_text().splitlines()
     assert {(line["width"], line["height"]) for line in map(json.loads, lines)} == {(64, 48)}
 
 
-def test_an_mp4_cut_short(go, clip) -> None:
+def test_an_mp4_cut_short(command, scene) -> None:
     """Its index is at the end: nothing can be read."""
-    clip("clip.mp4", frames=30)
+    clip("clip.mp4", scene, 30)
     data = Path("clip.mp4").read_bytes()
     Path("clip.mp4").write_bytes(data[: len(data) // 2])
-    result = go("clip.mp4")
+    result = command("clip.mp4")
     assert result.exit_code == 1 and files() == ["results.json"]
     assert "clip.mp4: no frame can be read" in result.output
 
 
-def test_damage_anywhere_in_a_video(go, clip) -> None:
+def test_damage_anywhere_in_a_video(command, scene) -> None:
     """Whatever the bytes, the run ends by itself and what it leaves can be read."""
-    clip("whole.avi", frames=8)
+    clip("whole.avi", scene, 8)
     whole = Path("whole.avi").read_bytes()
     random = np.random.default_rng(0)
     Path("damaged").mkdir()
@@ -208,7 +164,7 @@ def test_damage_anywhere_in_a_video(go, clip) -> None:
         for at in random.integers(0, len(data), 60):
             data[at] = random.integers(256)
         Path(f"damaged/{number:02}.avi").write_bytes(data)
-    result = go("damaged")
+    result = command("damaged")
     assert result.exit_code in (0, 1) and isinstance(result.exception, SystemExit | None)
     assert not [name for name in files() if name.startswith(".")]
     for path in Path("out").glob("*.frames.jsonl"):
@@ -218,7 +174,7 @@ def test_damage_anywhere_in_a_video(go, clip) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff", ".bmp", ".gif"])
-def test_damage_anywhere_in_a_photo(go, photo: np.ndarray, suffix: str) -> None:
+def test_damage_anywhere_in_a_photo(command, photo: np.ndarray, suffix: str) -> None:
     """Ranked, or named with the reason: never a crash, never a missing entry."""
     whole = cv2.imencode(suffix, photo[..., ::-1])[1].tobytes()
     random = np.random.default_rng(0)
@@ -228,7 +184,7 @@ def test_damage_anywhere_in_a_photo(go, photo: np.ndarray, suffix: str) -> None:
         for at in random.integers(0, len(data), 1 + number):
             data[at] = random.integers(256)
         Path(f"damaged/{number:02}{suffix}").write_bytes(data)
-    result = go("damaged")
+    result = command("damaged")
     assert isinstance(result.exception, SystemExit | None)
     images = results()["images"]
     assert len(images) == 20
@@ -239,11 +195,11 @@ def test_damage_anywhere_in_a_photo(go, photo: np.ndarray, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("library", ["cv2", "av"])
-def test_a_full_disk(model: Path, clip, library: str) -> None:
+def test_a_full_disk(model: Path, scene, library: str) -> None:
     """No file may be over 8 kB: the video does not fit, the rest does."""
     pytest.importorskip(library)
     resource = pytest.importorskip("resource")
-    clip("clip.avi", frames=3)
+    clip("clip.avi", scene, 3)
     noise = np.random.default_rng(0).integers(0, 256, (20, 240, 320, 3), np.uint8)
     writer = cv2.VideoWriter("noise.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (320, 240))
     for frame in noise:
@@ -269,19 +225,19 @@ def test_a_full_disk(model: Path, clip, library: str) -> None:
     assert "error" in results()["images"][0]
 
 
-def test_an_output_that_cannot_be_written(go, clip) -> None:
-    clip("clip.avi")
+def test_an_output_that_cannot_be_written(command, scene) -> None:
+    clip("clip.avi", scene, 10)
     Path("out/clip.overlay.mp4").mkdir(parents=True)
-    result = go("clip.avi")
+    result = command("clip.avi")
     assert result.exit_code == 1 and "clip.avi: Is a directory" in result.output
-    assert files() == ["clip.overlay.mp4", "results.json"]
+    assert files() == ["results.json"] and Path("out/clip.overlay.mp4").is_dir()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
-def test_two_runs_into_one_folder(go, photos) -> None:
+def test_two_runs_into_one_folder(command, photos) -> None:
     Path("out").mkdir()
     with claimed(Path("out")):
-        result = go("photos")
+        result = command("photos")
         assert result.exit_code == 2
         assert (
             "another run is writing into out: wait for its end or choose another output folder"
@@ -290,7 +246,7 @@ def test_two_runs_into_one_folder(go, photos) -> None:
         assert files() == []
         with pytest.raises(FolderBusyError), claimed(Path("out")):
             pass
-    assert go("photos").exit_code == 0
+    assert command("photos").exit_code == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
@@ -350,10 +306,10 @@ def test_an_impatient_second_signal_changes_nothing() -> None:
     assert {number: signal.signal(number, before[number]) for number in settings} == settings
 
 
-def test_video_options_reach_the_run(go, clip) -> None:
-    clip("clip.avi", frames=20)
+def test_video_options_reach_the_run(command, scene) -> None:
+    clip("clip.avi", scene, 20)
     picks = ("--every", "2", "--start", "0.4", "--end", "1.6", "--max-frames", "5", "--batch", "2")
-    assert ranked(go("clip.avi", *picks, "--no-steady")) == 5
+    assert ranked(command("clip.avi", *picks, "--no-steady")) == 5
     lines = Path("out/clip.frames.jsonl").read_text().splitlines()
     assert [json.loads(line)["frame"] for line in lines] == [4, 6, 8, 10, 12]
     assert "identity" not in lines[0]
@@ -363,18 +319,18 @@ def test_video_options_reach_the_run(go, clip) -> None:
         (("--raw", "big"), "expected a size as WIDTHxHEIGHT"),
         (("--raw", "64x48"), "raw frames come on standard input: give - as a source"),
     ):
-        result = go("clip.avi", *wrong)
+        result = command("clip.avi", *wrong)
         assert result.exit_code == 2 and message in result.output
 
 
-def test_videos_without_pyav(go, clip, photos, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_videos_without_pyav(command, scene, photos, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsgnn.runtime.video.h264.is_installed", lambda: False)
-    clip("clip.avi", frames=3)
+    clip("clip.avi", scene, 3)
     said = "PyAV is not installed, so videos are written as MPEG-4 Part 2"
-    result = go("clip.avi")
+    result = command("clip.avi")
     assert result.exit_code == 0 and said in result.output and "dsgnn[video]" in result.output
-    assert said not in go("photos").output
-    assert said not in go("clip.avi", "--save", "json").output
+    assert said not in command("photos").output
+    assert said not in command("clip.avi", "--save", "json").output
 
 
 def rss_bytes() -> int:
@@ -434,7 +390,7 @@ def test_messages_to_a_full_disk(model: Path, photos, arguments: tuple[str, ...]
     assert done.returncode in (0, 1)
 
 
-def test_a_bad_address_is_one_failed_source(go, photos) -> None:
+def test_a_bad_address_is_one_failed_source(command, photos) -> None:
     pytest.importorskip("av")
     addresses = [
         "http://[::1/a.jpg",
@@ -444,12 +400,12 @@ def test_a_bad_address_is_one_failed_source(go, photos) -> None:
         "http://é",
     ]
     Path("list.txt").write_text("\n".join([*addresses, "photos"]))
-    result = go("list.txt")
+    result = command("list.txt")
     assert result.exit_code == 1 and ranked(result) == 3
     assert all(f"{address}: no answer" in result.output for address in addresses)
 
 
-def test_a_photo_by_http(go, photos) -> None:
+def test_a_photo_by_http(command, photos) -> None:
     """With a name and password, which are not shown; an animation and a video are videos."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -465,7 +421,7 @@ def test_a_photo_by_http(go, photos) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         place = f"127.0.0.1:{server.server_port}"
-        result = go(f"http://me:s%20cret@{place}/{name}")
+        result = command(f"http://me:s%20cret@{place}/{name}")
         server.shutdown()
     assert result.exit_code == 0 and "cret" not in result.output
     assert asked == ["Basic bWU6cyBjcmV0"]
@@ -475,10 +431,10 @@ def test_a_photo_by_http(go, photos) -> None:
     assert not any(path.endswith(".mp4") for path in files())
 
 
-def test_the_pages_of_a_tiff_are_told(go, scene) -> None:
+def test_the_pages_of_a_tiff_are_told(command, scene) -> None:
     pages = [scene(48, 64, red=(8, 4, 40, 36))[..., ::-1], scene(48, 64)[..., ::-1]]
     cv2.imwritemulti("pages.tiff", pages)
-    result = go("pages.tiff")
+    result = command("pages.tiff")
     assert result.exit_code == 0 and ranked(result) == 1
     assert "pages.tiff: it has 2 pages, of which the first was taken" in result.output
 

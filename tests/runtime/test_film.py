@@ -11,7 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from films import STEP, film, flat, greys, lines, read, runs, seen, summary, times
+from films import STEP, film, flat, greys, lines, read, seen, summary, times
+from outputs import runs
 
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.disk.sources import video_source
@@ -23,12 +24,7 @@ av = pytest.importorskip("av")
 UNEVEN_MS = (0, 100, 667, 700, 1500, 2600)
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("place")
 
 
 @pytest.fixture

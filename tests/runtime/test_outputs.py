@@ -7,35 +7,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from outputs import clip, files, read, results, write
+from outputs import clip, files, read, results, runs, write
 
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.disk.files import whole_file, write_whole
 from dsgnn.runtime.disk.outputs import KINDS as ALL_KINDS
-from dsgnn.runtime.disk.outputs import make_folder, parse_kinds
-from dsgnn.runtime.disk.sources import find_sources
-from dsgnn.runtime.run.loop import Outcome, rank_sources
+from dsgnn.runtime.disk.outputs import parse_kinds
+from dsgnn.runtime.run.loop import Outcome
 
 KINDS = tuple(kind for kind in ALL_KINDS if kind != "heat")  # these models have no attention
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to stand in."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
 def go(ranker: Ranker, place: Path) -> Callable[..., list[Outcome]]:
-    def rank(*arguments: str, kinds=KINDS, out: str = "out", palette: str = "assr"):
-        make_folder(Path(out))
-        found = find_sources(arguments, Path(out))
-        return list(rank_sources(ranker, found.sources, Path(out), kinds, palette))
-
-    return rank
+    return runs(ranker, KINDS)
 
 
 def test_equal_names_never_overwrite_each_other(go, scene) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from films import film, flat, greys, lines, read, runs, seen, times
+from films import film, flat, greys, lines, read, seen, times
+from outputs import runs
 
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.run.loop import Outcome
@@ -18,12 +18,7 @@ from dsgnn.runtime.run.loop import Outcome
 av = pytest.importorskip("av")
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("place")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from outputs import clip, files, read, results, write
+from outputs import clip, files, read, results, runs, write
 
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.disk.outputs import KINDS as ALL_KINDS
@@ -23,22 +23,8 @@ KINDS = tuple(kind for kind in ALL_KINDS if kind != "heat")  # these models have
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to stand in."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
 def go(ranker: Ranker, place: Path) -> Callable[..., list[Outcome]]:
-    def rank(*arguments: str, kinds=KINDS, out: str = "out", palette: str = "assr"):
-        make_folder(Path(out))
-        found = find_sources(arguments, Path(out))
-        return list(rank_sources(ranker, found.sources, Path(out), kinds, palette))
-
-    return rank
+    return runs(ranker, KINDS)
 
 
 def test_everything_of_one_photo(go, photo: np.ndarray, ranker: Ranker) -> None:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import pytest
+from outputs import runs
 
 from dsgnn.runtime import Ranker, Ranking
-from dsgnn.runtime.disk.outputs import OutputFiles, make_folder
+from dsgnn.runtime.disk.outputs import OutputFiles
 from dsgnn.runtime.disk.sources import Source, find_sources
-from dsgnn.runtime.run.loop import Outcome, rank_sources
+from dsgnn.runtime.run.loop import Outcome
 from dsgnn.runtime.video.feed import Ended
 from dsgnn.runtime.video.fence import FencedFilm
 from dsgnn.runtime.video.frames import Selection
@@ -37,12 +38,7 @@ if TYPE_CHECKING:
 Run = Callable[..., list[Outcome]]
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("place")
 
 
 @pytest.fixture
@@ -65,13 +61,7 @@ def clip(scene) -> Callable[..., None]:
 
 @pytest.fixture
 def go(ranker: Ranker) -> Run:
-    def rank(*arguments: str, kinds=("json",), skip: bool = False, **options: object):
-        make_folder(Path("out"))
-        found = find_sources(arguments, Path("out"))
-        video = VideoOptions(**options)
-        return list(rank_sources(ranker, found.sources, Path("out"), kinds, "assr", video, skip))
-
-    return rank
+    return runs(ranker)
 
 
 def lines(name: str = "clip") -> list[dict]:
