@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOR_TESTS = ("pytest", "hypothesis", "pillow")
+PHOTOS_ALONE = ("artifact", "backends", "cli", "images", "outputs", "ranker", "ranking", "run")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -61,14 +62,15 @@ def lowest(requirements: str) -> list[str]:
     return [line.replace(">=", "==") for line in lines]
 
 
-def passes_runtime_tests(python: Path, source: Path, folder: Path) -> None:
-    """Runs tests/runtime with `python` on a copy in `folder`; some must have passed."""
+def passes_runtime_tests(python: Path, source: Path, folder: Path, *names: str) -> None:
+    """Runs modules of tests/runtime, or all, with `python` on a copy in `folder`."""
     shutil.copytree(source / "tests" / "runtime", folder / "tests" / "runtime")
     shutil.copytree(source / "tests" / "golden", folder / "tests" / "golden")
     (folder / "docs").mkdir()
     shutil.copy(source / "docs" / "frames.md", folder / "docs")  # what it hands to other tools
     shutil.copy(source / "setup.cfg", folder)  # pytest's settings
-    said = run(python, "-m", "pytest", "-m", "not slow", "tests/runtime", cwd=folder)
+    modules = [f"tests/runtime/test_{name}.py" for name in names] or ["tests/runtime"]
+    said = run(python, "-m", "pytest", "-m", "not slow", *modules, cwd=folder)
     assert " passed" in said.splitlines()[-1], said
 
 
@@ -126,6 +128,11 @@ def test_a_missing_and_a_stray_file_are_found() -> None:
 def test_the_runtime_passes_its_tests_alone(bare: Path, source: Path, tmp_path: Path) -> None:
     installed = run(bare, "-m", "pip", "list", cwd=tmp_path)
     assert "onnxruntime" in installed and "torch" not in installed
+    passes_runtime_tests(bare, source, tmp_path, *PHOTOS_ALONE)
+
+
+@pytest.mark.slow
+def test_the_runtime_passes_all_its_tests_alone(bare: Path, source: Path, tmp_path: Path) -> None:
     passes_runtime_tests(bare, source, tmp_path)
 
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from data_folders import even_looks
 
 from dsgnn import cli
 from dsgnn.data import open_data
@@ -38,11 +39,6 @@ def _data(*annotations):
         "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "dining table"}],
         "annotations": list(annotations),
     }
-
-
-def even_looks(image):
-    """Stands for a network: people look everywhere alike, so shares are visible areas."""
-    return np.full((3, 4), 1 / 12, np.float32)
 
 
 def _write(folder: Path, data) -> Path:

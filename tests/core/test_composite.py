@@ -13,12 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from data_folders import even_looks
 
-from dsgnn.data import records
 from dsgnn.data.binary import binary_split
 from dsgnn.data.coco import read_photos
 from dsgnn.data.ranks import CLEAR, MIN_SHARE, shares_under
 from dsgnn.data.records import for_validation
+from dsgnn.runtime.photo.decoder import Decoders
 from dsgnn.scenes import collect, composite, material
 from dsgnn.scenes.composite import ASPECTS, SHARES, TRAIN_SHARES, CompositeScenes, crop_photo
 from dsgnn.scenes.material import Cutout, empty_region, held_out, photo_cutouts, premultiplied
@@ -71,11 +72,6 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     data = {"images": images, "annotations": annotations, "categories": categories}
     (root / "coco" / "instances.json").write_text(json.dumps(data))
     return {name: root / name for name in ("cutouts", "backgrounds", "coco")}
-
-
-def even_looks(image):
-    """Stands for a network: people look everywhere alike, so shares are visible areas."""
-    return np.full((3, 4), 1 / 12, np.float32)
 
 
 def _same(a, b) -> bool:
@@ -228,8 +224,10 @@ def test_train_and_test_share_no_file_and_leave_none_out(folders, monkeypatch):
     monkeypatch.setattr(
         cv2, "imread", lambda p, *a: (read.append(Path(p).name), original(p, *a))[1]
     )
-    read_image = records.read_image
-    monkeypatch.setattr(records, "read_image", lambda p: (read.append(p.name), read_image(p))[1])
+    decode = Decoders.__call__
+    monkeypatch.setattr(
+        Decoders, "__call__", lambda self, p: (read.append(p.name), decode(self, p))[1]
+    )
     used = {}
     for split in ("train", "test"):
         read.clear()

@@ -1,4 +1,5 @@
-"""Pickles that are made to do harm: refused by what they would build, before anything is built.
+"""Files that are made to do harm: pickles are refused by what they would build, before anything is
+built, and photos of a data set are decoded apart, as those of a run are.
 
 The bytes are made here. Peaks of memory are measured in a process of its own.
 """
@@ -13,15 +14,20 @@ import sys
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+import dsgnn.runtime.photo.decoder as decoder_module
+from dsgnn.cli import check
 from dsgnn.data.coco import read_photos
 from dsgnn.data.irsr import load_plain_pickle
-from dsgnn.data.records import number
+from dsgnn.data.records import _decoders, number
 from dsgnn.data.sample import Sample
 from dsgnn.evaluation.rankers import predictions_ranker
+from dsgnn.export.parity import folder_photos
 from dsgnn.pickled import DEPTH, check_pickle
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
 from dsgnn.runtime.errors import CheckpointError, DataError
@@ -185,3 +191,30 @@ def test_predictions_of_many_levels(tmp_path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(DataError, match="it is no file"):
         predictions_ranker(path)
+
+
+def test_a_crash_fails_one_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In dsgnn-check, and where the exporter reads a folder: a decoder that b.bmp crashes."""
+    crashing = """
+import ctypes
+import dsgnn.runtime.photo.decoder as decoder
+read = decoder.read_image
+decoder.read_image = lambda data, *more: (
+    ctypes.string_at(0) if b"CRASH" in data else read(data, *more)
+)
+decoder.main()
+"""
+    monkeypatch.setattr(decoder_module, "CHILD", crashing)
+    photo = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    for folder, suffix in (("images", ".bmp"), ("masks", ".png")):
+        (tmp_path / folder).mkdir()
+        for name in "abc":
+            tail = b"CRASH" if name + suffix == "b.bmp" else b""
+            data = cv2.imencode(suffix, photo)[1].tobytes()
+            (tmp_path / folder / f"{name}{suffix}").write_bytes(data + tail)
+    _decoders.cache_clear()
+    result = CliRunner().invoke(check, [str(tmp_path), "--split", "all"])
+    _decoders.cache_clear()
+    assert result.exit_code == 1, result.output
+    assert result.output.count("its decoder crashed on it") == 1, result.output
+    assert len(folder_photos(tmp_path / "images")) == 2

@@ -1,4 +1,4 @@
-"""Training: exact resume, equal processes, parameter groups, honest stops, and the command."""
+"""Training: exact resume, equal processes, honest stops, and the command."""
 
 import json
 import logging
@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,25 +19,18 @@ from torch import nn
 from dsgnn import cli
 from dsgnn.config import CONFIGS
 from dsgnn.data.sample import Sample
-from dsgnn.data.transforms import ImageTruth, collate, example
+from dsgnn.data.transforms import collate, example
 from dsgnn.model import build_model
-from dsgnn.runtime.errors import CheckpointError, DataError, OptionError
-from dsgnn.teacher.looks import KeptLooks
+from dsgnn.runtime.errors import CheckpointError, OptionError
 from dsgnn.training import loop
-from dsgnn.training.batches import Epochs, Mixture, load, mix
+from dsgnn.training.batches import mix
 from dsgnn.training.journal import curve, read_log
 from dsgnn.training.loop import RunOptions
 from dsgnn.training.parallel import join
-from dsgnn.training.peaks import seed_centres
 from dsgnn.training.recipe import (
-    NANO,
-    PUBLISHED,
     Recipe,
     TrainingPlan,
-    parameter_groups,
-    recipe_for,
 )
-from dsgnn.training.run import DataSplits, train_on
 from dsgnn.training.state import start
 from dsgnn.training.step import Step
 from dsgnn.weights.checkpoint import load_checkpoint, origin_of
@@ -68,140 +60,6 @@ def make_step(config, recipe, out):
 
 def losses(out):
     return [record["losses"] for record in read_log(out) if "losses" in record]
-
-
-# --- recipes --------------------------------------------------------------------------------------
-
-
-def test_the_published_schedule():
-    rates = [PUBLISHED.rate(i) for i in (0, 14_999, 15_000, 29_999, 30_000, 35_999)]
-    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    assert (PUBLISHED.learning_rate, PUBLISHED.weight_decay) == (1e-4, 0.05)
-    assert (PUBLISHED.clip, PUBLISHED.batch, PUBLISHED.points) == (0.01, 2, 12_544)
-    assert recipe_for(CONFIGS["swin-l-irsr"]) is PUBLISHED and recipe_for(CONFIGS["nano"]) is NANO
-
-
-def test_nano_warms_up_and_follows_a_cosine():
-    n, warm = NANO.iterations, NANO.warmup * NANO.iterations
-    assert [NANO.rate(i) for i in (0, int(warm))] == pytest.approx([1 / warm, 1], abs=1e-2)
-    assert NANO.rate(round((n + warm) / 2)) == pytest.approx(0.5, abs=1e-3)
-    assert NANO.rate(n - 1) < 1e-5
-    assert replace(NANO, iterations=n // 10).rate(n // 20) == pytest.approx(NANO.rate(n // 2))
-    assert replace(NANO, iterations=1).rate(0) == 1
-    assert NANO.decay(0) == 0.1 and NANO.decay(10**6) == NANO.ema
-
-
-def test_nano_grows_through_its_sizes_and_then_mixes_them():
-    n = NANO.iterations
-    assert {NANO.size(i, 0) for i in range(n // 3)} == {160}
-    assert NANO.size(n // 2, 0) == 224
-    late = [NANO.size(i, 0) for i in range(round(0.7 * n), round(0.7 * n) + 6)]
-    assert late[:3] == late[3:] and set(late) == {192, 256, 320}
-    assert {NANO.size(i, 0) for i in range(round(0.9 * n), n)} == {256, 288, 320}
-    assert PUBLISHED.size(100, 576) == 576
-
-
-def test_a_recipe_without_iterations_is_refused():
-    with pytest.raises(ValueError, match="must be at least 1, got 0, 2 and 1"):
-        Recipe(iterations=0)
-
-
-@pytest.mark.parametrize("name", ["r50-assr", "swin-t-irsr", "nano"])
-def test_parameter_groups_hold_every_trained_parameter_once(name):
-    model = build_model(CONFIGS[name])
-    recipe = recipe_for(CONFIGS[name])
-    names = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
-    groups = {}
-    for group in parameter_groups(model, recipe):
-        assert group["lr"] == recipe.learning_rate * group["scale"]
-        for parameter in group["params"]:
-            assert groups.setdefault(names.pop(id(parameter)), group) is group
-    assert not names
-    frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
-    assert bool(frozen) == CONFIGS[name].frozen_norm
-    assert all(isinstance(model.get_submodule(n.rpartition(".")[0]), nn.Module) for n in frozen)
-    for parameter, group in groups.items():
-        module = model.get_submodule(parameter.rpartition(".")[0])
-        norm = isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
-        plain = (
-            norm
-            or parameter.startswith("graph.")
-            or not isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention)
-        )  # embeddings are parameters of other modules
-        plain &= parameter != "attention.prior"  # decays towards looking everywhere alike
-        assert group["weight_decay"] == (0.0 if plain else 0.05), parameter
-        expected = recipe.backbone_scale if parameter.startswith("backbone.") else 1.0
-        assert group["scale"] == expected, parameter
-
-
-# --- what is trained on ---------------------------------------------------------------------------
-
-
-def test_epochs_see_every_sample_once_each_time_round_in_another_order(samples):
-    source = Epochs(samples, "flip", seed=3)
-    rounds = [[source.example(6 * r + i, 64).name for i in range(6)] for r in range(4)]
-    assert all(sorted(names) == sorted(s.name for s in samples) for names in rounds)
-    assert len({tuple(names) for names in rounds}) > 1
-    again = Epochs(samples, "flip", seed=3)
-    for number in (20, 3, 11):
-        first, second = source.example(number, 64), again.example(number, 64)
-        assert first.name == second.name and torch.equal(first.image, second.image)
-
-
-def test_no_samples_is_an_error():
-    with pytest.raises(ValueError, match="no images to train on"):
-        Epochs([], "flip", seed=0)
-
-
-def test_scenes_are_seen_time_after_time_in_another_order_for_another_seed(monkeypatch, tmp_path):
-    given = []
-    monkeypatch.setattr("dsgnn.training.run.train", lambda *arguments: given.append(arguments))
-
-    def even_looks(image):
-        return np.ones((1, 1), np.float32)
-
-    splits = DataSplits(("composite:2",), validation=None, predict_looks=even_looks)
-    for seed in range(4):
-        train_on(splits, CONFIGS["nano"], NANO, tmp_path, RunOptions(), seed)
-    names = [[source.example(i, 96).name for i in range(4)] for _, source, *_ in given]
-    assert len({tuple(order) for order in names}) > 1
-    assert all(len(set(order[:2])) == len(set(order[2:])) == 2 for order in names)
-    example = given[0][1].example(0, 96)
-    assert example.attention.sum() == pytest.approx(1) or example.attention.sum() == 0  # a part
-    assert given[0][0].data == {
-        "split": "train",
-        "val": "none",
-        "training images": 2,
-        "validation images": 0,
-    }
-
-
-def test_a_broken_annotation_arrives_as_it_was_raised_from_a_worker_too():
-    class Broken:
-        def example(self, number, size):
-            raise DataError("labels.json: [3].segmentation is no polygon")
-
-    for workers in (0, 1):
-        with pytest.raises(ValueError, match=r"^labels.json: \[3\].segmentation is no polygon$"):
-            next(load(Broken(), iter([[(0, 64)]]), workers))
-
-
-def test_half_the_images_are_seeded_from_their_objects(samples):
-    targets = [ImageTruth(torch.from_numpy(s.masks), torch.from_numpy(s.ranks).float())
-               for s in samples]  # fmt: skip
-    forced = 0
-    for seed in range(40):
-        cells = seed_centres(targets, 2, torch.Generator().manual_seed(seed))
-        assert cells.shape == (6, 2)
-        for row, target in zip(cells.tolist(), targets, strict=True):
-            forced += row != [-1, -1]
-            for cell, mask in zip(row, target.masks, strict=False):
-                y, x = divmod(cell, 96 // 8)
-                assert cell == -1 or mask[8 * y : 8 * y + 8, 8 * x : 8 * x + 8].any()
-    assert 80 < forced < 160
-
-
-# --- runs -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny_nano"])
@@ -568,43 +426,3 @@ def test_a_log_that_was_cut_off_in_a_line_is_read_up_to_it(tmp_path):
     with pytest.raises(ValueError, match="line 2: not JSON"):
         read_log(tmp_path)
     assert curve(tmp_path / "nowhere") is None
-
-
-def test_a_mixture_draws_each_source_by_its_share() -> None:
-    class Numbered:
-        def __init__(self, name: str):
-            self.name, self.asked = name, []
-
-        def example(self, number: int, size: int) -> str:
-            self.asked.append(number)
-            return f"{self.name} {number} {size}"
-
-    often, seldom = Numbered("often"), Numbered("seldom")
-    mixture = Mixture([often, seldom], [3, 1], seed=4)
-    drawn = [mixture.example(number, 64) for number in range(2000)]
-    assert 1400 < len(often.asked) < 1600 and len(often.asked) + len(seldom.asked) == 2000
-    # a source's own numbers rise with the examples drawn from it, so that each epoch comes in turn
-    assert often.asked == sorted(often.asked) and seldom.asked == sorted(seldom.asked)
-    assert 1490 < often.asked[-1] < 1500 and 490 < seldom.asked[-1] < 500
-    assert drawn[7] == mixture.example(7, 64)
-    other = Mixture([Numbered("often"), Numbered("seldom")], [3, 1], seed=5)
-    assert [other.example(number, 64) for number in range(50)] != drawn[:50]
-    for shares in ([], [1], [1, 0]):
-        with pytest.raises(OptionError, match="a share above 0 for each of 2 data sets"):
-            Mixture([often, seldom], shares, seed=0)
-
-
-def test_predicted_looks_are_kept(tmp_path: Path) -> None:
-    asked = []
-
-    def predict(image: np.ndarray) -> np.ndarray:
-        asked.append(image)
-        return np.array([[0.75, 0.25]], np.float32)
-
-    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    for _ in range(2):
-        kept = KeptLooks(predict, tmp_path)
-        np.testing.assert_allclose(kept(image), [[0.75, 0.25]], rtol=1e-3)
-    assert len(asked) == 1
-    kept(image.reshape(4, 2, 3))  # the same bytes, another photo
-    assert len(asked) == 2

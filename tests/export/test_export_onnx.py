@@ -136,7 +136,7 @@ def test_attention_is_an_output_that_the_gate_compares(
         model.attention.prior.normal_(0, 2)
     source = ExportSource(model.eval(), "synthetic", "0" * 64)
     path = tmp_path / "attentive.onnx"
-    sidecar, results = export_onnx(source, path, photos, None)
+    sidecar, results = export_onnx(source, path, photos, (128, 160))
     assert sidecar.verified and all(0 <= (r.attention_moved or 0) < 1e-4 for r in results)
     assert [output.name for output in onnx.load(path).graph.output][-1] == "attention"
     ranking = Ranker(path, if_none="all")(photos[0])

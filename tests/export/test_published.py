@@ -22,7 +22,8 @@ def golden() -> dict[str, np.ndarray]:
 def exported(golden: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("published") / "r50-assr.onnx"
     source = ExportSource(published_model(CONFIG, SEED), "synthetic", "0" * 64)
-    sidecar, results = export_onnx(source, path, [*parity_photos(), golden["image"]], SIZE)
+    photos = [parity_photos()[0], golden["image"]]  # each is computed more than twenty times
+    sidecar, results = export_onnx(source, path, photos, SIZE)
     assert sidecar.verified
     assert max(result.saliency_max for result in results) < 1e-4
     assert [result.batch for result in results] == [1, 3, 8]

@@ -150,7 +150,7 @@ def published(config: str) -> tuple[onnx.ModelProto, Description]:
 @pytest.mark.parametrize(
     ("config", "precision", "sms", "batch"),
     [
-        ("r50-assr", "fp32", (89,), (1, 1, 1)),
+        pytest.param("r50-assr", "fp32", (89,), (1, 1, 1), marks=SLOW),
         pytest.param("r50-assr", "fp16", (89, 120), (1, 4, 8), marks=SLOW),
         pytest.param("swin-l-assr", "fp32", (89,), (1, 1, 1), marks=SLOW),
         pytest.param("swin-l-assr", "fp16", (89, 120), (1, 2, 4), marks=SLOW),
@@ -190,6 +190,23 @@ def test_published(
     assert bool(results) != ("not_run" in build)
     source.unlink()  # pytest keeps the folders of three runs, and these are gigabytes
     path.unlink()
+
+
+def test_every_part_of_a_published_network(
+    small_source: ExportSource, small_graph: onnx.ModelProto, tmp_path: Path
+) -> None:
+    """r50-assr with small widths; in its own widths it is among the slow tests."""
+    pytest.importorskip("tensorrt_rtx")
+    facts, proto = describe(small_source, SIZE), onnx.ModelProto()
+    proto.CopyFrom(small_graph)
+    proto.metadata_props.add(key=METADATA_KEY, value=facts.to_json())
+    onnx.save(proto, tmp_path / "m.onnx")
+    sidecar, results = build_engine(
+        tmp_path / "m.onnx", tmp_path / "m.engine", parity_photos(), "tensorrt-rtx", sms=(89,)
+    )
+    assert sidecar.build["layers"] > 1000
+    assert sidecar.build["tensors"] == tensors(1, facts.queries, SIZE)
+    assert bool(results) != ("not_run" in sidecar.build)
 
 
 def test_an_operator_the_parser_does_not_know(tmp_path: Path) -> None:

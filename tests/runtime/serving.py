@@ -1,16 +1,22 @@
 """dsgnn-serve's application on loopback without Ray: in a thread, over the test's own workers."""
 
+import asyncio
 import http.client
+import json
 import re
 import threading
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
 from dsgnn.runtime.serving.app import ServeLimits, Workers, build_app
 from dsgnn.runtime.serving.listen import bind, make_server
-from dsgnn.runtime.serving.worker import PhotoWorker
+from dsgnn.runtime.serving.worker import PhotoWorker, Refused, Reply
 
 
 @contextmanager
@@ -74,3 +80,42 @@ def resident_kb(pid: int) -> int:
     ).split()
     held = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     return int(held[1]) + sum(resident_kb(int(child)) for child in children)
+
+
+def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
+    return cv2.imencode(suffix, image[..., ::-1])[1].tobytes()
+
+
+def said(body: bytes) -> str:
+    return json.loads(body)["error"]
+
+
+class Slow:
+    """Workers that hold what they get until `go` is set, and count what was cancelled."""
+
+    def __init__(self) -> None:
+        self.model, self.shown = {"file": "slow"}, "slow"
+        self.go = threading.Event()
+        self.arrived, self.cancelled = 0, 0
+
+    async def rank(
+        self, data: bytes, media: str, file: str, aspects: object = ()
+    ) -> Reply | Refused:
+        self.arrived += 1
+        try:
+            while not self.go.is_set():
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return Reply(b"{}", {"decode": 1.0}, 1)
+
+    async def ready(self) -> bool:
+        return self.go.is_set()
+
+
+def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

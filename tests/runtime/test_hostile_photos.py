@@ -22,9 +22,6 @@ import pytest
 from click.testing import CliRunner
 
 import dsgnn.runtime.photo.decoder as decoder_module
-from dsgnn.cli import check
-from dsgnn.data.records import _decoders
-from dsgnn.export.parity import folder_photos
 from dsgnn.runtime.errors import InputError
 from dsgnn.runtime.images import decode
 from dsgnn.runtime.photo.decoder import DECODE_S, Decoder, Decoders
@@ -307,26 +304,6 @@ def test_a_crash_fails_one_photo(
     assert "b.bmp: its decoder crashed on it" in result.output
     images = json.loads((out / "results.json").read_text())["images"]
     assert ["error" in image for image in images] == [False, True, False]
-
-
-def test_a_crash_fails_one_photo_of_a_data_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In dsgnn-check, and where the exporter reads a folder."""
-    monkeypatch.setattr(decoder_module, "CHILD", CRASHING)
-    photos, masks = tmp_path / "images", tmp_path / "masks"
-    photos.mkdir()
-    masks.mkdir()
-    for name in "abc":
-        tail = b"CRASH" if name == "b" else b""
-        (photos / f"{name}.bmp").write_bytes(encode(".bmp") + tail)
-        (masks / f"{name}.png").write_bytes(encode(".png", 255 * (PHOTO > 127)))
-    _decoders.cache_clear()
-    result = CliRunner().invoke(check, [str(tmp_path), "--split", "all"])
-    _decoders.cache_clear()
-    assert result.exit_code == 1, result.output
-    assert result.output.count("its decoder crashed on it") == 1, result.output
-    assert len(folder_photos(photos)) == 2
 
 
 def test_a_photo_that_its_decoder_does_not_survive() -> None:

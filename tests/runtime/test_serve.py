@@ -1,61 +1,38 @@
-"""dsgnn-serve: the application over HTTP without Ray, the worker, and the whole for real."""
+"""dsgnn-serve: the application over HTTP, without Ray."""
 
 import asyncio
-import http.client
 import io
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
-from serving import send, serving, serving_model
-from sockets import family, listening
+from serving import Slow, encoded, said, send, serving, serving_model, until
 
-import dsgnn.runtime.photo.decoder as decoder_module
-from dsgnn.runtime import Ranker, Ranking, samples
+from dsgnn.runtime import Ranker, Ranking
 from dsgnn.runtime import ranker as ranker_module
 from dsgnn.runtime.errors import OptionError
-from dsgnn.runtime.images import read_image
-from dsgnn.runtime.serving import replicas
 from dsgnn.runtime.serving.app import ServeLimits, WorkersLostError, negotiate
-from dsgnn.runtime.serving.cli import main
-from dsgnn.runtime.serving.listen import bind
 from dsgnn.runtime.serving.models import parse_models
-from dsgnn.runtime.serving.worker import BATCH, Batcher, PhotoWorker, Refused, Reply, choose_batch
+from dsgnn.runtime.serving.worker import PhotoWorker, Refused, Reply
 
 Place = tuple[str, int]
 
 pytest.importorskip("uvicorn")
 
 
-def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
-    return cv2.imencode(suffix, image[..., ::-1])[1].tobytes()
-
-
 def form(data: bytes, name: str = "photo.png", field: str = "photo") -> tuple[bytes, str]:
     """A multipart body with one file, and its Content-Type."""
     head = f'--x\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'
     return head.encode() + data + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"
-
-
-def said(body: bytes) -> str:
-    return json.loads(body)["error"]
 
 
 @pytest.fixture
@@ -67,30 +44,6 @@ def data(photo: np.ndarray) -> bytes:
 def place(model: Path) -> Iterator[Place]:
     with serving_model(model, ServeLimits(max_bytes=100_000)) as address:
         yield address
-
-
-class Slow:
-    """Workers that hold what they get until `go` is set, and count what was cancelled."""
-
-    def __init__(self) -> None:
-        self.model, self.shown = {"file": "slow"}, "slow"
-        self.go = threading.Event()
-        self.arrived, self.cancelled = 0, 0
-
-    async def rank(
-        self, data: bytes, media: str, file: str, aspects: object = ()
-    ) -> Reply | Refused:
-        self.arrived += 1
-        try:
-            while not self.go.is_set():
-                await asyncio.sleep(0.01)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return Reply(b"{}", {"decode": 1.0}, 1)
-
-    async def ready(self) -> bool:
-        return self.go.is_set()
 
 
 class Failing:
@@ -106,13 +59,6 @@ class Failing:
 
     async def ready(self) -> bool:
         raise self.error
-
-
-def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -350,68 +296,6 @@ def test_a_bug_of_ours_is_not_the_clients_fault(
     assert "could not be broadcast" in caplog.text
 
 
-# A decoding process in which some photos keep the processor busy, and never end.
-SPINNING = """
-import dsgnn.runtime.photo.decoder as decoder
-read = decoder.read_image
-def spin(data, *more):
-    while b"SLOW" in data:
-        pass
-    return read(data, *more)
-decoder.read_image = spin
-decoder.main()
-"""
-
-
-def decoding() -> list[int]:
-    """The decoding processes of this one, by their number."""
-    found = []
-    for children in Path("/proc/self/task").glob("*/children"):
-        for number in children.read_text().split():
-            with suppress(OSError):
-                if b"photo.decoder" in Path(f"/proc/{number}/cmdline").read_bytes():
-                    found.append(int(number))
-    return found
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are counted by /proc")
-def test_slow_photos_stand_aside(model: Path, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A good photo waits for none of them longer than a moment, and they end after their time."""
-    monkeypatch.setattr(decoder_module, "CHILD", SPINNING)
-    before = len(decoding())
-    with serving_model(model) as place, ThreadPoolExecutor(9) as pool:
-        assert send(place, data)[0] == 200
-        slow = [pool.submit(send, place, data + b"SLOW") for _ in range(6)]
-        until(lambda: b"held 6.0" in send(place, path="/metrics", method="GET")[2])
-        assert send(place, data)[0] == 200
-        assert len([one for one in slow if not one.done()]) == 2
-        assert send(place, path="/ready", method="GET")[0] == 200
-        answers = [one.result()[0] for one in slow]
-        assert answers.count(503) == 4
-        assert {answer for answer in answers if answer != 503} <= {422, 504}  # 504: little time
-        assert send(place, data)[0] == 200
-        until(lambda: len(decoding()) == before + 1)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are counted by /proc")
-def test_what_was_given_up_is_not_decoded_on(
-    model: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoder_module, "CHILD", SPINNING)
-    before = len(decoding())
-    with serving_model(model, ServeLimits(timeout_s=1)) as place:
-        assert send(place, data)[0] == 200
-        assert send(place, data + b"SLOW")[0] == 504
-        until(lambda: len(decoding()) == before)
-        until(lambda: b"held 0.0" in send(place, path="/metrics", method="GET")[2])
-        leaver = http.client.HTTPConnection(*place)
-        leaver.request("POST", "/rank", data + b"SLOW")
-        until(lambda: len(decoding()) == before + 1)
-        leaver.close()
-        until(lambda: len(decoding()) == before)
-        assert send(place, data)[0] == 200
-
-
 def test_not_ready_when_a_photo_would_be_late() -> None:
     """Six photos held, one answered in about .3 s: another would wait longer than the limit."""
 
@@ -494,270 +378,12 @@ def test_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             parse_models(texts)
 
 
-def test_lanes_rank_side_by_side() -> None:
-    both = threading.Barrier(2)
-
-    def rank(photos: list[Any]) -> list[Any]:
-        both.wait(30)
-        return photos
-
-    async def two_calls() -> list[Any]:
-        with ThreadPoolExecutor(2) as pool:
-            batcher = Batcher([rank, rank], 1, pool)
-            return await asyncio.gather(batcher(1), batcher(2))  # type: ignore[arg-type]
-
-    assert asyncio.run(two_calls()) == [(1, 1), (2, 1)]
-
-
 @pytest.mark.parametrize(
     "name", ["max_bytes", "max_pixels", "max_requests", "timeout_s", "max_connections"]
 )
 def test_limits_are_positive(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
         ServeLimits(**{name: 0})
-
-
-def test_photos_gather_while_a_batch_runs() -> None:
-    batches: list[list[int]] = []
-    first = threading.Event()
-
-    def rank(photos: list[Any]) -> list[Any]:
-        batches.append(photos)
-        if len(batches) == 1:
-            assert first.wait(60)
-        if 5 in photos:
-            raise ValueError(f"five in {photos}")
-        return [10 * photo for photo in photos]
-
-    pool = ThreadPoolExecutor(1)
-
-    async def calls_come() -> list[Any]:
-        together = Batcher([rank], 3, pool)
-        calls = [asyncio.create_task(together(photo)) for photo in (0,)]
-        await asyncio.sleep(0.05)
-        calls += [asyncio.create_task(together(photo)) for photo in range(1, 8)]
-        await asyncio.sleep(0.05)
-        calls[2].cancel()  # waiting: is left out
-        calls[0].cancel()  # being ranked: its answer goes nowhere
-        first.set()
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        return [*answers, await together(9)]  # goes on after all were done
-
-    answers = asyncio.run(calls_come())
-    assert batches == [[0], [1, 3, 4], [5, 6, 7], [5], [6], [7], [9]]
-    assert answers[1] == (10, 3) and answers[6] == (60, 1) and answers[8] == (90, 1)
-    assert [type(answers[n]) for n in (0, 2)] == [asyncio.CancelledError] * 2
-    assert str(answers[5]) == "five in [5]"
-
-
-def test_the_batch_fits_the_model(ranker: Ranker) -> None:
-    assert choose_batch(None, ranker) == BATCH and choose_batch(7, ranker) == 7
-    ranker.backend.max_batch = 8  # as an engine's profile says
-    assert choose_batch(None, ranker) == 8 and choose_batch(7, ranker) == 7
-    for asked in (0, 9):
-        with pytest.raises(ValueError, match=rf"expected a batch of 1 to 8 .* got {asked}"):
-            choose_batch(asked, ranker)
-
-
-def test_wrong_use() -> None:
-    def refused(*arguments: str) -> str:
-        result = CliRunner().invoke(main, arguments)
-        assert result.exit_code == 2, result.output
-        return " ".join(result.output.split())
-
-    assert "max_bytes must be positive, got 0" in refused("--max-bytes", "0")
-    assert "at least 1 replica, got 0" in refused("--replicas", "0", "--port", "0")
-    with bind("127.0.0.1", 0) as taken:
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        assert f"cannot listen on 127.0.0.1 port {port}: " in refused("--port", port)
-    assert "cannot listen on 192.0.2.1" in refused("--host", "192.0.2.1", "--port", "0")
-    assert "missing.onnx" in refused("--port", "0", "--model", "small=missing.onnx")
-    assert "as HOST:PORT, or auto, got 'here'" in refused("--port", "0", "--cluster", "here")
-    assert "two models have the name a" in refused("--model", "a=b.onnx", "--model", "a=c.onnx")
-
-
-def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "python_multipart", None)
-    result = CliRunner().invoke(main, ["--port", "0"])
-    words = "serving needs python_multipart, which is not installed: pip install 'dsgnn[serve]'"
-    assert result.exit_code == 2 and words in " ".join(result.output.split())
-
-
-HELD = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}, {"memory": 1.0}]
-
-
-@pytest.mark.parametrize(
-    ("device", "threads", "count", "room"),
-    [
-        (None, None, 6, 5),
-        ("cpu", 1, 12, 11),
-        ("cpu", 9, 1, 0),
-        ("cuda", None, 4, 3),
-        ("cuda:1", 3, 4, 3),
-        ("cuda", 4, 3, 2),
-    ],
-)
-def test_workers_that_will_never_fit(
-    device: str | None, threads: int | None, count: int, room: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray Serve would wait for them for ever."""
-    nodes = [{"Alive": True, "Resources": one} for one in HELD]
-    nodes.append({"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}})
-    ray = SimpleNamespace(nodes=lambda: nodes)
-    monkeypatch.setattr(replicas, "cluster", lambda *arguments: nullcontext(ray))
-    asked = {"device": device, "threads": threads}
-    with (
-        pytest.raises(ValueError, match=rf"{count} replicas do not fit, {room} do: each needs"),
-        replicas.replicas({"small": asked}, ServeLimits(), count),
-    ):
-        pass
-    replicas.check_room(HELD, room, threads or 2, str(device).startswith("cuda"))
-
-
-def start(tmp_path: Path, *options: str | Path) -> tuple[subprocess.Popen[bytes], Path]:
-    """dsgnn-serve on a free port of loopback, and the file it writes to."""
-    log = tmp_path / "log"
-    command = [Path(sys.executable).with_name("dsgnn-serve"), "--port", "0", *options]
-    with log.open("wb") as file:
-        home = {**os.environ, "HOME": str(tmp_path)}  # Ray keeps its token there
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=home)
-    return process, log
-
-
-def test_a_start_without_ray(tmp_path: Path) -> None:
-    """It costs less than two seconds of processor time, so it takes no longer on a machine that has
-    nothing else to do; and it needs no Ray."""
-    run = (
-        "import sys; sys.modules['ray'] = None; from dsgnn.runtime.serving.cli import main; main()"
-    )
-    command = [sys.executable, "-c", run, "--port", "0", "--threads", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("listening on "):
-                break
-        place = ("127.0.0.1", int(line.rpartition(":")[2].strip("/\n")))
-        if sys.platform == "linux":
-            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-            ticks = int(fields[11]) + int(fields[12])  # in user and system mode
-            assert ticks / os.sysconf("SC_CLK_TCK") < 2
-        assert send(place, samples()[0].read_bytes())[0] == 200
-        assert os.listdir(tmp_path) == []
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def difference(got: dict[str, Any], wanted: dict[str, Any]) -> float:
-    """Of two objects of one rank, the largest: in saliency, score, or pixels as a share of the
-    photo. A batch rounds otherwise than a single photo."""
-    decode = pytest.importorskip("pycocotools.mask").decode
-    assert got["rank"] == wanted["rank"]
-    one, other = (decode(item["segmentation"]) for item in (got, wanted))
-    numbers = (abs(got[name] - wanted[name]) for name in ("saliency", "score"))
-    return max(*numbers, (one != other).mean())
-
-
-@pytest.mark.parametrize("on_ray", [False, True], ids=["here", "ray"])
-def test_for_real(tmp_path: Path, on_ray: bool) -> None:
-    """One start of dsgnn-serve with the bundled model, in its own process and on Ray: who reaches
-    it, many at once, what is refused, a worker's death, and the end."""
-    limits: tuple[str, ...] = ("--max-pixels", "4000000", "--timeout", "300")
-    if on_ray:
-        pytest.importorskip("ray")
-        limits = (*limits, "--cluster", "local")
-    process, log = start(tmp_path, "--threads", "1", *limits)
-    try:
-        until_listening = re.compile(r"listening on http://127\.0\.0\.1:(\d+)/")
-        end = time.monotonic() + 300
-        while not (found := until_listening.search(log.read_text())):
-            assert process.poll() is None and time.monotonic() < end, log.read_text()
-            time.sleep(0.1)
-        place = ("127.0.0.1", int(found[1]))
-        until(lambda: send(place, path="/ready", method="GET")[0] == 200)
-
-        if sys.platform == "linux":  # where there is /proc
-            sockets = listening(process.pid)
-            names = {name for name, _ in sockets}
-            assert names >= {"gcs_server", "raylet", "dsgnn-serve"} if on_ray else len(sockets) == 1
-            assert all(address.is_loopback for _, address in sockets), sockets
-
-        images = [read_image(path) for path in samples()]
-        photos = [encoded(cv2.resize(images[n % 3], (300 + n, 200 + n))) for n in range(64)]
-        ranker = Ranker(threads=1)
-        direct = [ranker(data).to_dict() for data in photos]
-        assert sum(len(answer["objects"]) > 0 for answer in direct) > 32
-        with ThreadPoolExecutor(64) as pool:
-            answers = list(pool.map(lambda data: send(place, data, timeout_s=300), photos))
-        assert [status for status, _, _ in answers] == [200] * 64
-        for (_, _, body), expected in zip(answers, direct, strict=True):
-            results = json.loads(body)
-            (image,) = results["images"]
-            assert results["model"] == ranker.describe()
-            for item, wanted in zip(image.pop("objects"), expected.pop("objects"), strict=True):
-                assert difference(item, wanted) < 1e-3
-            assert image == {"file": "photo", **expected}
-        metrics = send(place, path="/metrics", method="GET")[2].decode()
-        (together,) = re.findall(r"^dsgnn_batch_photos_sum (\S+)$", metrics, re.MULTILINE)
-        assert float(together) > 64  # some were ranked together
-
-        bomb = encoded(np.zeros((20_000, 20_000, 3), np.uint8))
-        assert len(bomb) < 2_000_000  # 1.2 GB when decoded
-        for body, expected_status in (
-            (bomb, 413),
-            (bytes(20_000_001), 413),
-            (photos[0][:-40], 422),
-            (b"no photo", 415),
-        ):
-            status, _, body = send(place, body)
-            assert status == expected_status, body
-        with socket.create_connection(place) as client:  # breaks off in the middle
-            client.sendall(
-                b"POST /rank HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\nhalf"
-            )
-        assert send(place, photos[0])[0] == 200
-
-        # What a worker held when it died is answered, and another comes in its place.
-        large = encoded(cv2.resize(images[0], (2000, 1500)))
-        if sys.platform == "linux":
-            names = family(process.pid)
-            whose = "ray::ServeRepli" if on_ray else "python"  # the process that decodes
-            (worker,) = (pid for pid in names if names[pid].startswith(whose))
-            with ThreadPoolExecutor(16) as pool:
-                held = [pool.submit(send, place, large, timeout_s=300) for _ in range(16)]
-                until(lambda: any(answer.done() for answer in held))
-                os.kill(worker, signal.SIGKILL)
-                bodies = {answer.result()[0]: answer.result()[2] for answer in held}
-            if on_ray:
-                assert bodies.keys() == {200, 503}
-                assert said(bodies[503]).startswith("the worker was lost (")
-            else:  # only the photo that was in the process is lost, if there was one
-                assert 200 in bodies and bodies.keys() <= {200, 422}
-                assert worker not in family(process.pid)
-            until(lambda: send(place, photos[0], timeout_s=300)[0] == 200)
-
-        # At the signal one is arriving and others are held: all are answered.
-        with ThreadPoolExecutor(8) as pool, socket.create_connection(place) as client:
-            client.sendall(b"POST /rank HTTP/1.1\r\nHost: localhost\r\nAccept: image/png\r\n")
-            client.sendall(b"Content-Length: %d\r\n\r\n" % len(large) + large[:100])
-            held = [pool.submit(send, place, large, timeout_s=300) for _ in range(8)]
-            until(lambda: b"held 9.0" in send(place, path="/metrics", method="GET")[2])
-            process.send_signal(signal.SIGTERM)
-            until(lambda: "Shutting down" in log.read_text())
-            with pytest.raises(ConnectionError):
-                send(place, photos[0])
-            client.sendall(large[100:])
-            client.settimeout(300)
-            assert client.recv(20).startswith(b"HTTP/1.1 200 OK")
-            assert [answer.result()[0] for answer in held] == [200] * 8
-        assert process.wait(120) == 0, log.read_text()
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture
