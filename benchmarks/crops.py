@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from dsgnn.benchmarks.environment import environment
-from dsgnn.benchmarks.results import save
+from dsgnn.benchmarks.results import free, save
 from dsgnn.data.gaze import GazePhoto
 from dsgnn.data.people import open_people
 from dsgnn.data.sample import Sample
 from dsgnn.evaluation.rankers import open_model
-from dsgnn.runtime.errors import DataError, OptionError
+from dsgnn.runtime.errors import DataError
 from dsgnn.runtime.framing import Aspect, Box
 from dsgnn.runtime.ranker import BUNDLED
 from dsgnn.runtime.ranking import Ranking
@@ -56,8 +56,7 @@ def crops(
     inside are left out. Raises OptionError when the file is there already or the folder has no
     fixations, DataError for a split without photos, and what `open_people` and `open_model` raise.
     """
-    if (out / FILE).exists():
-        raise OptionError(f"{out / FILE} exists: delete it, or give another folder")
+    target = free(out / FILE)
     photos = [photo for photo in open_people(data, split) if isinstance(photo, GazePhoto)]
     photos = [photo for photo in photos if len(_inside(photo))]
     if not photos:
@@ -88,7 +87,7 @@ def crops(
             kept.setdefault(BEST, {}).setdefault(aspect, []).append(most)
     out.mkdir(parents=True, exist_ok=True)
     return save(
-        out / FILE,
+        target,
         "crops",
         environment(),
         seed=0,

@@ -36,7 +36,7 @@ from dsgnn.benchmarks.forms import (
 from dsgnn.benchmarks.latency import measure, noise
 from dsgnn.benchmarks.limits import BYTES, count_work, floor, gpu_rates
 from dsgnn.benchmarks.processes import BenchProcess, apart
-from dsgnn.benchmarks.results import TurnLog, save
+from dsgnn.benchmarks.results import TurnLog, free, save
 from dsgnn.benchmarks.timing import Clock, Plan
 from dsgnn.runtime.artifact import Description, open_artifact
 from dsgnn.runtime.backends import CUDA_GRAPH
@@ -160,9 +160,7 @@ def fill(
     call: `processes.apart`. Raises BackendError when there is no GPU, OptionError when
     `out` holds a table or an artifact is of a precision without a floor.
     """
-    target, start = out / FILE, clock()
-    if target.exists():
-        raise OptionError(f"{target} exists: give another folder, or delete it to measure again")
+    target, start = free(out / FILE), clock()
     specs = gpu_specs(source, artifacts)
     with ThreadPoolExecutor() as pool:
         facts = [pool.submit(call, fact, source) for fact in (gpu_rates, count_work)]

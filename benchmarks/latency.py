@@ -20,7 +20,7 @@ from dsgnn.benchmarks.forms import (
 )
 from dsgnn.benchmarks.limits import count_work, cpu_rates, floor
 from dsgnn.benchmarks.processes import BenchProcess, apart
-from dsgnn.benchmarks.results import SUBJECT, TurnLog, columns, save
+from dsgnn.benchmarks.results import SUBJECT, TurnLog, columns, free, save
 from dsgnn.benchmarks.timing import END_TO_END, Clock, Plan, Sample
 from dsgnn.runtime.errors import OptionError
 
@@ -53,9 +53,7 @@ def latency(
     open_bench: gives a context manager with the methods of `BenchProcess`. Raises OptionError when
     something cannot be measured as asked, or `out` holds other results.
     """
-    target = out / FILE
-    if target.exists():
-        raise OptionError(f"{target} exists: give another folder, or delete it to measure again")
+    target = free(out / FILE)
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         benches: dict[str, Timed] = {}

@@ -203,6 +203,13 @@ def load(path: Path) -> dict[str, Any]:
     return results
 
 
+def free(path: Path) -> Path:
+    """A path to write results to. Raises OptionError where there are some."""
+    if path.exists():
+        raise OptionError(f"{path} exists: give another folder, or delete it")
+    return path
+
+
 def save(path: Path, kind: str, environment: Mapping[str, Any], **content: Any) -> dict[str, Any]:
     """Write results whole, and only if they have their form. Returns them."""
     now = datetime.now(UTC).isoformat(timespec="seconds")

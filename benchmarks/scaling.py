@@ -24,7 +24,7 @@ from time import perf_counter
 from typing import Any
 
 from dsgnn.benchmarks.environment import conditions, conditions_since, environment
-from dsgnn.benchmarks.results import save
+from dsgnn.benchmarks.results import free, save
 from dsgnn.runtime import Ranker, samples
 from dsgnn.runtime.cluster.connect import cluster
 from dsgnn.runtime.cluster.job import TASK_IMAGES, plan, rank_on_ray, ranker_for
@@ -53,8 +53,7 @@ def scaling(
         raise OptionError(
             f"expected at least {8 * many} images and one round, got {images} and {rounds}"
         )
-    if (out / FILE).exists():
-        raise OptionError(f"{out / FILE} exists: delete it, or give another folder")
+    target = free(out / FILE)
     out.mkdir(parents=True, exist_ok=True)
     before, rows = conditions(), []
     with TemporaryDirectory() as folder:
@@ -95,7 +94,7 @@ def scaling(
                 posts = partial(ray_serve, port, sources, clients, start_s)
                 measured("Ray Serve", 1, clients, posts)
     return save(
-        out / FILE,
+        target,
         "scaling",
         environment(),
         seed=0,

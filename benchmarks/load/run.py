@@ -27,7 +27,7 @@ from dsgnn.benchmarks.forms import photos
 from dsgnn.benchmarks.load import loadgen
 from dsgnn.benchmarks.load.loadgen import BusyError, Load
 from dsgnn.benchmarks.load.meters import joules, listener, resident_mib, watching
-from dsgnn.benchmarks.results import save
+from dsgnn.benchmarks.results import free, save
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.errors import ArtifactError, BackendError, OptionError
 from dsgnn.runtime.run.lanes import lanes_for
@@ -80,8 +80,7 @@ def load(
     Raises OptionError; ArtifactError for an artifact that is not verified; BackendError for answers
     that are not those of the photo alone, or a server that fails.
     """
-    if (out / FILE).exists():
-        raise OptionError(f"{out / FILE} exists: give another folder, or delete it")
+    written = free(out / FILE)
     if not (p99_ms > 0 and duration_s >= 0 and queries > 0 and (lanes is None or lanes > 0)):
         raise OptionError("p99, queries and lanes must be positive, and the duration not negative")
     served = "://" in target
@@ -150,7 +149,7 @@ def load(
         chosen = next((row for row in tried if row["rate_per_s"] == best), tried[-1])
         keep_logs(out / LOGS, tried.index(chosen), len(tried))
         return save(
-            out / FILE,
+            written,
             "load",
             environment(),
             seed=seed,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import shutil
 import subprocess
 import tarfile
@@ -17,7 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from dsgnn.runtime.disk.files import write_whole
+from dsgnn.runtime.disk.files import cache_folder, write_whole
 from dsgnn.runtime.errors import BackendError
 from dsgnn.runtime.fence import WITH_PARENT
 
@@ -95,8 +94,7 @@ def check_runtime(folder: Path) -> Path:
 
 
 def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home, "dsgnn", f"{PACKAGE}-{VERSION}")
+    return cache_folder() / f"{PACKAGE}-{VERSION}"
 
 
 def _wrong(folder: Path) -> list[str]:

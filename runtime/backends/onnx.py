@@ -5,18 +5,17 @@ Tests hold both ways to a GPU against stand-ins: there was no GPU where they wer
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dsgnn.runtime.artifact import Artifact
 from dsgnn.runtime.backends.base import Backend, TensorSpec, parse_device
+from dsgnn.runtime.disk.files import cache_folder
 from dsgnn.runtime.errors import BackendError
 from dsgnn.runtime.telemetry import import_without_telemetry
 
@@ -157,8 +156,7 @@ def _tensorrt_options(artifact: Artifact, index: int) -> dict[str, Any]:
     provider has no option against it.
     """
     precision = artifact.description.precision
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = Path(home, "dsgnn", "tensorrt", artifact.sha256[:16])
+    cache = cache_folder() / "tensorrt" / artifact.sha256[:16]
     cache.mkdir(parents=True, exist_ok=True)
     typed = {f"trt_{precision}_enable": True} if precision in ("fp16", "bf16") else {}
     return {

@@ -46,6 +46,11 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def cache_folder() -> Path:
+    """Where the user's programs keep what can be made or fetched again: dsgnn's part of it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dsgnn")
+
+
 def ffmpeg_name(path: Path) -> str:
     """A path as FFmpeg takes it: absolute, because FFmpeg takes what stands before a colon for a
     protocol. Raises InputError for a name that is not Unicode."""

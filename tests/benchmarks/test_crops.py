@@ -82,7 +82,7 @@ def test_a_folder_is_measured_and_told(tmp_path: Path) -> None:
     assert all(row["images"] == 2 and row["source"] == "all" for row in found["rows"])
     assert "| middle of the photo | 1.000 (1.000…1.000) | 0.000 (0.000…0.000) |" in done.output
     again = CliRunner().invoke(main, [*call, "--out", str(out)])
-    assert again.exit_code == 2 and "exists: delete it" in again.output
+    assert again.exit_code == 2 and "exists: give another folder" in again.output
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

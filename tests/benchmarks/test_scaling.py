@@ -81,4 +81,4 @@ def test_wrong_use(arms: None, tmp_path: Path) -> None:
     assert few.exit_code == 2 and "at least 16 images and one round, got 15 and 3" in few.output
     (tmp_path / "scaling.json").write_text(json.dumps({}))
     there = CliRunner().invoke(main, arguments)
-    assert there.exit_code == 2 and "scaling.json exists: delete it, or" in there.output
+    assert there.exit_code == 2 and "scaling.json exists: give another folder, or" in there.output
