@@ -249,7 +249,8 @@ def test_a_service_goes_on(three: list[Host], model: Path, ranker: Ranker, way: 
         assert supervisor.result() == {200}
     errors = [(begun, until, status) for begun, until, status in answers if status != 200]
     assert {status for _, _, status in errors} <= {503, 504}
-    assert len(errors) <= 12 and all(begun < lost + TIMEOUT_S for begun, _, _ in errors)
+    # A client's first request may be lost, and once more the one after it.
+    assert len(errors) <= 12 and all(begun < lost + 2 * TIMEOUT_S for begun, _, _ in errors)
     assert all(end - begun < TIMEOUT_S + 5 for begun, end, _ in answers)
     good = sorted(end for _, end, status in answers if status == 200 and end > lost)
     gap = max(np.diff([lost, *good]))
@@ -257,4 +258,8 @@ def test_a_service_goes_on(three: list[Host], model: Path, ranker: Ranker, way: 
     end(server)
     assert server.wait(60) == 0, first.said("serve")
     statuses = dict(Counter(status for _, _, status in errors))
-    print(f"{way}: {len(good)} answered after it, errors {statuses}, longest gap {gap:.1f} s")
+    last = max((begun - lost for begun, _, _ in errors), default=0)
+    print(
+        f"{way}: {len(good)} answered after it, errors {statuses}, the last one of a request "
+        f"{last:.1f} s after it, longest gap {gap:.1f} s"
+    )
