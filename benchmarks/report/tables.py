@@ -66,6 +66,9 @@ def run_table(results: Results, measured: Sequence[Mapping[str, Any]]) -> Table:
                 ", ".join(notes(row)) or "–",
             ]
         )
+    peaks = HEADING.index("of peak")
+    if all(row[peaks] == "–" for row in table[1:]):  # as in results of before it was measured
+        table = [row[:peaks] + row[peaks + 1 :] for row in table]
     return table
 
 
