@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from data_folders import write_assr, write_irsr, write_sifr
 
 from dsgnn.config import CONFIGS, Config
 from dsgnn.data.sample import Sample
@@ -88,3 +89,18 @@ def assr(tmp_path: Path, samples: list[Sample]) -> Path:
             (root / "rank_order" / split / f"{sample.name}.json").write_text(json.dumps(order))
         (root / f"obj_seg_data_{split}.json").write_text(json.dumps(entries))
     return root
+
+
+@pytest.fixture
+def published_assr(tmp_path: Path) -> Path:
+    return write_assr(tmp_path / "ASSR")
+
+
+@pytest.fixture
+def published_irsr(tmp_path: Path) -> Path:
+    return write_irsr(tmp_path / "IRSR")
+
+
+@pytest.fixture
+def published_sifr(tmp_path: Path) -> Path:
+    return write_sifr(tmp_path / "SIFR")

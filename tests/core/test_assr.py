@@ -11,7 +11,6 @@ from data_folders import (
     box_mask,
     edit_json,
     even_looks,
-    write_assr,
 )
 
 from dsgnn.data import open_data
@@ -20,13 +19,8 @@ from dsgnn.data.records import Joined
 from dsgnn.runtime.errors import DataError
 
 
-@pytest.fixture
-def assr(tmp_path):
-    return write_assr(tmp_path / "ASSR")
-
-
-def test_assr(assr):
-    data = AssrReader(assr, "train")
+def test_assr(published_assr):
+    data = AssrReader(published_assr, "train")
     assert (len(data), data.palette) == (2, "assr")
     sample = data[1]
     assert sample.name == "102"
@@ -40,23 +34,25 @@ def test_assr(assr):
         data[2]
 
 
-def test_assr_splits_and_the_published_recipe(assr):
-    assert [s.name for s in AssrReader(assr, "val")] == ["201"]
-    assert [s.name for s in AssrReader(assr, "test")] == ["301"]
-    joined = open_data(assr, "train+val")
+def test_assr_splits_and_the_published_recipe(published_assr):
+    assert [s.name for s in AssrReader(published_assr, "val")] == ["201"]
+    assert [s.name for s in AssrReader(published_assr, "test")] == ["301"]
+    joined = open_data(published_assr, "train+val")
     assert [joined[i].name for i in range(len(joined))] == ["101", "102", "201"]
     assert joined[-1].name == "201" and joined.palette == "assr"
     with pytest.raises(IndexError):
         joined[3]
-    mixed = Joined([open_data("composite:2", "train", even_looks), AssrReader(assr, "val")])
+    mixed = Joined(
+        [open_data("composite:2", "train", even_looks), AssrReader(published_assr, "val")]
+    )
     assert mixed[-1].name == "201" and mixed[-2].name == mixed[1].name
     with pytest.raises(ValueError, match="split must be one of train, val, test, got 'all'"):
-        AssrReader(assr, "all")
+        AssrReader(published_assr, "all")
 
 
-def test_images_are_read_only_when_asked_for(assr):
-    (assr / "images" / "train" / "101.jpg").unlink()
-    data = AssrReader(assr, "train")
+def test_images_are_read_only_when_asked_for(published_assr):
+    (published_assr / "images" / "train" / "101.jpg").unlink()
+    data = AssrReader(published_assr, "train")
     assert data[1].name == "102"
     with pytest.raises(DataError, match=r"train.json: \[0\]: no image .*101.jpg"):
         data[0]
@@ -85,11 +81,11 @@ def test_images_are_read_only_when_asked_for(assr):
         (lambda e: e[0].update(img="../../9"), r"\[0\]\.img names a file outside of the data set"),
     ],
 )
-def test_assr_mistakes_are_named(assr, change, message):
-    path = assr / "obj_seg_data_train.json"
+def test_assr_mistakes_are_named(published_assr, change, message):
+    path = published_assr / "obj_seg_data_train.json"
     edit_json(path, change)
     with pytest.raises(DataError, match=message) as caught:
-        AssrReader(assr, "train")[0]
+        AssrReader(published_assr, "train")[0]
     assert str(path) in str(caught.value)
 
 
@@ -102,17 +98,17 @@ def test_assr_mistakes_are_named(assr, change, message):
         ('{"rank', r"101.json: not JSON"),
     ],
 )
-def test_assr_rank_files(assr, content, message):
-    (assr / "rank_order" / "train" / "101.json").write_text(content)
+def test_assr_rank_files(published_assr, content, message):
+    (published_assr / "rank_order" / "train" / "101.json").write_text(content)
     with pytest.raises(DataError, match=message):
-        AssrReader(assr, "train")[0]
+        AssrReader(published_assr, "train")[0]
 
 
-def test_missing_and_broken_annotation_files(assr):
-    path = assr / "obj_seg_data_val.json"
+def test_missing_and_broken_annotation_files(published_assr):
+    path = published_assr / "obj_seg_data_val.json"
     path.write_text("[{")
     with pytest.raises(DataError, match="val.json: not JSON .* download it again"):
-        AssrReader(assr, "val")
+        AssrReader(published_assr, "val")
     path.unlink()
     with pytest.raises(FileNotFoundError, match="no .*val.json; is the folder complete"):
-        AssrReader(assr, "val")
+        AssrReader(published_assr, "val")

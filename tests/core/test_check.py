@@ -1,6 +1,5 @@
 """What dsgnn-check finds in a data set."""
 
-import pytest
 from click.testing import CliRunner
 from data_folders import (
     MIDDLE,
@@ -9,11 +8,8 @@ from data_folders import (
     edit_json,
     even_looks,
     three_objects,
-    write_assr,
     write_image,
-    write_irsr,
     write_json,
-    write_sifr,
 )
 
 from dsgnn.cli import check
@@ -22,64 +18,51 @@ from dsgnn.data.check import check_data
 from dsgnn.data.sifr import SifrReader
 
 
-@pytest.fixture
-def assr(tmp_path):
-    return write_assr(tmp_path / "ASSR")
-
-
-@pytest.fixture
-def irsr(tmp_path):
-    return write_irsr(tmp_path / "IRSR")
-
-
-@pytest.fixture
-def sifr(tmp_path):
-    return write_sifr(tmp_path / "SIFR")
-
-
 def problems(data):
     return check_data(data).problems
 
 
-def test_nothing_wrong(assr, irsr, sifr):
-    for root in (assr, irsr, sifr):
+def test_nothing_wrong(published_assr, published_irsr, published_sifr):
+    for root in (published_assr, published_irsr, published_sifr):
         for split in ("train", "val", "test"):
             assert problems(open_data(root, split)) == []
 
 
-def test_a_number_of_images_other_than_the_published_one_is_a_remark(assr, irsr, sifr):
+def test_a_number_of_images_other_than_the_published_one_is_a_remark(
+    published_assr, published_irsr, published_sifr
+):
     """A folder of one's own in a published form is as good as any."""
     counts = {"train": (2, 7646), "val": (1, 1436), "test": (1, 2418)}
     for split, (images, published) in counts.items():
-        report = check_data(open_data(assr, split))
+        report = check_data(open_data(published_assr, split))
         assert report.problems == [] and report.images == images
         text = f"ASSR: {images} images in the split {split}, {published} were published"
         assert report.remarks[0].startswith(text)
-    remarks = check_data(open_data(assr, "train+val")).remarks
+    remarks = check_data(open_data(published_assr, "train+val")).remarks
     assert ["train" in remarks[0], "val" in remarks[1]] == [True, True]
-    remarks = check_data(open_data(irsr, "test")).remarks
+    remarks = check_data(open_data(published_irsr, "test")).remarks
     assert remarks[0].startswith("IRSR: 2 images in the split test, 2929")
-    for root, split in ((irsr, "train"), (sifr, "test")):
+    for root, split in ((published_irsr, "train"), (published_sifr, "test")):
         assert check_data(open_data(root, split)).remarks == ["ranks come from annotations"]
 
 
-def test_the_command_lists_problems_and_says_what_a_trainer_needs(assr, sifr):
-    done = CliRunner().invoke(check, [str(assr), "--split", "train"])
+def test_the_command_lists_problems_and_says_what_a_trainer_needs(published_assr, published_sifr):
+    done = CliRunner().invoke(check, [str(published_assr), "--split", "train"])
     assert done.exit_code == 0 and done.stdout == ""
     assert "2 images in the split train, 7646 were published" in done.stderr
     assert "objects per image: 2.00 on average (objects: images) 2: 2" in done.stderr
     assert "width×height in pixels: 16×12: 2" in done.stderr
     assert "images of each split: train 2, val 1, test 1" in done.stderr
     assert "2 images, 0 problems" in done.stderr
-    (sifr / "test" / "rgb" / "000000000060.jpg").unlink()
-    done = CliRunner().invoke(check, [str(sifr), "--split", "test"])
+    (published_sifr / "test" / "rgb" / "000000000060.jpg").unlink()
+    done = CliRunner().invoke(check, [str(published_sifr), "--split", "test"])
     assert done.exit_code == 1 and "no image" in done.stdout
-    done = CliRunner().invoke(check, [str(assr / "nowhere")])
+    done = CliRunner().invoke(check, [str(published_assr / "nowhere")])
     assert done.exit_code == 2 and "no data at" in done.output
 
 
-def test_all_problems_are_listed(assr):
-    path = assr / "obj_seg_data_train.json"
+def test_all_problems_are_listed(published_assr):
+    path = published_assr / "obj_seg_data_train.json"
 
     def spoil(entries):
         objects = entries[0]["object_data"]
@@ -90,18 +73,22 @@ def test_all_problems_are_listed(assr):
         entries.append(entries[1])
 
     edit_json(path, spoil)
-    (assr / "images" / "train" / "102.jpg").unlink()
-    write_json(assr / "rank_order" / "train" / "102.json", {"rank_order": [0.8, 0.8, 1.0]})
-    write_json(assr / "rank_order" / "train" / "103.json", {"rank_order": [0.7, 0.8, 1.0]})
-    (assr / "images" / "train" / "103.jpg").write_bytes(b"not an image")
-    found = problems(open_data(assr, "train"))
+    (published_assr / "images" / "train" / "102.jpg").unlink()
+    write_json(
+        published_assr / "rank_order" / "train" / "102.json", {"rank_order": [0.8, 0.8, 1.0]}
+    )
+    write_json(
+        published_assr / "rank_order" / "train" / "103.json", {"rank_order": [0.7, 0.8, 1.0]}
+    )
+    (published_assr / "images" / "train" / "103.jpg").write_bytes(b"not an image")
+    found = problems(open_data(published_assr, "train"))
     expected = [
         "[0].object_data[0].segmentation: polygon 0: expected x and y",
         "[0].object_data[2].segmentation: covers no pixel of the 16x12 image",
         "[1]: tied ranks [0.8, 0.8, 1.0]",
-        f"[1]: no image {assr / 'images' / 'train' / '102.jpg'}",
+        f"[1]: no image {published_assr / 'images' / 'train' / '102.jpg'}",
         "[2]: gaps in the ranks [0.7, 0.8, 1.0], expected steps of 0.1",
-        f"[2]: cannot read {assr / 'images' / 'train' / '103.jpg'}",
+        f"[2]: cannot read {published_assr / 'images' / 'train' / '103.jpg'}",
         "[3] has no 'object_data'",
         f"[4]: the image 102 occurs twice, first at {path}: [1]",
     ]
@@ -110,29 +97,29 @@ def test_all_problems_are_listed(assr):
     assert len(found) == len(expected) + 2  # and entry 4 has the mistakes of entry 1
 
 
-def test_resized_images_and_masks_of_another_size(sifr):
-    write_image(sifr / "test" / "rgb" / "000000000060.jpg", size=(24, 32))
+def test_resized_images_and_masks_of_another_size(published_sifr):
+    write_image(published_sifr / "test" / "rgb" / "000000000060.jpg", size=(24, 32))
     edit_json(
-        sifr / "test" / "test_annotations.json",
+        published_sifr / "test" / "test_annotations.json",
         lambda e: e[1]["annotations"][0].update(
             segmentation={"size": [24, 32], "counts": [768]}, gt_rank=5
         ),
     )
-    found = problems(open_data(sifr, "test"))
+    found = problems(open_data(published_sifr, "test"))
     assert "[0]: height and width are 12 and 16, but" in found[0]
     assert "[1]: gaps in the ranks [0.0, 5.0]" in found[1]
     assert "[1].annotations[0].segmentation: run-length mask of size [24, 32]" in found[2]
     assert len(found) == 3
 
 
-def test_ties_and_gaps_are_closed_up(sifr):
+def test_ties_and_gaps_are_closed_up(published_sifr):
     def spoil(entries):
         objects = entries[0]["annotations"]
         objects.append({"bbox": [0] * 4, "segmentation": box(*MIDDLE), "gt_rank": 7})
         objects[0]["gt_rank"] = objects[1]["gt_rank"] = 2
 
-    edit_json(sifr / "test" / "test_annotations.json", spoil)
-    assert SifrReader(sifr, "test")[0].ranks.tolist() == [1, 2, 3]
+    edit_json(published_sifr / "test" / "test_annotations.json", spoil)
+    assert SifrReader(published_sifr, "test")[0].ranks.tolist() == [1, 2, 3]
 
 
 def test_coco_and_composite_sets_are_checked_too(tmp_path):
@@ -179,7 +166,7 @@ def test_coco_images_of_one_name_and_empty_splits_are_told(tmp_path):
     assert problems(open_data(tmp_path, "all")) == ["COCO: there are no images in this split"]
 
 
-def test_progress_sees_every_image(assr):
+def test_progress_sees_every_image(published_assr):
     seen = []
 
     def progress(numbers):
@@ -187,5 +174,5 @@ def test_progress_sees_every_image(assr):
             seen.append(number)
             yield number
 
-    check_data(open_data(assr, "train+val"), progress)
+    check_data(open_data(published_assr, "train+val"), progress)
     assert seen == [0, 1, 2]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_folders import LEFT, MIDDLE, RIGHT, box_mask, edit_pickle, write_irsr, write_pickle
+from data_folders import LEFT, MIDDLE, RIGHT, box_mask, edit_pickle, write_pickle
 
 from dsgnn.data import open_data
 from dsgnn.data.irsr import IrsrReader, load_plain_pickle
@@ -14,13 +14,8 @@ from dsgnn.data.records import for_validation
 from dsgnn.runtime.errors import DataError
 
 
-@pytest.fixture
-def irsr(tmp_path):
-    return write_irsr(tmp_path / "IRSR")
-
-
-def test_irsr(irsr):
-    data = IrsrReader(irsr, "test")
+def test_irsr(published_irsr):
+    data = IrsrReader(published_irsr, "test")
     assert (len(data), data.palette) == (2, "irsr")
     sample = data[0]
     assert sample.name == "000000000060"
@@ -30,23 +25,25 @@ def test_irsr(irsr):
     assert sample.ranks.tolist() == [3, 1, 2]  # 0 = least salient in the file, 1 here
 
 
-def test_held_out_images_are_fixed_by_their_names(irsr):
+def test_held_out_images_are_fixed_by_their_names(published_irsr):
     assert [i for i in range(1, 80) if for_validation(f"{i:012d}.jpg")] == [43, 75]
     share = np.mean([for_validation(f"{i:012d}.jpg") for i in range(20000)])
     assert abs(share - 0.05) < 0.005
-    train, val = IrsrReader(irsr, "train"), IrsrReader(irsr, "val")
+    train, val = IrsrReader(published_irsr, "train"), IrsrReader(published_irsr, "val")
     assert [s.name for s in val] == ["000000000043"]
     assert [int(s.name) for s in train] == [40, 41, 42, 44, 45, 46, 47, 48, 49]
-    assert len(open_data(irsr, "train+val")) == 10
+    assert len(open_data(published_irsr, "train+val")) == 10
 
 
-def test_irsr_copies_with_other_folders(irsr):
-    (irsr / "Images" / "test" / "rgb").rename(irsr / "Images" / "test" / "image")
+def test_irsr_copies_with_other_folders(published_irsr):
+    (published_irsr / "Images" / "test" / "rgb").rename(
+        published_irsr / "Images" / "test" / "image"
+    )
     edit_pickle(
-        irsr / "Annotations" / "test.pkl",
+        published_irsr / "Annotations" / "test.pkl",
         lambda e: e[0].update(file_name="D:\\IRSR\\Images\\test\\rgb\\000000000060.jpg"),
     )
-    assert IrsrReader(irsr, "test")[0].name == "000000000060"
+    assert IrsrReader(published_irsr, "test")[0].name == "000000000060"
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
@@ -130,20 +127,22 @@ def make_trace(path):
         (bytearray, (10,), "bytearray"),
     ],
 )
-def test_a_malicious_pickle_does_not_execute(irsr, tmp_path, function, arguments, named, protocol):
+def test_a_malicious_pickle_does_not_execute(
+    published_irsr, tmp_path, function, arguments, named, protocol
+):
     trace = tmp_path / "trace"
     arguments = tuple(
         a.format(trace=str(trace)) if isinstance(a, str) else a
         for a in (("{trace}",) if arguments is None else arguments)
     )
-    path = irsr / "Annotations" / "test.pkl"
+    path = published_irsr / "Annotations" / "test.pkl"
     write_pickle(path, [Call(function, *arguments)], protocol)
     if function is make_trace:
         pickle.loads(path.read_bytes())
         assert trace.exists()  # it would have
         trace.unlink()
     with pytest.raises(DataError, match=rf"test.pkl: not a pickle of plain values.*{named}"):
-        IrsrReader(irsr, "test")
+        IrsrReader(published_irsr, "test")
     assert not trace.exists()
 
 
@@ -192,15 +191,15 @@ def test_damaged_pickles(tmp_path):
         ),
     ],
 )
-def test_irsr_mistakes_are_named(irsr, change, message):
-    path = irsr / "Annotations" / "test.pkl"
+def test_irsr_mistakes_are_named(published_irsr, change, message):
+    path = published_irsr / "Annotations" / "test.pkl"
     edit_pickle(path, change)
     with pytest.raises(DataError, match=message) as caught:
-        IrsrReader(irsr, "test")[0]
+        IrsrReader(published_irsr, "test")[0]
     assert str(path) in str(caught.value)
 
 
-def test_irsr_must_be_a_list(irsr):
-    write_pickle(irsr / "Annotations" / "test.pkl", {"a": 1})
+def test_irsr_must_be_a_list(published_irsr):
+    write_pickle(published_irsr / "Annotations" / "test.pkl", {"a": 1})
     with pytest.raises(DataError, match=r"test.pkl must hold a list, got a dict"):
-        IrsrReader(irsr, "test")
+        IrsrReader(published_irsr, "test")

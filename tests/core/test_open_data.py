@@ -7,11 +7,8 @@ from data_folders import (
     box_mask,
     coco_json,
     even_looks,
-    write_assr,
     write_image,
-    write_irsr,
     write_json,
-    write_sifr,
 )
 
 from dsgnn.data import open_data
@@ -20,25 +17,10 @@ from dsgnn.data.irsr import IrsrReader
 from dsgnn.data.sifr import SifrReader
 
 
-@pytest.fixture
-def assr(tmp_path):
-    return write_assr(tmp_path / "ASSR")
-
-
-@pytest.fixture
-def irsr(tmp_path):
-    return write_irsr(tmp_path / "IRSR")
-
-
-@pytest.fixture
-def sifr(tmp_path):
-    return write_sifr(tmp_path / "SIFR")
-
-
-def test_folders_are_recognised(assr, irsr, sifr):
-    assert type(open_data(assr, "test")) is AssrReader
-    assert type(open_data(str(irsr), "test")) is IrsrReader
-    assert type(open_data(sifr, "test")) is SifrReader
+def test_folders_are_recognised(published_assr, published_irsr, published_sifr):
+    assert type(open_data(published_assr, "test")) is AssrReader
+    assert type(open_data(str(published_irsr), "test")) is IrsrReader
+    assert type(open_data(published_sifr, "test")) is SifrReader
 
 
 def test_coco_folders(tmp_path):

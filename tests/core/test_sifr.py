@@ -2,31 +2,21 @@
 
 import numpy as np
 import pytest
-from data_folders import HEIGHT, LEFT, RIGHT, WIDTH, box_mask, edit_json, write_irsr, write_sifr
+from data_folders import HEIGHT, LEFT, RIGHT, WIDTH, box_mask, edit_json
 
 from dsgnn.data.sifr import SifrReader
 from dsgnn.runtime.errors import DataError
 
 
-@pytest.fixture
-def irsr(tmp_path):
-    return write_irsr(tmp_path / "IRSR")
-
-
-@pytest.fixture
-def sifr(tmp_path):
-    return write_sifr(tmp_path / "SIFR")
-
-
-def test_sifr(sifr):
-    data = SifrReader(sifr, "test")
+def test_sifr(published_sifr):
+    data = SifrReader(published_sifr, "test")
     assert (len(data), data.palette) == (2, "irsr")
     sample = data[1]
     assert sample.name == "000000000061"
     np.testing.assert_array_equal(sample.masks, [box_mask(*LEFT), box_mask(*RIGHT)])
     assert sample.ranks.tolist() == [2, 1]
-    assert [s.name for s in SifrReader(sifr, "val")] == ["000000000043"]
-    assert len(SifrReader(sifr, "train")) == 9
+    assert [s.name for s in SifrReader(published_sifr, "val")] == ["000000000043"]
+    assert len(SifrReader(published_sifr, "train")) == 9
 
 
 @pytest.mark.parametrize(
@@ -42,15 +32,17 @@ def test_sifr(sifr):
         (lambda e: e[0].update(file_name="../x.jpg"), r"\.file_name names a file outside of the"),
     ],
 )
-def test_sifr_mistakes_are_named(sifr, change, message):
-    path = sifr / "test" / "test_annotations.json"
+def test_sifr_mistakes_are_named(published_sifr, change, message):
+    path = published_sifr / "test" / "test_annotations.json"
     edit_json(path, change)
     with pytest.raises(DataError, match=message) as caught:
-        SifrReader(sifr, "test")[0]
+        SifrReader(published_sifr, "test")[0]
     assert f"{path}: [0]" in str(caught.value)
 
 
-def test_an_image_without_salient_objects(sifr):
-    edit_json(sifr / "test" / "test_annotations.json", lambda e: e[0].update(annotations=[]))
-    sample = SifrReader(sifr, "test")[0]
+def test_an_image_without_salient_objects(published_sifr):
+    edit_json(
+        published_sifr / "test" / "test_annotations.json", lambda e: e[0].update(annotations=[])
+    )
+    sample = SifrReader(published_sifr, "test")[0]
     assert sample.masks.shape == (0, HEIGHT, WIDTH) and sample.ranks.shape == (0,)

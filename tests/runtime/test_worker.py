@@ -75,7 +75,7 @@ def test_what_was_given_up_is_not_decoded_on(
 ) -> None:
     monkeypatch.setattr(decoder_module, "CHILD", SPINNING)
     before = len(decoding())
-    with serving_model(model, ServeLimits(timeout_s=4)) as place:  # a good photo takes less
+    with serving_model(model, ServeLimits(timeout_s=1)) as place:
         assert send(place, data)[0] == 200
         assert send(place, data + b"SLOW")[0] == 504
         until(lambda: len(decoding()) == before)
