@@ -1,14 +1,20 @@
-"""Subjects that take the time they are told to, on a clock of their own."""
+"""Subjects that take the time they are told to, on a clock of their own, and results of theirs."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dsgnn.benchmarks import results
+from dsgnn.benchmarks.environment import environment
 from dsgnn.benchmarks.forms import Spec
-from dsgnn.benchmarks.timing import Clock, Sample
+from dsgnn.benchmarks.latency import latency
+from dsgnn.benchmarks.timing import Clock, Plan, Sample
 from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.letterbox import Fixed
+
+PLAN = Plan(duration_s=0.2, runs=4, rounds=4, warm_up_s=0)
+KINDS = {"up": {"form": "upstream", "weights": "synthetic"}, "fast": {}}
 
 
 def facts(name: str, **changes: Any) -> dict[str, Any]:
@@ -106,3 +112,37 @@ class FakeSubject:
             "masks": np.full((batch, 5, 24, 32), -1, np.float32),
         }
         return answers, {"compute": 1e3 * (clock() - start)}
+
+
+def timed(out: Path, **ms: float) -> Path:
+    """latency.json of the models `up` and `fast` (KINDS), which take so long for a photo."""
+    clock = Clockwork()
+
+    def open_bench(spec: Spec) -> FakeBench:
+        return FakeBench(clock, spec.model, ms[spec.model], **KINDS[spec.model])
+
+    found = [Spec("artifact", name) for name in ms]
+    latency(found, (1,), PLAN, out, clock=clock, open_bench=open_bench)
+    return out / "latency.json"
+
+
+def measured(out: Path, sha256: str = "fast-hash") -> Path:
+    """accuracy.json of the file `fast`."""
+    subject = {k: v for k, v in facts("fast").items() if k in results.SUBJECT}
+    row = {
+        "subject": subject | {"sha256": sha256},
+        "data": {"spec": "composite:9", "split": "test", "images": 9, "protocol": "dsgnn"},
+        "figures": {"sa_sor": 0.75, "sor": None},
+        "used": {"sa_sor": 8},
+        "reference": {"sa_sor": 0.7505},
+        "parity": [{"passed": True, "iou_mean": 0.9991}],
+        "parity_from": "here",
+    }
+    results.save(out / "accuracy.json", "accuracy", environment(), seed=0, rows=[row])
+    return out / "accuracy.json"
+
+
+def save_again(path: Path, loaded: dict[str, Any]) -> None:
+    """Write what was loaded and then changed."""
+    kept = {name: value for name, value in loaded.items() if name not in ("schema", "created")}
+    results.save(path, **kept)
