@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from data_folders import write_assr, write_irsr, write_sifr
+from data_folders import write_assr, write_irsr, write_scene_folders, write_sifr
 
 from dsgnn.config import CONFIGS, Config
 from dsgnn.data.sample import Sample
@@ -104,3 +104,9 @@ def published_irsr(tmp_path: Path) -> Path:
 @pytest.fixture
 def published_sifr(tmp_path: Path) -> Path:
     return write_sifr(tmp_path / "SIFR")
+
+
+@pytest.fixture(scope="session")
+def scene_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Material for composite scenes: the arguments `cutouts`, `backgrounds` and `coco`."""
+    return write_scene_folders(tmp_path_factory.mktemp("material"))

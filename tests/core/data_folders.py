@@ -1,4 +1,4 @@
-"""The published data sets in small: folders of the exact form of each, and what is in them."""
+"""Data sets in small, in the exact form of each, what is in them, and material for scenes."""
 
 import json
 import pickle
@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 
 HEIGHT, WIDTH = 12, 16
-RED = (200, 10, 30)  # RGB
+RED = (200, 10, 30)  # RGB, as the two below
+PERSON, DOG = (220, 30, 30), (30, 200, 60)  # as `write_scene_folders` paints them
 
 
 def box(x, y, w, h):
@@ -128,6 +129,48 @@ def coco_json(numbers):
             for n in numbers
         ],
     }
+
+
+def write_cutout(path, seed):
+    """A textured disc: photographic by the rules of `collect`."""
+    rng = np.random.default_rng(seed)
+    bgra = np.zeros((96, 96, 4), np.uint8)
+    bgra[..., :3] = rng.integers(0, 256, 3) // 2 + rng.integers(0, 90, (96, 96, 1))
+    cv2.circle(alpha := np.zeros((96, 96), np.uint8), (48, 48), 40, 255, -1)
+    bgra[..., 3] = alpha
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), bgra)
+
+
+def write_background(path, seed):
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    noise = rng.integers(-6, 7, (384, 512, 3))
+    image = cv2.resize(small, (512, 384), interpolation=cv2.INTER_CUBIC) + noise
+    cv2.imwrite(str(path), image.clip(0, 255).astype(np.uint8))
+
+
+def write_scene_folders(root):
+    """Twenty cut-outs, as many backgrounds, and ten photos of a person, half of them with a dog."""
+    for i in range(20):
+        write_cutout(root / "cutouts" / ("animals", "food")[i % 2] / f"cut{i}.png", i)
+        write_background(root / "backgrounds" / f"back{i}.jpg", 100 + i)
+    (root / "coco" / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for i in range(10):
+        image = np.random.default_rng(i).integers(90, 110, (240, 320, 3), dtype=np.uint8)
+        objects = [((100, 60, 90, 140), 1, PERSON), ((20, 30, 70, 80), 2, DOG)]
+        for (x, y, w, h), category, colour in objects[: 1 + i % 2]:
+            image[y : y + h, x : x + w] = colour
+            one = {"image_id": i, "category_id": category, "iscrowd": 0}
+            annotations.append(one | {"segmentation": box(x, y, w, h)})
+        cv2.imwrite(str(root / "coco" / "images" / f"{i}.png"), image[..., ::-1])
+        images.append({"id": i, "file_name": f"{i}.png", "width": 320, "height": 240})
+    categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "dog"}]
+    data = {"images": images, "annotations": annotations, "categories": categories}
+    write_json(root / "coco" / "instances.json", data)
+    return {name: root / name for name in ("cutouts", "backgrounds", "coco")}
 
 
 def edit_json(path, change):
