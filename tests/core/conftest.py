@@ -12,6 +12,7 @@ from data_folders import write_assr, write_irsr, write_scene_folders, write_sifr
 
 from dsgnn.config import CONFIGS, Config
 from dsgnn.data.sample import Sample
+from dsgnn.data.transforms import ImageTruth
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -58,6 +59,28 @@ def blocks(number: int, objects: int) -> Sample:
 def samples() -> list[Sample]:
     """Six images with 2, 3, 1, 2, 3 and 1 objects."""
     return [blocks(number, (2, 3, 1)[number % 3]) for number in range(6)]
+
+
+@pytest.fixture
+def truths() -> list[ImageTruth]:
+    """Three images, 64×64, with two objects, one object and none."""
+    masks = torch.zeros(2, 64, 64)
+    masks[0, 10:40, 10:40], masks[1, 30:60, 20:60] = 1, 1
+    return [
+        ImageTruth(masks, torch.tensor([2.0, 1.0])),
+        ImageTruth(masks[:1].flip(-1), torch.ones(1)),
+        ImageTruth(masks[:0], torch.zeros(0)),
+    ]
+
+
+@pytest.fixture
+def half_known() -> ImageTruth:
+    """A square is annotated; of the right half of the picture, 64×64, nothing is known."""
+    masks = torch.zeros(1, 64, 64)
+    masks[0, 8:24, 8:24] = 1
+    foreground = (masks[0] > 0).to(torch.int8)
+    foreground[:, 32:] = -1
+    return ImageTruth(masks, torch.ones(1), foreground)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
-"""Losses and matching: the published values, sums by hand, naive versions, and odd batches."""
+"""Losses: the published values, sums by hand, naive versions, and odd batches."""
 
-import itertools
 import json
 import math
 from dataclasses import replace
@@ -26,14 +25,8 @@ from dsgnn.training.losses import (
 from dsgnn.training.matching import (
     Matches,
     PaddedTruth,
-    PointSampler,
-    assign,
-    mask_cost,
-    sample_objects,
-    sample_points,
     unannotated,
 )
-from dsgnn.training.peaks import attention_loss, dense_loss, heat_loss, object_centres
 
 SMALL = replace(
     CONFIGS["r50-assr"], name="small", backbone="resnet18", width=32, encoder_layers=1, layers=2,
@@ -132,62 +125,7 @@ def test_all_assignments_equal_the_published(golden):
     assert len(ours) == 100 and ours == expected["assignments"]
 
 
-# --- matching -----------------------------------------------------------------------------------
-
-
-def test_mask_cost_by_its_formula():
-    torch.manual_seed(0)
-    logits, truth = torch.randn(3, 40), (torch.rand(2, 40) < 0.4).float()
-    for q, g in itertools.product(range(3), range(2)):
-        x, t = logits[q], truth[g]
-        p = x.sigmoid()
-        bce = F.binary_cross_entropy_with_logits(x, t)
-        dice = 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
-        torch.testing.assert_close(mask_cost(logits, truth)[q, g], 5 * bce + 5 * dice)
-
-
-def test_assignment_is_the_cheapest_of_all():
-    rng = np.random.default_rng(0)
-    for Q, G in ((4, 2), (3, 3), (2, 4)):
-        cost = rng.normal(size=(1, 1, Q, G))
-        matched = assign(cost, [G])[0, 0]
-        pairs = [(q, g) for q, g in enumerate(matched) if g >= 0]
-        assert len(pairs) == min(Q, G) and len({g for _, g in pairs}) == len(pairs)
-        small = min(Q, G)
-        best = min(
-            sum(cost[0, 0, q, g] for q, g in zip(queries, objects, strict=True))
-            for queries in itertools.permutations(range(Q), small)
-            for objects in itertools.combinations(range(G), small)
-        )
-        assert sum(cost[0, 0, q, g] for q, g in pairs) == pytest.approx(best)
-
-
-def test_padded_objects_are_never_matched_and_nan_costs_do_not_stop():
-    cost = np.zeros((2, 3, 4, 3))
-    cost[1, 0, 2, 0] = np.nan
-    matched = assign(cost, [3, 1, 0])
-    assert matched.shape == (2, 3, 4)
-    assert [(m >= 0).sum() for m in matched[0]] == [3, 1, 0]
-    assert matched[0, 1].max() == 0 and (matched[0, 2] == -1).all()
-
-
 # --- single losses ------------------------------------------------------------------------------
-
-
-def test_sample_points_has_x_first_and_cell_centres():
-    maps = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
-    at = tensor([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.5, 0.5], [0.0, 0.25]])
-    assert sample_points(maps, at)[0, 0].tolist() == [1.0, 2.0, 3.0, 2.5, 0.5]  # zeros outside
-
-
-def test_objects_are_sampled_as_copies_of_their_maps_would_be():
-    generator = torch.Generator().manual_seed(0)
-    maps = torch.rand(2, 3, 2, 9, 8, generator=generator)  # (B, G, C, H, W)
-    matched = [[[0, -1, 2, 1], [1, 0, -1, -1]], [[2, 0, 1, -1], [-1, -1, -1, 0]]]  # (O, B, Q)
-    for matches in (Matches.of(torch.tensor(matched)), Matches.of(torch.full((2, 2, 4), -1))):
-        points = torch.rand(len(matches.o), 7, 2, generator=generator)
-        naive = sample_points(maps[matches.b, matches.g], points)
-        assert torch.equal(sample_objects(maps, matches, points), naive)
 
 
 def test_class_loss_is_divided_by_the_weights_applied():
@@ -266,10 +204,10 @@ def test_cross_image_pairs_the_most_salient_from_the_top():
     assert alone.tolist() == [0]
 
 
-def test_texture_is_the_masked_image():
+def test_texture_is_the_masked_image(truths):
     """MSE over the points, summed over the channels, mean over the matched objects."""
     torch.manual_seed(0)
-    model, images, targets = build_model(SMALL), torch.randn(2, 3, 64, 64), two_images()
+    model, images, targets = build_model(SMALL), torch.randn(2, 3, 64, 64), truths[:2]
     # centres of the pixels 4…59: there a resize and grid_sample read the same four cells
     points = grid(64).view(64, 64, 2)[4:60, 4:60].reshape(-1, 2)
     criterion = Criterion(SMALL)
@@ -288,114 +226,31 @@ def test_texture_is_the_masked_image():
     assert terms["texture_mse"][-1].item() == pytest.approx(5 * total / 3, rel=1e-5)
 
 
-def test_uncertain_points_are_the_least_sure():
-    """Three quarters of the points: the least sure of three times as many. The rest is random."""
-    ramp = torch.linspace(-8, 8, 64).expand(2, 1, 64, 64)  # unsure along the middle column
-    points = PointSampler(400, generator=torch.Generator().manual_seed(0))
-    at = points.uncertain(ramp)
-    assert at.shape == (2, 400, 2) and at.min() >= 0 and at.max() <= 1
-    far = (at[..., 0] - 0.5).abs()
-    # 300 of 1200 uniform points lie within an eighth of the middle
-    # (at the border of the map the zeros outside make more points unsure)
-    assert (far[:, :300] < 0.14).float().mean() > 0.99 and far[:, 300:].max() > 0.4
-    assert points.uncertain(ramp[:0]).shape == (0, 400, 2)
-
-
-def test_seeds_of_objects_lie_on_them():
-    masks = torch.zeros(1, 2, 64, 64)
-    masks[0, 0, 8:24, 40:56] = 1  # a square: its middle
-    masks[0, 1, 32:, :8], masks[0, 1, 56:, :] = 1, 1  # an L: its centroid lies outside
-    cells, coverage = object_centres(masks)
-    y, x = cells[0] // 8, cells[0] % 8
-    assert 1 <= y[0] <= 2 and 5 <= x[0] <= 6
-    assert coverage[0, 1, y[1], x[1]] == 1
-    heat = torch.full((1, 8, 8), -12.0)
-    heat.view(1, -1)[0, cells[0]] = 12.0
-    truth = PaddedTruth.of([ImageTruth(masks[0], tensor(2, 1))])
-    right = heat_loss(heat, cells, coverage, truth, torch.tensor(2.0))
-    wrong = heat_loss(heat.flip(-1), cells, coverage, truth, torch.tensor(2.0))
-    assert right < 0.01 < 1 < wrong
-
-
 # --- truth that is silent -----------------------------------------------------------------------
 
 
-def half_known() -> tuple[ImageTruth, torch.Tensor]:
-    """A square is annotated; of the right half of the picture nothing is known."""
-    masks = torch.zeros(1, 64, 64)
-    masks[0, 8:24, 8:24] = 1
-    foreground = (masks[0] > 0).to(torch.int8)
-    foreground[:, 32:] = -1
-    return ImageTruth(masks, tensor(1), foreground), masks
-
-
-def test_what_is_not_known_is_no_evidence_against_a_query() -> None:
-    truth, masks = half_known()
+def test_what_is_not_known_is_no_evidence_against_a_query(half_known: ImageTruth) -> None:
     left = torch.full((1, 1, 16, 16), -9.0)
     left[..., 10:14, 2:6] = 9.0  # below the square, where nothing is
     shown = torch.stack((left, left.flip(-1)), 2).squeeze(0)[None]  # (O, B, Q, h, w)
-    doubtful = unannotated(shown.view(1, 1, 2, 16, 16), PaddedTruth.of([truth]))
+    doubtful = unannotated(shown.view(1, 1, 2, 16, 16), PaddedTruth.of([half_known]))
     assert doubtful.tolist() == [[[False, True]]]
     logits = torch.zeros(1, 1, 2, 2, requires_grad=True)
-    class_loss(
-        logits, tensor(-1, -1).long().view(1, 1, 2), torch.ones(2), doubtful
-    ).sum().backward()
+    matched = torch.full((1, 1, 2), -1)
+    class_loss(logits, matched, torch.ones(2), doubtful).sum().backward()
     gradient = logits.grad
     assert gradient is not None and gradient[0, 0, 0].any() and not gradient[0, 0, 1].any()
 
 
 def test_a_matched_query_counts_wherever_its_mask_lies() -> None:
     logits = torch.zeros(1, 1, 1, 2)
-    matched, doubtful = (
-        torch.zeros(1, 1, 1, dtype=torch.long),
-        torch.ones(1, 1, 1, dtype=torch.bool),
-    )
+    matched = torch.zeros(1, 1, 1, dtype=torch.long)
+    doubtful = torch.ones_like(matched, dtype=torch.bool)
     loss = class_loss(logits, matched, torch.ones(2), doubtful)
     assert loss.item() == pytest.approx(2 * math.log(2))
 
 
-def test_the_dense_loss_looks_only_where_something_is_known() -> None:
-    truth, masks = half_known()
-    logits = torch.zeros(1, 16, 16, requires_grad=True)
-    dense_loss(logits, PaddedTruth.of([truth]).foreground).backward()
-    assert logits.grad is not None
-    assert logits.grad[..., :8].all() and not logits.grad[..., 8:].any()
-
-
-def test_heat_on_what_is_not_known_costs_nothing() -> None:
-    truth, masks = half_known()
-    cells, coverage = object_centres(masks[None])
-    padded = PaddedTruth.of([truth])
-    heat = torch.full((1, 8, 8), -12.0)
-    before = heat_loss(heat, cells, coverage, padded, torch.tensor(1.0))
-    heat[0, 6, 6] = 6.0  # in the right half
-    assert heat_loss(heat, cells, coverage, padded, torch.tensor(1.0)) == before
-    heat[0, 6, 1] = 6.0  # in the left half
-    assert heat_loss(heat, cells, coverage, padded, torch.tensor(1.0)) > before + 1
-
-
-def test_the_attention_loss_is_a_divergence_over_the_images_that_have_a_truth() -> None:
-    truth = torch.zeros(2, 2, 2)
-    truth[0] = torch.tensor([[0.5, 0.25], [0.25, 0.0]])
-    logits = torch.tensor([[0.5, 0.25], [0.25, 1e-9]]).log().expand(2, 2, 2)
-    assert attention_loss(logits, truth).item() == pytest.approx(0.0, abs=1e-6)
-    uniform = torch.zeros(2, 2, 2)
-    by_hand = 0.5 * math.log(0.5 / 0.25) + 2 * 0.25 * math.log(0.25 / 0.25)
-    assert attention_loss(uniform, truth).item() == pytest.approx(by_hand)
-    assert attention_loss(uniform, torch.zeros(2, 2, 2)).item() == 0
-
-
 # --- whole batches ------------------------------------------------------------------------------
-
-
-def two_images() -> list[ImageTruth]:
-    masks = torch.zeros(2, 64, 64)
-    masks[0, 10:40, 10:40], masks[1, 30:60, 20:60] = 1, 1
-    return [ImageTruth(masks, tensor(2, 1)), ImageTruth(masks[:1].flip(-1), tensor(1))]
-
-
-def none() -> ImageTruth:
-    return ImageTruth(torch.zeros(0, 64, 64), torch.zeros(0))
 
 
 def losses(config, targets, seed: int = 0, **options):
@@ -413,10 +268,11 @@ def losses(config, targets, seed: int = 0, **options):
 
 @pytest.mark.parametrize("config", ["nano", SMALL], ids=["nano", "small"])
 @pytest.mark.parametrize(
-    "targets", [[none(), none()], [*two_images(), none()], [none()], two_images()[:1]],
+    "chosen", [(2, 2), (0, 1, 2), (2,), (0,)],
     ids=["no objects", "one image without", "a single empty image", "a single image"],
 )  # fmt: skip
-def test_images_without_objects(config, targets):
+def test_images_without_objects(config, chosen, truths):
+    targets = [truths[i] for i in chosen]
     terms, criterion, model = losses(config, targets)
     O = model.config.layers + 1  # noqa: E741
     assert {term.shape for term in terms.values()} <= {(O,), (1,)}
@@ -449,10 +305,10 @@ def test_more_objects_than_queries():
         torch.testing.assert_close(five[name], 2 * ten[name])
 
 
-def test_outputs_and_images_do_not_mix():
+def test_outputs_and_images_do_not_mix(truths):
     """Terms of all outputs at once equal those of each output alone."""
     torch.manual_seed(0)
-    model, targets = build_model(SMALL), two_images()
+    model, targets = build_model(SMALL), truths[:2]
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         output = model(images, training_outputs=True)
@@ -473,8 +329,8 @@ def test_outputs_and_images_do_not_mix():
             torch.testing.assert_close(term[0], terms[name][o], msg=name)
 
 
-def test_order_of_objects_does_not_matter():
-    targets = two_images()
+def test_order_of_objects_does_not_matter(truths):
+    targets = truths[:2]
     swapped = [ImageTruth(t.masks.flip(0), t.ranks.flip(0)) for t in targets]
     points = {"points": grid(32)}
     first, second = losses(SMALL, targets, **points)[0], losses(SMALL, swapped, **points)[0]
@@ -482,22 +338,15 @@ def test_order_of_objects_does_not_matter():
         torch.testing.assert_close(term, second[name], msg=name)
 
 
-def test_points_repeat_with_their_generator():
+def test_points_repeat_with_their_generator(truths):
     def run(seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return losses(SMALL, two_images(), generator=generator)[0]["shape_mask"]
+        return losses(SMALL, truths[:2], generator=generator)[0]["shape_mask"]
 
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
 
 
-def test_training_outputs_are_needed():
+def test_training_outputs_are_needed(truths):
     model, images = build_model(SMALL), torch.zeros(1, 3, 64, 64)
     with pytest.raises(ValueError, match="training_outputs=True"):
-        Criterion(SMALL)(model(images), images, [none()])
-
-
-def test_targets_are_padded_to_the_most_objects():
-    batch = PaddedTruth.of([two_images()[1], two_images()[0], none()])
-    assert batch.masks.shape == (3, 2, 64, 64) and batch.counts.tolist() == [1, 2, 0]
-    assert batch.ranks.tolist() == [[1, 0], [2, 1], [0, 0]]
-    assert batch.masks[0, 1].max() == 0 and batch.masks[2].max() == 0
+        Criterion(SMALL)(model(images), images, truths[2:])
