@@ -33,6 +33,22 @@ def tiny() -> Config:
 
 
 @pytest.fixture(scope="session")
+def small() -> Config:
+    """The published form, several layers of each kind."""
+    return replace(
+        CONFIGS["r50-assr"], name="small", backbone="resnet18",
+        backbone_options={"channels": (8, 16, 24, 32), "layers": (1, 1, 1, 1)},
+        width=32, encoder_layers=2, layers=3, feedforward=64,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def config(request: pytest.FixtureRequest) -> Config:
+    """nano, or the fixture that a test is parametrised with by its name."""
+    return CONFIGS["nano"] if request.param == "nano" else request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
 def tiny_nano() -> Config:
     """nano's form: convolutions, peaks, no texture branch."""
     return replace(
