@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.framing import Aspects
 from dsgnn.runtime.serving.app import ServeLimits, WorkersLostError
 from dsgnn.runtime.serving.worker import PhotoWorker, Refused, Reply
+
+# For how many seconds Ray trusts what it knows of a worker's queue before it asks again. With Ray's
+# own 10, a worker whose machine is cut off looks idle for as long, and is sent photo after photo;
+# one that does not answer is sent none. Ray reads the variable when it is imported.
+QUEUE_KNOWN_S = ("RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S", "1")
 
 
 class Replicas:
@@ -89,6 +95,7 @@ def replicas(
         raise OptionError(f"a model needs at least 1 replica, got {count}")
     needs = {model: _need(ranker) for model, ranker in rankers.items()}
     cpus = count * sum(threads for threads, _ in needs.values())
+    os.environ.setdefault(*QUEUE_KNOWN_S)
     with cluster(address, "serve", cpus) as ray:
         for threads, gpu in needs.values():
             check_room(machines(ray), count, threads, gpu)
