@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
 ASSR_GREYS = (255, 229, 204, 178, 153)  # rank 1, 2, … of the ASSR ground-truth maps
 PALETTES = ("assr", "irsr")
-SAVED = ("overlay", "map", "heat", "masks", "crops", "json")  # what `Ranking.save` can write
+# The pictures of a photo, and what their files are called after its name. {rank} stands for the
+# rank of an object: each object has a file of its own then.
+PICTURES = {
+    "overlay": "overlay.jpg",
+    "map": "map.png",
+    "heat": "heat.jpg",
+    "masks": "mask{rank}.png",
+    "crops": "crop{rank}.png",
+}
+SAVED = (*PICTURES, "json")  # what `Ranking.save` can write
 SHOWN_SIDE_PX = 960  # longest side of the picture that a notebook shows
 SOFT = 0.002  # width of a crop's soft edge, as a share of the photo's size (h·w)^½
 
@@ -291,23 +300,10 @@ class Ranking:
             raise OptionError(f"kinds must be some of {', '.join(SAVED)}, got {', '.join(unknown)}")
         own = image if isinstance(image, str | Path) else self.file
         stem = Path(own).stem if name is None and own else name or "photo"
-        photo = self._photo(image) if {"overlay", "heat", "crops"} & set(kinds) else None
-        pictures: dict[str, np.ndarray] = {}  # grey, BGR or BGRA by the ending of the name
-        if "overlay" in kinds:
-            pictures["overlay.jpg"] = to_bgr(self.draw(photo))
-        if "map" in kinds:
-            pictures["map.png"] = self.rank_map()
-        if "heat" in kinds:
-            pictures["heat.jpg"] = to_bgr(self.heat_map(photo))
-        for item in self.objects:
-            if "masks" in kinds:
-                pictures[f"mask{item.rank}.png"] = item.mask.view(np.uint8) * 255
-            if photo is not None and "crops" in kinds and item.area > 0:
-                cut = cv2.cvtColor(item.crop(photo), cv2.COLOR_RGBA2BGRA)
-                pictures[f"crop{item.rank}.png"] = cut
         out = Path(folder)
+        pictures = list(self.pictures(kinds, image))  # all of them before a file is written
         out.mkdir(parents=True, exist_ok=True)
-        written = {out / f"{stem}.{ending}": pixels for ending, pixels in pictures.items()}
+        written = {out / f"{stem}.{ending}": pixels for ending, pixels in pictures}
         for path, pixels in written.items():
             write_picture(path, pixels)
         if "json" not in kinds:
@@ -315,6 +311,29 @@ class Ranking:
         facts = {"file": self.file or stem, **self.to_dict()}
         write_whole(out / f"{stem}.json", (json.dumps(facts, indent=2) + "\n").encode())
         return [*written, out / f"{stem}.json"]
+
+    def pictures(
+        self, kinds: Collection[str], image: ImageSource | None = None, palette: str = "assr"
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """The pictures that `save` and `dsgnn-run` write: the ending of each file's name, and its
+        pixels, grey, BGR or BGRA.
+
+        kinds: some of PICTURES; others are passed over. An object whose mask is empty has no crop.
+        image: as for `draw`. palette: as for `rank_map`. Raises what `draw` and `heat_map` raise.
+        """
+        photo = self._photo(image) if {"overlay", "heat", "crops"} & set(kinds) else None
+        if "overlay" in kinds:
+            yield PICTURES["overlay"], to_bgr(self.draw(photo))
+        if "map" in kinds:
+            yield PICTURES["map"], self.rank_map(palette)
+        if "heat" in kinds:
+            yield PICTURES["heat"], to_bgr(self.heat_map(photo))
+        for item in self.objects:
+            if "masks" in kinds:
+                yield PICTURES["masks"].format(rank=item.rank), item.mask.view(np.uint8) * 255
+            if photo is not None and "crops" in kinds and item.area > 0:
+                cut = cv2.cvtColor(item.crop(photo), cv2.COLOR_RGBA2BGRA)
+                yield PICTURES["crops"].format(rank=item.rank), cut
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows: the drawn photo, or the rank map where the photo is not known."""

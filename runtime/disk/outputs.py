@@ -6,10 +6,11 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,96 +21,44 @@ from dsgnn.runtime.disk.pictures import encode_picture, to_bgr, write_picture
 from dsgnn.runtime.disk.sources import Source, numbered
 from dsgnn.runtime.errors import InputError, OptionError
 from dsgnn.runtime.framing import Aspect, Aspects, crop_to, frames_entry
-from dsgnn.runtime.ranking import RankedObject, Ranking
+from dsgnn.runtime.ranking import PICTURES, Ranking
 from dsgnn.runtime.video import h264
 
 RESULTS_SCHEMA = "dsgnn.results/1"
 
 Record = Callable[[Mapping[str, Any]], None]
-# A picture of a photo's ranking, or of one object of it: grey, BGR or BGRA.
-Paint = Callable[[Ranking, np.ndarray, str], np.ndarray]
-Cut = Callable[[np.ndarray, RankedObject], np.ndarray]
 
 
 @dataclass(frozen=True)
 class OutputKind:
     """One kind of output.
 
-    shows: for a person. photo: the ending of its file after the photo's name; {rank} stands for
-    the rank of an object, of which each has a file then. video: the endings of its files after a
-    video's name. run: its one file for all photos of a run. paint, cut: what makes the picture of a
-    photo, or of one of its objects. of_empty: whether an object whose mask is empty has a file.
+    shows: for a person. photo: the ending of its file after the photo's name, one of PICTURES.
+    video: the endings of its files after a video's name. run: its one file for all photos of a run.
 
-    `save_image` writes the files of photos, dsgnn.runtime.video.to_files those of videos,
-    `results_file` and dsgnn.runtime.run.sheet those of a run.
+    `Ranking.pictures` makes the files of photos and `save_image` writes them;
+    dsgnn.runtime.video.to_files writes those of videos, `results_file` and dsgnn.runtime.run.sheet
+    those of a run.
     """
 
     shows: str
     photo: str = ""
     video: tuple[str, ...] = ()
     run: str = ""
-    paint: Paint | None = None
-    cut: Cut | None = None
-    of_empty: bool = True
-
-    def files_of(self, ranks: Mapping[int, bool]) -> Iterator[tuple[str, bool]]:
-        """The endings of its files of a photo, and whether there is such a file.
-
-        ranks: those of the photo's objects, and whether the object's mask has any pixel.
-        """
-        if self.cut is None:
-            yield from [(self.photo, True)] if self.photo else []
-            return
-        for rank, seen in ranks.items():
-            yield self.photo.format(rank=rank), seen or self.of_empty
-
-
-def overlay(ranking: Ranking, photo: np.ndarray, palette: str) -> np.ndarray:
-    """The photo with its objects tinted, outlined and numbered: (h, w, 3) BGR."""
-    return to_bgr(ranking.draw(photo))
-
-
-def rank_map(ranking: Ranking, photo: np.ndarray, palette: str) -> np.ndarray:
-    """Ranks as greys: (h, w)."""
-    return ranking.rank_map(palette)
-
-
-def heat(ranking: Ranking, photo: np.ndarray, palette: str) -> np.ndarray:
-    """Where people look, over the photo: (h, w, 3) BGR."""
-    return to_bgr(ranking.heat_map(photo))
-
-
-def mask(photo: np.ndarray, item: RankedObject) -> np.ndarray:
-    """255 where the object is: (h, w) grey."""
-    return item.mask.view(np.uint8) * 255
-
-
-def cut_out(photo: np.ndarray, item: RankedObject) -> np.ndarray:
-    """The object's box, transparent where the mask is not: (box height, box width, 4) BGRA."""
-    return cv2.cvtColor(item.crop(photo), cv2.COLOR_RGBA2BGRA)
 
 
 TABLE = {
     "overlay": OutputKind(
-        "objects tinted, outlined and numbered",
-        photo="overlay.jpg",
-        video=("overlay.mp4",),
-        paint=overlay,
+        "objects tinted, outlined and numbered", PICTURES["overlay"], video=("overlay.mp4",)
     ),
-    "map": OutputKind("ranks as greys", photo="map.png", video=("map.mp4",), paint=rank_map),
-    "heat": OutputKind("where people look, as colours", photo="heat.jpg", paint=heat),
+    "map": OutputKind("ranks as greys", PICTURES["map"], video=("map.mp4",)),
+    "heat": OutputKind("where people look, as colours", PICTURES["heat"]),
     "masks": OutputKind(
         "one picture per object, 1 = most salient",
-        photo="mask{rank}.png",
+        PICTURES["masks"],
         video=("masks/{frame:06d}.mask{rank}.png",),
-        cut=mask,
     ),
-    "crops": OutputKind(
-        "objects cut out, transparent around them",
-        photo="crop{rank}.png",
-        cut=cut_out,
-        of_empty=False,
-    ),
+    "crops": OutputKind("objects cut out, transparent around them", PICTURES["crops"]),
     "json": OutputKind(
         "ranks, boxes and masks; which object held rank 1 for how long",
         video=("frames.jsonl", "summary.json"),
@@ -136,12 +85,15 @@ def table_for_people() -> str:
     """What photo.jpg and clip.mp4 give, a line for each kind and each file."""
     lines = []
     for name, kind in TABLE.items():
-        photo = kind.run or "photo." + kind.photo.format(rank=1) + (" …" if kind.cut else "")
+        photo = kind.run or f"photo.{_first(kind.photo)}"
         lines.append(f"  {name:8} {photo:18} {kind.shows}")
-        for ending in kind.video:
-            first = f"clip.{ending.format(frame=0, rank=1)}" + (" …" if "{" in ending else "")
-            lines.append(f"  {'':8} {first}")
+        lines += (f"  {'':8} clip.{_first(ending)}" for ending in kind.video)
     return "\n".join(lines)
+
+
+def _first(ending: str) -> str:
+    """The first file's ending, and dots where each object has a file."""
+    return ending.format(frame=0, rank=1) + (" …" if "{" in ending else "")
 
 
 def make_folder(out: Path) -> None:
@@ -223,20 +175,15 @@ def real_place(path: Path) -> Path:
 def save_image(ranking: Ranking, photo: np.ndarray, out: OutputFiles) -> None:
     """Write the pictures asked for, and remove those of objects that only an earlier run found.
     photo: (h, w, 3) uint8 RGB."""
-    objects = {item.rank: item for item in ranking.objects}
-    for kind in (TABLE[name] for name in KINDS if name in out.kinds):
-        if kind.paint:
-            write_picture(out.path(kind.photo), kind.paint(ranking, photo, out.palette))
-        if kind.cut:
-            seen = {rank: item.area > 0 for rank, item in objects.items()}
-            for item, (ending, wanted) in zip(ranking.objects, kind.files_of(seen), strict=True):
-                if wanted:
-                    write_picture(out.path(ending), kind.cut(photo, item))
-                else:
-                    out.remove(ending)
-            rank = len(objects) + 1
-            while out.remove(kind.photo.format(rank=rank)):
-                rank += 1
+    written = set()
+    for ending, pixels in ranking.pictures(out.kinds, photo, out.palette):
+        write_picture(out.path(ending), pixels)
+        written.add(ending)
+    for kind in (TABLE[name] for name in out.kinds if "{rank}" in TABLE[name].photo):
+        for rank in count(1):
+            ending = kind.photo.format(rank=rank)
+            if ending not in written and not out.remove(ending) and rank > len(ranking):
+                break
 
 
 def save_crops(ranking: Ranking, photo: np.ndarray, out: OutputFiles) -> dict[str, Any]:
@@ -262,18 +209,19 @@ def clear_masks(out: OutputFiles) -> None:
             out.remove(f"masks/{name}")
 
 
-@contextmanager
-def results_file(path: Path, model: Mapping[str, Any]) -> Iterator[Record]:
+def results_file(path: Path, model: Mapping[str, Any]) -> AbstractContextManager[Record]:
     """results.json: every image is kept as it comes, see `record_file`, and the file is put in
     place when the block ends, also by Ctrl-C or an error."""
-    with record_file(path, {"schema": RESULTS_SCHEMA, "model": dict(model)}, "images") as record:
-        yield record
+    return record_file(path, {"schema": RESULTS_SCHEMA, "model": dict(model)}, "images")
 
 
 @contextmanager
 def lines_file(path: Path) -> Iterator[Record]:
     """JSON lines, one per frame. Each is given to the system at once."""
-    with _text_file(path) as file:
+    with (
+        whole_file(path, keep_interrupted=True) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
 
         def record(frame: Mapping[str, Any]) -> None:
             file.write(json.dumps(frame) + "\n")
@@ -322,15 +270,6 @@ def _mpeg4_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[h2
     written = cv2.VideoCapture(name).get(cv2.CAP_PROP_FRAME_COUNT)
     if written != frames:
         raise OSError(f"only {written:.0f} of {frames} frames were written: is the disk full?")
-
-
-@contextmanager
-def _text_file(path: Path) -> Iterator[TextIO]:
-    with (
-        whole_file(path, keep_interrupted=True) as temporary,
-        temporary.open("w", encoding="utf-8") as file,
-    ):
-        yield file
 
 
 def forget(_: Any) -> None:

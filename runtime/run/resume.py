@@ -63,9 +63,13 @@ def _made(out: OutputFiles, record: Mapping[str, Any]) -> bool:
 def _pictures(out: OutputFiles, entry: Mapping[str, Any]) -> Iterator[str]:
     """Endings of the pictures that a photo with this entry has."""
     yield from map(out.crop_ending, out.aspects)
-    ranks = {item["rank"]: item["area"] > 0 for item in entry["objects"]}
-    for kind in out.kinds:
-        yield from (ending for ending, wanted in TABLE[kind].files_of(ranks) if wanted)
+    for name, ending in ((kind, TABLE[kind].photo) for kind in out.kinds):
+        if "{rank}" in ending:
+            # An object whose mask is empty has no crop.
+            items = (item for item in entry["objects"] if name != "crops" or item["area"] > 0)
+            yield from (ending.format(rank=item["rank"]) for item in items)
+        elif ending:
+            yield ending
 
 
 def _video_files(out: OutputFiles) -> Iterator[str]:
