@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from dsgnn.runtime.attention import percent
+from dsgnn.runtime.framing import Placed
 
 # RGB by rank, from warm to cool. Ranks beyond the last share its colour.
 RANK_COLOURS = (
@@ -36,17 +37,9 @@ PLATE = 0.78  # half the height of a plate, and
 LETTERS = 0.9  # the height of its letters, as parts of the disc's radius
 
 
-class Drawable(Protocol):
-    """What is drawn of an object; see dsgnn.runtime.ranking.RankedObject."""
+class Drawable(Placed, Protocol):
+    """What is drawn of a ranked object."""
 
-    @property
-    def rank(self) -> int: ...
-    @property
-    def box(self) -> tuple[int, int, int, int]: ...
-    @property
-    def mask(self) -> np.ndarray: ...
-    @property
-    def area(self) -> float: ...
     @property
     def identity(self) -> int | None: ...
     @property
@@ -155,8 +148,8 @@ def _legend(canvas: np.ndarray, ramp: np.ndarray) -> None:
     """A bar of the colours in the bottom left corner, between the two words of LEGEND."""
     h, w = canvas.shape[:2]
     scale = 0.0011 * (h * w) ** 0.5
-    font, thick = cv2.FONT_HERSHEY_DUPLEX, max(1, round(1.2 * scale))
-    sizes = [cv2.getTextSize(word, font, scale, thick)[0] for word in LEGEND]
+    thick = max(1, round(1.2 * scale))
+    sizes = [cv2.getTextSize(word, FONT, scale, thick)[0] for word in LEGEND]
     high, gap = sizes[0][1], max(2, round(10 * scale))
     long = round(120 * scale)
     wide = sizes[0][0] + long + sizes[1][0] + 4 * gap
@@ -167,7 +160,7 @@ def _legend(canvas: np.ndarray, ramp: np.ndarray) -> None:
     bar = ramp[np.linspace(0, 255, long).astype(int)]
     start = x + gap
     for word, (length, _) in zip(LEGEND, sizes, strict=True):
-        cv2.putText(canvas, word, (start, y + gap + high), font, scale, WHITE, thick, cv2.LINE_AA)
+        cv2.putText(canvas, word, (start, y + gap + high), FONT, scale, WHITE, thick, cv2.LINE_AA)
         start += length + gap
         if word == LEGEND[0]:
             canvas[y + gap : y + gap + high, start : start + long] = bar

@@ -39,7 +39,7 @@ FITS = ("crop", "pad", "blur")
 BLUR = 0.04  # of what stands around a padded photo, in its longest sides
 DIM = 0.55  # and how bright it is
 
-Box = tuple[int, int, int, int]
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 
 
 class Placed(Protocol):

@@ -14,10 +14,9 @@ import numpy as np
 
 from dsgnn.runtime.attention import attention_shares, cell_size, crop_attention
 from dsgnn.runtime.errors import ArtifactError, OptionError
+from dsgnn.runtime.framing import Box
 from dsgnn.runtime.letterbox import Geometry
 from dsgnn.runtime.ranking import RankedObject, Ranking
-
-Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 
 STRIDE = 4  # the mask logits' stride in the network's input
 SPECK = 0.02  # a part of a mask with less than this of the largest part's pixels is a speck

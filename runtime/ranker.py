@@ -210,19 +210,11 @@ class Ranker:
         if the source cannot be opened. If the source breaks off, the generator raises
         dsgnn.runtime.video.frames.Ended, an InputError, after the last good frame.
         """
-        from dsgnn.runtime.video.stream import stream_video
+        from dsgnn.runtime.video.stream import Selection, stream_video
 
-        return stream_video(
-            self,
-            source,
-            every=every,
-            start_s=start_s,
-            end_s=end_s,
-            max_frames=max_frames,
-            batch=batch,
-            steady=steady,
-            fenced=None if self._decoders is None else self._max_pixels,
-        )
+        select = Selection(every, start_s, end_s, max_frames)
+        fenced = None if self._decoders is None else self._max_pixels
+        return stream_video(self, source, select, batch, steady, fenced)
 
     def close(self) -> None:
         """Give back what the artifact holds; ranking afterwards raises BackendError.

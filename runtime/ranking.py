@@ -58,7 +58,7 @@ class RankedObject:
     rank: int
     saliency: float
     score: float
-    box: tuple[int, int, int, int]
+    box: Box
     mask: np.ndarray = field(repr=False)
     area: float
     query: int

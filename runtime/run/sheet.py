@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
@@ -62,12 +61,7 @@ class Sheets:
     def __enter__(self) -> Sheets:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._tiles:
             self._write()
         number = self.pages + 1

@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from queue import Full, Queue
 from threading import Event, Thread
-from types import TracebackType
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -90,12 +89,7 @@ class WriteBehind(AbstractContextManager["WriteBehind[Item]"], Generic[Item]):
             raise self._failed
         self._queue.put(item)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._queue.put(_End())
         self._thread.join()
         if self._failed is not None and self._failed is not error:

@@ -66,11 +66,7 @@ def ranked_frames(
 def stream_video(
     ranker: FrameRanker,
     source: str | Path | int,
-    *,
-    every: int,
-    start_s: float,
-    end_s: float | None,
-    max_frames: int | None,
+    select: Selection,
     batch: int,
     steady: bool,
     fenced: int | None,
@@ -81,7 +77,7 @@ def stream_video(
     """
     if batch < 1:
         raise OptionError(f"batch must be at least 1, got {batch}")
-    frames = Frames(video_source(source), Selection(every, start_s, end_s, max_frames), fenced)
+    frames = Frames(video_source(source), select, fenced)
 
     def pairs() -> Generator[tuple[np.ndarray, Ranking], None, None]:
         with closing(ranked_frames(ranker, frames, batch, steady)) as ranked:

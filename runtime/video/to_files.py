@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import inf
 from time import perf_counter
 from typing import Any
@@ -69,15 +69,9 @@ class VideoOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """What decides which frames are ranked and how. A run that resumes compares it."""
-        select = self.select
-        return {
-            "every": select.every,
-            "start_s": select.start_s,
-            "end_s": select.end_s,
-            "max_frames": select.max_frames,
-            "rate": select.rate,
-            "steady": self.steady,
-        }
+        facts = {**asdict(self.select), "steady": self.steady}
+        del facts["raw"]  # what comes on standard input is always ranked anew
+        return facts
 
 
 def writes_video(sources: Iterable[Source], kinds: Collection[str], aspects: Aspects = ()) -> bool:
