@@ -12,32 +12,42 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-PIXELS_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
+PIPE_BYTES = 1 << 20  # so that a photo or frame goes through in few pieces, on Linux
 DECODE_S = 5  # seconds of processor time for one photo or frame
 SOME_BYTES = 1 << 30  # memory for one photo or video, beside what the process has before it
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 PIXEL_BYTES = 12  # and for one pixel, where pictures of more pixels than usual are allowed
 
 
-def spawn(
-    code: str, *arguments: object, variables: Mapping[str, str] | None = None, **pipes: Any
-) -> subprocess.Popen[bytes]:
-    """Start a process of Python that runs this code, with these words as its arguments.
+def spawn(code: str, max_pixels: int, *arguments: object, **pipes: Any) -> subprocess.Popen[bytes]:
+    """Start a process of Python that runs this code and answers on its standard output.
 
-    variables: more of its environment. pipes: more arguments of Popen.
+    max_pixels: width × height of the largest picture that OpenCV decodes there. arguments: words
+    for the code. pipes: more arguments of Popen.
     """
     paths = os.pathsep.join(path for path in map(os.path.abspath, sys.path) if path)
     environment = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"}
-    environment |= variables or {}
+    environment["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(max_pixels)
     command = [sys.executable, "-P", "-c", code, *map(str, arguments)]
+    pipes |= {"stdout": subprocess.PIPE, "pipesize": PIPE_BYTES}
     return subprocess.Popen(command, env=environment, **pipes)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that `spawn` started, and close its pipes; a second call does nothing."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):  # by what it never read
+                pipe.close()
 
 
 def end_with_parent() -> None:

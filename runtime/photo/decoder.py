@@ -20,7 +20,7 @@ import numpy as np
 from dsgnn.runtime.errors import BackendError, InputError
 from dsgnn.runtime.fence import (
     DECODE_S,
-    PIXELS_VARIABLE,
+    end,
     exactly,
     limit_memory,
     limit_time,
@@ -32,7 +32,6 @@ from dsgnn.runtime.images import ImageSource, keep_quiet, picture_or_bytes, read
 from dsgnn.runtime.photo.headers import MAX_PIXELS, ImageTooLargeError
 
 PATIENCE = 6  # and as many times that until the answer, as others use the processor too
-PIPE_BYTES = 1 << 20  # so that a photo goes through in few pieces, on Linux
 MAX_TEXT = 1 << 20  # bytes of an answer in words
 START_S = 60.0  # seconds for the process to start, on a busy machine
 CHILD = f"from {__name__} import main; main()"
@@ -68,7 +67,7 @@ class Decoder:
         """
         with self._busy:
             if self._process.poll() is not None:
-                self._end()
+                end(self._process)
                 self._process, self._started = self._spawn(), False
             try:
                 if not self._started:
@@ -110,21 +109,11 @@ class Decoder:
     def close(self) -> None:
         """End the process, after the photo that another thread may be decoding."""
         with self._busy:
-            self._end()
-
-    def _end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):  # by a photo that it never read
-                    pipe.close()
+            end(self._process)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        limits = self._max_pixels, self._limit_s
-        variables = {PIXELS_VARIABLE: str(self._max_pixels)}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "pipesize": PIPE_BYTES}
-        return spawn(CHILD, *limits, variables=variables, **pipes)
+        pixels, limit_s = self._max_pixels, self._limit_s
+        return spawn(CHILD, pixels, pixels, limit_s, stdin=subprocess.PIPE)
 
     def _answer(
         self, limit_s: float, late: threading.Event, request: bytes = b""

@@ -27,7 +27,7 @@ from dsgnn.runtime.disk.sources import Source, standard_input
 from dsgnn.runtime.errors import DsgnnError, InputError
 from dsgnn.runtime.fence import (
     DECODE_S,
-    PIXELS_VARIABLE,
+    end,
     exactly,
     limit_memory,
     limit_time,
@@ -41,7 +41,6 @@ from dsgnn.runtime.video.feed import KEPT, Ended, Feed, Shot
 from dsgnn.runtime.video.film import open_film
 
 CHILD = f"from {__name__} import main; main()"
-PIPE_BYTES = 1 << 20  # so that a frame goes through in few pieces, on Linux
 MAX_LINE = 1 << 20  # bytes of an answer without its pixels
 
 
@@ -110,10 +109,7 @@ class _Process:
             os.lseek(stream.fileno(), stream.tell(), os.SEEK_SET)
         elif piped:
             standard, pump = subprocess.PIPE, Pipe(standard_input())
-        self._child = spawn(
-            CHILD, asks, max_pixels, variables={PIXELS_VARIABLE: str(max_pixels)},
-            stdin=standard, stdout=subprocess.PIPE, pass_fds=[asks], pipesize=PIPE_BYTES,
-        )  # fmt: skip
+        self._child = spawn(CHILD, max_pixels, asks, max_pixels, stdin=standard, pass_fds=[asks])
         os.close(asks)
         if pump is not None:
             threading.Thread(target=self._feed, args=[pump], daemon=True).start()
@@ -148,12 +144,7 @@ class _Process:
 
     def end(self) -> None:
         """End the process; a second call does nothing."""
-        self._child.kill()
-        self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):
-                    pipe.close()
+        end(self._child)
         if self._asks >= 0:
             os.close(self._asks)
             self._asks = -1
