@@ -89,6 +89,11 @@ def _is_apng(file: BinaryIO) -> bool:
     return False
 
 
+def gif_colours(flags: int) -> int:
+    """How many bytes a GIF's table of colours has."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
 def _pictures_of_gif(file: BinaryIO) -> int:
     """How many pictures a GIF has; 2 stands for more. Source: the GIF89a specification.
 
@@ -96,7 +101,7 @@ def _pictures_of_gif(file: BinaryIO) -> int:
     """
     file.seek(10)
     (flags,) = file.read(1) or b"\0"
-    file.seek(13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0))
+    file.seek(13 + gif_colours(flags))
     pictures = blocks = 0
     while pictures < 2 and (mark := file.read(1)) in (b"\x21", b"\x2c"):
         if mark == b"\x21":
@@ -104,7 +109,7 @@ def _pictures_of_gif(file: BinaryIO) -> int:
         else:
             pictures += 1
             (flags,) = file.read(9)[8:] or b"\0"
-            file.seek(1 + (3 << (flags & 7) + 1 if flags & 0x80 else 0), 1)
+            file.seek(1 + gif_colours(flags), 1)
         while (size := file.read(1)) > b"\0":
             file.seek(size[0], 1)
             blocks += 1

@@ -19,7 +19,7 @@ from itertools import islice
 from dsgnn.runtime.disk import signatures
 from dsgnn.runtime.errors import InputError
 from dsgnn.runtime.photo.boxes import boxes_in
-from dsgnn.runtime.photo.tiff import is_camera_raw
+from dsgnn.runtime.photo.tiff import BYTES, TIFF, is_camera_raw
 
 READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or PNM"
 VIDEO = "it is a video, not a photo: in Python, Ranker.stream ranks videos"
@@ -42,7 +42,6 @@ TEXT_HEAD = 1 << 16  # bytes in which the header of a PNM file has to end
 ANIMATION = (b"acTL", b"fcTL", b"fdAT")  # chunks of an animated PNG
 MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # of a JPEG, but for those inside its scans
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a JPEG's size
-TIFF_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # of one value, by its type
 # The header of a PNM file is numbers between blanks and comments. The expressions have one way to
 # match a text, so that none takes long.
 _GAP = rb"(?=[\s#])\s*(?:#[^\n]*\n\s*)*"
@@ -158,7 +157,7 @@ def _png(data: bytes) -> Walked:
     if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
         raise Damaged
     kept = [data[:8]]
-    for kind, start, end in _few(_chunks(data)):
+    for kind, start, end in _few(png_chunks(data)):
         if kind not in ANIMATION:
             kept.append(data[start:end])
     if kept[-1][4:8] != b"IEND":
@@ -166,8 +165,9 @@ def _png(data: bytes) -> Walked:
     return [struct.unpack_from(">II", data, 16)], b"".join(kept)
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """The chunks of a PNG file up to its end: kind, and where they start and end."""
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The chunks of a PNG file up to its end: kind, and where they start and end. Raises Damaged
+    and struct.error for a file that is cut short."""
     at, kind = 8, b""
     while kind != b"IEND" and at < len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -182,7 +182,7 @@ def _webp(data: bytes) -> Walked:
     if size + 8 > len(data):
         raise Damaged
     sizes, end = [], size + 8
-    for kind, start, after in _few(_riff_chunks(data, end)):
+    for kind, start, _, after in _few(riff_chunks(data, end)):
         if kind == b"VP8 ":
             width, height = struct.unpack_from("<HH", data, start + 6)
             sizes.append((width & 0x3FFF, height & 0x3FFF))
@@ -202,20 +202,21 @@ def _webp(data: bytes) -> Walked:
     return sizes, data
 
 
-def _riff_chunks(data: bytes, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The chunks of a WebP file: kind, where the content starts, and where the next chunk does."""
+def riff_chunks(data: bytes, end: int) -> Iterator[tuple[bytes, int, int, int]]:
+    """The chunks of a WebP file up to a place in it: kind, where the content starts and ends, and
+    where the next chunk starts. Raises Damaged for one that reaches beyond the end."""
     at = 12
     while at + 8 <= end:
         kind, length = struct.unpack_from("<4sI", data, at)
         start, at = at + 8, at + 8 + length + length % 2
         if start + length > end:
             raise Damaged
-        yield kind, start, min(at, end)
+        yield kind, start, start + length, min(at, end)
 
 
 def _gif(data: bytes) -> Walked:
     sizes = [struct.unpack_from("<HH", data, 6)]
-    at = 13 + _colours(data[10])
+    at = 13 + signatures.gif_colours(data[10])
     blocks = _few(iter(int, 1))
     while data[at] == 0x21:  # an extension
         next(blocks)
@@ -223,13 +224,8 @@ def _gif(data: bytes) -> Walked:
     if data[at] != 0x2C:
         raise Damaged
     sizes.append(struct.unpack_from("<HH", data, at + 5))
-    at = _after_blocks(data, at + 11 + _colours(data[at + 9]))
+    at = _after_blocks(data, at + 11 + signatures.gif_colours(data[at + 9]))
     return sizes, data[:at] + b";"
-
-
-def _colours(flags: int) -> int:
-    """Bytes of a GIF's table of colours."""
-    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _after_blocks(data: bytes, at: int) -> int:
@@ -258,7 +254,7 @@ def _tiff(data: bytes) -> Walked:
     for at in _few(iter(range(start, start + entries * entry, entry))):
         tag, kind, many = struct.unpack_from(order + "HH" + number, data, at)
         at += 4 + struct.calcsize(number)
-        held = many * (TIFF_BYTES[kind] if kind < len(TIFF_BYTES) else 1)
+        held = many * (BYTES[kind] if kind < len(BYTES) else 1)
         if held > struct.calcsize(number):
             (at,) = struct.unpack_from(order + number, data, at)
             if at + held > len(data) and tag in (273, 279, 324, 325):  # where the pixels are
@@ -365,10 +361,7 @@ def pnm_head(data: bytes) -> tuple[int, int, int, int]:
 _FORMATS: tuple[tuple[bytes, str, Callable[[bytes], Walked]], ...] = (
     (b"\xff\xd8\xff", "JPEG", _jpeg),
     (b"\x89PNG", "PNG", _png),
-    (b"II*\0", "TIFF", _tiff),
-    (b"MM\0*", "TIFF", _tiff),
-    (b"II+\0", "TIFF", _tiff),
-    (b"MM\0+", "TIFF", _tiff),
+    *((start, "TIFF", _tiff) for start in (*TIFF, b"II+\0", b"MM\0+")),
     (b"GIF8", "GIF", _gif),
     (b"BM", "BMP", _bmp),
     (b"\0\0\0\x0cjP  ", "JPEG 2000", _jpeg_2000),

@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 
 from dsgnn.runtime.photo.boxes import boxes_in, properties
-from dsgnn.runtime.photo.tiff import profile_in
+from dsgnn.runtime.photo.headers import Damaged, png_chunks, riff_chunks
+from dsgnn.runtime.photo.tiff import TIFF, profile_in
 
 LARGEST = 4 << 20  # bytes of a profile; usual ones have under 4 kB
 SPACE = slice(16, 20)  # of a profile: what it is a profile of (7.2)
@@ -154,7 +155,7 @@ def colour_profile(data: bytes) -> bytes | None:
     """
     try:
         profile = _find(data)
-    except (struct.error, ValueError, IndexError, KeyError, zlib.error):
+    except (Damaged, struct.error, ValueError, IndexError, KeyError, zlib.error):
         return None
     return profile if profile[SPACE] == b"RGB " and len(profile) <= LARGEST else None
 
@@ -179,8 +180,9 @@ def _find(data: bytes) -> bytes:
     if data.startswith(b"\x89PNG"):
         return _in_png(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _in_webp(data)
-    if data[:4] in (b"II*\0", b"MM\0*"):
+        chunks = riff_chunks(data, len(data))
+        return next((data[start:end] for kind, start, end, _ in chunks if kind == b"ICCP"), b"")
+    if data[:4] in TIFF:
         return profile_in(data)
     if data[4:8] == b"ftyp":
         for kind, start in properties(data):
@@ -206,21 +208,10 @@ def _in_jpeg(data: bytes) -> bytes:
 
 
 def _in_png(data: bytes) -> bytes:
-    at = 8
-    while (kind := data[at + 4 : at + 8]) not in (b"IDAT", b""):
-        (size,) = struct.unpack_from(">I", data, at)
+    for kind, start, end in png_chunks(data):
+        if kind == b"IDAT":
+            break
         if kind == b"iCCP":
-            packed = data[at + 8 : at + 8 + size].partition(b"\0")[2][1:]
+            packed = data[start + 8 : end - 4].partition(b"\0")[2][1:]
             return zlib.decompressobj().decompress(packed, LARGEST + 1)
-        at += 12 + size
-    return b""
-
-
-def _in_webp(data: bytes) -> bytes:
-    at = 12
-    while (kind := data[at : at + 4]) != b"":
-        (size,) = struct.unpack_from("<I", data, at + 4)
-        if kind == b"ICCP":
-            return data[at + 8 : at + 8 + size]
-        at += 8 + size + size % 2
     return b""

@@ -19,7 +19,8 @@ COMPRESSIONS = {
 }
 SENSOR = (32803, 34892)  # photometric interpretations of a sensor's values
 OTHER_RAWS = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM")
-BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4)  # of one value, by its type
+TIFF = (b"II*\0", b"MM\0*")  # how a file begins
+BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # of one value, by its type
 MOST_TAGS = 100_000  # of a file, that are looked at
 
 Tags = dict[int, tuple[int, int]]  # of a page: where the values of each start, and their bytes
@@ -32,30 +33,22 @@ def is_camera_raw(data: bytes) -> bool:
     """
     if data.startswith(OTHER_RAWS) or data[4:12] == b"ftypcrx ":
         return True
-    if data[:4] not in (b"II*\0", b"MM\0*"):
-        return False
-    if data[8:10] == b"CR":  # Canon's mark
+    if data[:4] in TIFF and data[8:10] == b"CR":  # Canon's mark
         return True
-    try:
-        first = _first(data)
-        if 50706 in first or _number(data, first, 262) in SENSOR:  # the version of DNG
-            return True
-        return bool(_number(data, first, 254) & 1) and 330 in first  # a preview, and others inside
-    except (struct.error, ValueError, IndexError):
-        return False
+    first = _first(data)
+    if 50706 in first or _number(data, first, 262) in SENSOR:  # the version of DNG
+        return True
+    return bool(_number(data, first, 254) & 1) and 330 in first  # a preview, and others inside
 
 
 def compression(data: bytes) -> str:
     """The name of a compression that cannot be read, or an empty text."""
-    try:
-        return COMPRESSIONS.get(_number(data, _first(data), 259), "")
-    except (struct.error, ValueError, IndexError):
-        return ""
+    return COMPRESSIONS.get(_number(data, _first(data), 259), "")
 
 
 def pages(data: bytes) -> int:
     """How many pages a TIFF file has, previews aside; 1 for anything else."""
-    if data[:4] not in (b"II*\0", b"MM\0*"):
+    if data[:4] not in TIFF:
         return 1
     try:
         return sum(1 for page in _directories(data) if not _number(data, page, 254) & 1)
@@ -69,16 +62,13 @@ def as_grey(data: bytes) -> tuple[bytes, bool] | None:
     OpenCV leaves the alpha out. Gives the file, and whether each number is the difference from the
     one two before it; None for anything else, and for files in tiles or planes.
     """
-    if data[:4] not in (b"II*\0", b"MM\0*"):
+    tags = _first(data)
+    width, samples, predictor = (_number(data, tags, tag) for tag in (256, 277, 317))
+    plain = [(262, (1,)), (274, (0, 1)), (284, (0, 1)), (322, (0,)), (317, (0, 1, 2))]
+    if samples != 2 or any(_number(data, tags, tag) not in wanted for tag, wanted in plain):
         return None
+    order, patched = "<" if data[:2] == b"II" else ">", bytearray(data)
     try:
-        tags = _first(data)
-        width, samples, predictor = (_number(data, tags, tag) for tag in (256, 277, 317))
-        plain = [(262, (1,)), (274, (0, 1)), (284, (0, 1)), (322, (0,)), (317, (0, 1, 2))]
-        if samples != 2 or any(_number(data, tags, tag) not in wanted for tag, wanted in plain):
-            return None
-        order = "<" if data[:2] == b"II" else ">"
-        patched = bytearray(data)
         for tag, value in ((256, 2 * width), (277, 1), (317, 1), (338, 1)):
             if tag in tags:
                 at, size = tags[tag]
@@ -92,13 +82,17 @@ def as_grey(data: bytes) -> tuple[bytes, bool] | None:
 
 
 def profile_in(data: bytes) -> bytes:
-    """The colour profile of the first page; empty if it has none."""
+    """The colour profile of the first page; empty if it has none, or for anything else."""
     at, size = _first(data).get(34675, (0, 0))
     return data[at : at + size]
 
 
 def _first(data: bytes) -> Tags:
-    return next(_directories(data), {})
+    """The tags of the first page; none if the file is damaged or no TIFF."""
+    try:
+        return next(_directories(data), {}) if data[:4] in TIFF else {}
+    except (struct.error, ValueError, IndexError):
+        return {}
 
 
 def _number(data: bytes, tags: Tags, tag: int) -> int:
