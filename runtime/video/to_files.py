@@ -30,6 +30,7 @@ from dsgnn.runtime.errors import DsgnnError, InputError, OptionError
 from dsgnn.runtime.framing import Aspects
 from dsgnn.runtime.photo.headers import MAX_PIXELS
 from dsgnn.runtime.ranking import Ranking
+from dsgnn.runtime.run.lanes import cores
 from dsgnn.runtime.video import h264
 from dsgnn.runtime.video.feed import Ended
 from dsgnn.runtime.video.frames import Frame, Frames, Selection
@@ -88,8 +89,7 @@ def choose_threads(asked: int | None, sources: Iterable[Source]) -> int | None:
     """
     if asked is not None:
         return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 1 if (cores or 1) <= 2 and any(source.is_video for source in sources) else None
+    return 1 if cores() <= 2 and any(source.is_video for source in sources) else None
 
 
 def rank_video(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -353,7 +352,7 @@ def test_show_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_video_leaves_one_of_two_cores_to_its_coding(
     asked: int | None, name: str, cores: int, expected: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr("dsgnn.runtime.video.to_files.cores", lambda: cores)
     assert choose_threads(asked, [Source(Path(name), name)]) == expected
 
 
