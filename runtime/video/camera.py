@@ -17,7 +17,7 @@ Auto-Directed Video Stabilization with Robust L1 Optimal Camera Paths (CVPR 2011
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 
@@ -89,20 +89,9 @@ def free_side(height: int, width: int, aspect: Aspect) -> tuple[int, int, int]:
     return axis, size if size == side else max(size - size % 2, 1), side
 
 
-def plan_path(views: Iterable[View], room: float, lookahead_s: float = inf) -> Iterator[float]:
-    """Where the window begins in each frame, in sides of the frame: 0…room, in the frames' order.
-
-    views: in the order of their times. room, lookahead_s: as for `Operator`. Yields as many places
-    as there are views.
-    """
-    operator = Operator(room, lookahead_s)
-    for view in views:
-        yield from operator.add(view)
-    yield from operator.end()
-
-
 class Operator:
-    """Tells where the window begins in each frame, as the frames come in."""
+    """Tells where the window begins in each frame, as the frames come in, in the order of their
+    times. It is at 0…room, in sides of the frame."""
 
     def __init__(self, room: float, lookahead_s: float = inf) -> None:
         """room: 1 − window ÷ frame. lookahead_s: a place is told as soon as frames so much later

@@ -1,6 +1,6 @@
 """The path of a window through a video: objects of known places, and the bounds of its motion."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
 
 import numpy as np
@@ -17,8 +17,8 @@ from dsgnn.runtime.video.camera import (
     PAUSE_S,
     PLACES,
     SPEED,
+    Operator,
     View,
-    plan_path,
     view_of,
 )
 
@@ -41,6 +41,14 @@ def view(time_s: float, start: float, end: float, cut: bool = False) -> View:
     air = min(AIR, spare / 2)
     low, high = min(end + air - WINDOW, ROOM), max(start - air, 0)
     return View(time_s, kept / sums[-1], low, high, cut)
+
+
+def plan_path(views: Iterable[View], room: float, lookahead_s: float = inf) -> Iterator[float]:
+    """Where the window begins in each frame, as soon as it is known."""
+    operator = Operator(room, lookahead_s)
+    for one in views:
+        yield from operator.add(one)
+    yield from operator.end()
 
 
 def film(times: Sequence[float], track: Track, cuts: Sequence[int] = ()) -> list[View]:
