@@ -26,7 +26,7 @@ noise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import exp
 
 import cv2
@@ -47,7 +47,6 @@ REMEMBER_S = 1.0
 EPSILON_S = 1e-6  # times are sums of fractions
 
 
-@dataclass(eq=False)
 class _Track:
     """One object over time.
 
@@ -58,17 +57,14 @@ class _Track:
     rank.
     """
 
-    identity: int
-    item: RankedObject
-    cells: np.ndarray
-    centre: np.ndarray
-    velocity: np.ndarray
-    saliency: float
-    noise: float
-    frames: int
-    first_s: float
-    last_s: float
-    shown: bool
+    def __init__(
+        self, identity: int, item: RankedObject, cells: np.ndarray, time_s: float, shown: bool
+    ) -> None:
+        """Begin with the frame of this time."""
+        self.identity, self.item, self.cells, self.shown = identity, item, cells, shown
+        self.centre, self.velocity = _centre(cells), np.zeros(2)
+        self.saliency, self.noise, self.frames = item.saliency, 0.0, 1
+        self.first_s = self.last_s = time_s
 
     def moved(self, time_s: float) -> np.ndarray:
         """The mask where it is expected at this time: (ch, cw) float32."""
@@ -124,20 +120,7 @@ class Steadier:
         for number, item in enumerate(objects):
             if number not in pairs:
                 self._count += 1
-                start = _Track(
-                    identity=self._count,
-                    item=item,
-                    cells=cells[number],
-                    centre=_centre(cells[number]),
-                    velocity=np.zeros(2),
-                    saliency=item.saliency,
-                    noise=0.0,
-                    frames=1,
-                    first_s=time_s,
-                    last_s=time_s,
-                    shown=cut,
-                )
-                self._tracks.append(start)
+                self._tracks.append(_Track(self._count, item, cells[number], time_s, cut))
         self._retire(time_s)
         self._sort(time_s)
         self._last_s = time_s
