@@ -44,13 +44,13 @@ class Description:
 
     config: the network's configuration name. input: the letterbox rule its input expects (RGB,
     padded with 128). queries: Q. threshold: score above which an object is kept. precision: of the
-    graph's weights and activations. weights: "trained", "published" or "synthetic" (random: its
-    rankings mean nothing). source_sha256: of the checkpoint. toolkit: version of dsgnn. attention:
-    whether the graph has the output `attention`, (B, gh, gw) float32, where people look: a softmax
-    over a grid that covers the padded photo. order: what ranks the objects, the network's
-    "saliency" or the share of its "attention" that each object gets. nms_iou: as for
-    `dsgnn.runtime.postprocess.postprocess`. origin: what trained weights
-    were trained on and for how long, in words; "" = not recorded.
+    graph's weights and activations. weights: "trained", "published", "converted" (of unknown
+    origin) or "synthetic" (random: its rankings mean nothing). source_sha256: of the checkpoint.
+    toolkit: version of dsgnn. attention: whether the graph has the output `attention`, (B, gh, gw)
+    float32, where people look: a softmax over a grid that covers the padded photo. order: what
+    ranks the objects, the network's "saliency" or the share of its "attention" that each object
+    gets. nms_iou: as for `dsgnn.runtime.postprocess.postprocess`. origin: what trained weights were
+    trained on and for how long, in words; "" = not recorded.
     Raises ArtifactError for values outside these.
     """
 
@@ -68,14 +68,9 @@ class Description:
     origin: str = ""
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ArtifactError(
-                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
-            )
-        if self.weights not in WEIGHTS:
-            raise ArtifactError(
-                f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}"
-            )
+        for name, known in (("precision", PRECISIONS), ("weights", WEIGHTS), ("order", ORDERS)):
+            if (value := getattr(self, name)) not in known:
+                raise ArtifactError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if self.queries < 1 or not 0 <= self.threshold < 1:
             raise ArtifactError(
                 "expected queries ≥ 1 and a threshold of at least 0 and below 1, got "
@@ -83,8 +78,6 @@ class Description:
             )
         if not 0 < self.nms_iou <= 1:
             raise ArtifactError(f"nms_iou must be above 0 and at most 1, got {self.nms_iou}")
-        if self.order not in ORDERS:
-            raise ArtifactError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
         if self.order == "attention" and not self.attention:
             raise ArtifactError("the order is that of attention, but there is no attention output")
 

@@ -51,8 +51,7 @@ def postprocess(
     Raises ArtifactError for shapes that do not fit together and values that are not finite, and
     OptionError for another `if_none` or `specks`.
     """
-    check_if_none(if_none)
-    check_specks(specks)
+    check_choices(if_none, specks)
     queries = len(saliency)
     expected = (queries, geometry.padded[0] // STRIDE, geometry.padded[1] // STRIDE)
     if saliency.shape != (queries,) or score.shape != (queries,) or masks.shape != expected:
@@ -204,13 +203,9 @@ def without_specks(logits: np.ndarray) -> np.ndarray:
     return cleaned
 
 
-def check_specks(specks: str) -> None:
-    """Raise OptionError unless `specks` is "drop" or "keep"."""
-    if specks not in ("drop", "keep"):
-        raise OptionError(f'specks must be "drop" or "keep", got {specks!r}')
-
-
-def check_if_none(if_none: str) -> None:
-    """Raise OptionError unless `if_none` is "none" or "all"."""
+def check_choices(if_none: str, specks: str) -> None:
+    """Raise OptionError unless `if_none` is "none" or "all", and `specks` is "drop" or "keep"."""
     if if_none not in ("none", "all"):
         raise OptionError(f'if_none must be "none" or "all", got {if_none!r}')
+    if specks not in ("drop", "keep"):
+        raise OptionError(f'specks must be "drop" or "keep", got {specks!r}')

@@ -19,7 +19,7 @@ from dsgnn.runtime.images import ImageSource, read_image
 from dsgnn.runtime.letterbox import Fixed, Geometry, letterbox
 from dsgnn.runtime.photo.decoder import Decoders
 from dsgnn.runtime.photo.headers import MAX_PIXELS
-from dsgnn.runtime.postprocess import STRIDE, check_if_none, check_specks, postprocess
+from dsgnn.runtime.postprocess import STRIDE, check_choices, postprocess
 from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.run.lanes import lanes_for, side_by_side
 
@@ -338,10 +338,9 @@ def model_path(model: str | Path | None) -> Path:
     return path
 
 
-def check_options(threshold: float | None, if_none: str, specks: str = "drop") -> None:
+def check_options(threshold: float | None, if_none: str, specks: str) -> None:
     """Raise OptionError for a threshold, an `if_none` or `specks` that Ranker does not take."""
-    check_if_none(if_none)
-    check_specks(specks)
+    check_choices(if_none, specks)
     if threshold is not None and not 0 <= threshold < 1:
         raise OptionError(f"threshold must be at least 0 and below 1, got {threshold}")
 

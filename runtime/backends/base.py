@@ -26,13 +26,9 @@ class TensorSpec:
 
     def accepts(self, dtype: np.dtype, shape: tuple[int | None, ...]) -> bool:
         """Whether a tensor of this dtype and shape fits; an unknown side (None) fits any."""
-        return (
-            dtype == self.dtype
-            and len(shape) == len(self.shape)
-            and all(
-                None in (own, got) or own == got for own, got in zip(self.shape, shape, strict=True)
-            )
-        )
+        sides = zip(self.shape, shape, strict=False)
+        fits = all(None in (own, got) or own == got for own, got in sides)
+        return fits and dtype == self.dtype and len(shape) == len(self.shape)
 
     def __str__(self) -> str:
         sides = ", ".join("any" if side is None else str(side) for side in self.shape)

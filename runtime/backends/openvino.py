@@ -40,18 +40,14 @@ class OpenVino(Backend):
         if find_spec("openvino") is None:
             raise BackendError("openvino is not installed: pip install 'dsgnn[openvino]'")
         openvino = import_without_telemetry("openvino")
+        hints = {
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+        }
         try:
             core = openvino.Core()
-            model = core.read_model(artifact.path)
-            self._compiled = core.compile_model(
-                model,
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
-                    "PERFORMANCE_HINT": "LATENCY",
-                    "INFERENCE_NUM_THREADS": threads,
-                },
-            )
+            self._compiled = core.compile_model(core.read_model(artifact.path), "CPU", hints)
         except Exception as error:  # OpenVINO raises plain RuntimeError and its own kinds
             raise BackendError(f"openvino cannot load {artifact.path.name}: {error}") from error
         used = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()

@@ -10,7 +10,7 @@ server.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,4 @@ def specs(config: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         dtype = triton_to_np_dtype(DataType.Name(tensor.data_type).removeprefix("TYPE_"))
         return TensorSpec(tensor.name, np.dtype(dtype), (None, *sides))
 
-    def all_of(tensors: Sequence[Any]) -> tuple[TensorSpec, ...]:
-        return tuple(spec(tensor) for tensor in tensors)
-
-    return all_of(config.input), all_of(config.output)
+    return tuple(map(spec, config.input)), tuple(map(spec, config.output))
