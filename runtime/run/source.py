@@ -107,13 +107,8 @@ class RunFiles:
             yield from (Outcome(source, note=note) for note in notes)
         except FAILURES as error:
             why = "; ".join([reason(error), *notes])
-            failed: dict[str, Any] = {
-                "file": source.shown,
-                "width": None,
-                "height": None,
-                "objects": [],
-            }
-            self.record({**failed, "error": why})
+            nothing = {"width": None, "height": None, "objects": []}
+            self.record({"file": source.shown, **nothing, "error": why})
             stop = _stop_before(error)
             if not isinstance(stop, GeneratorExit):
                 yield Outcome(source, error=why)

@@ -116,7 +116,8 @@ def reframed(
         def finish() -> None:
             for window in windows:
                 window.end()
-            write_known()
+            if not twice:
+                write_known()
 
         try:
             yield add
@@ -124,13 +125,9 @@ def reframed(
             if not twice:
                 finish()
             raise
-        if twice:
-            for window in windows:
-                window.end()
-            if windows:
-                notes += _second_pass(target, select, windows, rate, fenced)
-        else:
-            finish()
+        finish()
+        if twice and windows:
+            notes += _second_pass(target, select, windows, rate, fenced)
     if windows and "json" in target.kinds:
         _tell_path(target.path(LINES), windows)
 
