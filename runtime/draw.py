@@ -32,9 +32,9 @@ SHIFT = 4  # OpenCV draws circles in 1/16 pixel
 HEAT = 0.8  # how far the colour of the most looks covers the photo
 LEGEND = "fewer looks", "more looks"
 FONT = cv2.FONT_HERSHEY_DUPLEX
-BAND_PX = 1 << 17
-PLATE = 0.78  # half the height of a plate, and
-LETTERS = 0.9  # the height of its letters, as parts of the disc's radius
+BAND_PX = 1 << 17  # pixels of a photo that are worked on at a time
+PLATE = 0.78  # half the height of a plate, as a part of the disc's radius
+LETTERS = 0.9  # the height of the letters on a plate, as a part of the disc's radius
 
 
 class Drawable(Placed, Protocol):
@@ -232,10 +232,7 @@ def _label_centres(shown: list[Drawable], h: int, w: int) -> list[tuple[float, f
 def _inside(centre: tuple[float, float], radius: float, h: int, w: int) -> tuple[float, float]:
     """Move a label so that its disc and ring lie within the photo."""
     margin = 1.2 * radius
-    return (
-        min(max(centre[0], margin), w - margin),
-        min(max(centre[1], margin), h - margin),
-    )
+    return min(max(centre[0], margin), w - margin), min(max(centre[1], margin), h - margin)
 
 
 def _badges(shown: list[Drawable], radius: float, h: int, w: int) -> list[_Badge]:

@@ -22,8 +22,8 @@ import numpy as np
 PIPE_BYTES = 1 << 20  # so that a photo or frame goes through in few pieces, on Linux
 DECODE_S = 5  # seconds of processor time for one photo or frame
 SOME_BYTES = 1 << 30  # memory for one photo or video, beside what the process has before it
+PIXEL_BYTES = 12  # memory for each pixel, where more pixels than usual are allowed
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-PIXEL_BYTES = 12  # and for one pixel, where pictures of more pixels than usual are allowed
 
 
 def spawn(code: str, max_pixels: int, *arguments: object, **pipes: Any) -> subprocess.Popen[bytes]:

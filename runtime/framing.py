@@ -31,13 +31,13 @@ from dsgnn.runtime.errors import OptionError
 PRICE = 0.02
 FOCUS_SPREAD = 0.25  # the focus is the peak of attention blurred so far, in longest sides
 STAND_IN_CELLS = 64  # of the longest side, where objects stand in for attention
-STAND_IN_CENTRE = 0.7  # the share of looks around the middle then
-CENTRE_SPREAD = 0.25  # its standard deviation, in widths and heights of the photo
+STAND_IN_CENTRE = 0.7  # the share of looks that then lies around the middle of the photo
+CENTRE_SPREAD = 0.25  # standard deviation of that share, in widths and heights of the photo
 NARROWEST = 100  # longer side ÷ shorter side of an aspect, at most
 
 FITS = ("crop", "pad", "blur")
-BLUR = 0.04  # of what stands around a padded photo, in its longest sides
-DIM = 0.55  # and how bright it is
+BLUR = 0.04  # standard deviation of the blur around a padded photo, in longest sides of the frame
+DIM = 0.55  # brightness of what is blurred around a padded photo
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 

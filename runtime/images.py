@@ -148,7 +148,7 @@ def _decoded(data: bytes) -> np.ndarray:
         )
     if (white := _white(data, pixels.dtype)) != 255:
         pixels = cv2.convertScaleAbs(pixels, alpha=255 / white)
-    rgb = _to_rgb(pixels, data)
+    rgb = to_rgb(pixels, data)
     if data[4:8] == b"ftyp":  # AVIF, where EXIF's orientation counts for nothing
         return np.ascontiguousarray(turned(rgb, data))
     return np.ascontiguousarray(oriented(rgb, exif_orientation(exif)))
@@ -206,10 +206,10 @@ def _white(data: bytes, dtype: np.dtype) -> int:
     return 255 if scaled else pnm_head(data)[2]
 
 
-def _to_rgb(pixels: np.ndarray, data: bytes) -> np.ndarray:
+def to_rgb(pixels: np.ndarray, data: bytes = b"") -> np.ndarray:
     """uint8 grey (h, w), grey and alpha, BGR or BGRA (h, w, 2, 3 or 4) to sRGB (h, w, 3).
 
-    data: the photo's file.
+    data: the photo's file, which may describe its colours. Transparent parts become white.
     """
     if pixels.ndim == 2:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)

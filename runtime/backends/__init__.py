@@ -25,12 +25,7 @@ __all__ = [
 ]
 
 FOR_ONNX = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "openvino-bf16")
-FOR_ENGINES = (
-    "tensorrt",
-    f"tensorrt{CUDA_GRAPH}",
-    "tensorrt-rtx",
-    f"tensorrt-rtx{CUDA_GRAPH}",
-)
+FOR_ENGINES = ("tensorrt", f"tensorrt{CUDA_GRAPH}", "tensorrt-rtx", f"tensorrt-rtx{CUDA_GRAPH}")
 BACKENDS = (*FOR_ONNX, *FOR_ENGINES)
 DEFAULT_THREADS = 2  # small networks gain little from more, and services run several at once
 

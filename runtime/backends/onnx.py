@@ -25,11 +25,7 @@ CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
 # What takes time. The rest computes sizes and indices, much of which ONNX Runtime keeps on the CPU.
 HEAVY = {"Conv", "ConvTranspose", "Einsum", "Gemm", "GridSample", "LayerNormalization", "MatMul"}
-DTYPES = {
-    "tensor(uint8)": np.uint8,
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-}
+DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class OnnxRuntime(Backend):

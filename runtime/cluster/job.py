@@ -41,13 +41,7 @@ from dsgnn.runtime.cluster.probe import SAME, Told, lacking, probe
 from dsgnn.runtime.console import say
 from dsgnn.runtime.disk.files import check_unicode, claimed, printable
 from dsgnn.runtime.disk.sources import Source
-from dsgnn.runtime.errors import (
-    ArtifactError,
-    BackendError,
-    DsgnnError,
-    InputError,
-    OptionError,
-)
+from dsgnn.runtime.errors import ArtifactError, BackendError, DsgnnError, InputError, OptionError
 from dsgnn.runtime.images import keep_quiet, memory_errors
 from dsgnn.runtime.photo.headers import MAX_PIXELS
 from dsgnn.runtime.ranker import BUNDLED, Ranker, model_path

@@ -11,9 +11,9 @@ LARGE = 1 << 32  # bytes of a file about every image of a data set or run
 DEPTH = 50  # of lists and objects inside one another; ours have ten
 
 
-def read_document(path: Path, most: int = LARGE) -> Any:
+def read_document(path: Path) -> Any:
     """What a JSON file holds. Errors as of `text_of` and `parse_document`."""
-    return parse_document(text_of(path, most))
+    return parse_document(text_of(path, LARGE))
 
 
 def text_of(path: Path, most: int = SMALL) -> str:

@@ -31,7 +31,7 @@ from dsgnn.runtime.fence import (
 from dsgnn.runtime.images import ImageSource, keep_quiet, picture_or_bytes, read_image
 from dsgnn.runtime.photo.headers import MAX_PIXELS, ImageTooLargeError
 
-PATIENCE = 6  # and as many times that until the answer, as others use the processor too
+PATIENCE = 6  # an answer may take so many times the processor time, as others use it too
 MAX_TEXT = 1 << 20  # bytes of an answer in words
 START_S = 60.0  # seconds for the process to start, on a busy machine
 CHILD = f"from {__name__} import main; main()"

@@ -123,11 +123,13 @@ def _format(data: bytes) -> tuple[str, Callable[[bytes], Walked]]:
     raise InputError(f"it is not an image ({READABLE} is expected)")
 
 
-def _few(parts: Iterator, limit: int = MAX_PARTS) -> Iterator:
-    """The parts, of which there may be so many."""
-    yield from islice(parts, limit)
+def _few(parts: Iterator) -> Iterator:
+    """The same parts. Raises InputError if there are more than MAX_PARTS."""
+    yield from islice(parts, MAX_PARTS)
     if next(parts, None) is not None:
-        raise InputError(f"it has more than {limit:,} parts of one kind, and no photo has as many")
+        raise InputError(
+            f"it has more than {MAX_PARTS:,} parts of one kind, and no photo has as many"
+        )
 
 
 def _jpeg(data: bytes) -> Walked:

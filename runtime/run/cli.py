@@ -152,13 +152,7 @@ def main(
     from dsgnn.runtime.disk.sources import find_sources
     from dsgnn.runtime.images import keep_quiet
     from dsgnn.runtime.ranker import Ranker
-    from dsgnn.runtime.run.loop import (
-        check_heat,
-        check_skip,
-        lanes_of_run,
-        run,
-        threads_of_run,
-    )
+    from dsgnn.runtime.run.loop import check_heat, check_skip, lanes_of_run, run, threads_of_run
     from dsgnn.runtime.video import h264
     from dsgnn.runtime.video.frames import Selection, parse_raw
     from dsgnn.runtime.video.to_files import VideoOptions, writes_video

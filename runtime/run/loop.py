@@ -16,14 +16,7 @@ from time import perf_counter
 from dsgnn.runtime.attention import percent
 from dsgnn.runtime.console import say
 from dsgnn.runtime.disk.files import claimed, printable
-from dsgnn.runtime.disk.outputs import (
-    TABLE,
-    OutputFiles,
-    Record,
-    forget,
-    real_place,
-    results_file,
-)
+from dsgnn.runtime.disk.outputs import TABLE, OutputFiles, Record, forget, real_place, results_file
 from dsgnn.runtime.disk.sources import Source
 from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.framing import Aspects

@@ -110,10 +110,7 @@ class PhotoWorker:
                 )
             except InputError as error:
                 return Refused(422, f"the photo cannot be answered: {error}")
-            own = {
-                "decode": 1e3 * (decoded - start),
-                "encode": 1e3 * (perf_counter() - ranked),
-            }
+            own = {"decode": 1e3 * (decoded - start), "encode": 1e3 * (perf_counter() - ranked)}
             return Reply(body, {**ranking.timings_ms, **own}, batch)
 
     async def ready(self) -> bool:

@@ -39,7 +39,7 @@ START = 0.3  # of starting to move
 MOVING = 0.3  # of a second of moving
 DISTANCE = 0.2  # of moving by a side of the frame
 OUTSIDE = 1.0  # of a second with the object not whole in the window
-CUT = 8.0  # and that for each side of the frame by which it is not, beside it
+CUT = 8.0  # of a second, for each side of the frame by which the object sticks out of the window
 AIR = 0.02  # room around the object, in sides of the frame, where there is any
 
 

@@ -15,9 +15,9 @@ import numpy as np
 SMALL = (48, 27)  # width and height that frames are compared at
 PIXELS = 12.0  # mean difference of the levels 0…255 from which a frame may be a cut
 COLOURS = 0.18  # the part of the pixels that changed their colour from which it may be one
-SUDDEN = 2.5  # how many times as much as any of the frames before
-BEFORE = 8  # so many of them
-LARGER = 1.1  # how much larger a change must be to be a cut again soon after one
+SUDDEN = 2.5  # a cut changes so many times as much as any of the frames before it
+BEFORE = 8  # how many frames before it are compared
+LARGER = 1.1  # soon after a cut, another one must change so many times as much
 LEVELS = 6  # of each channel, for the colours
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from dsgnn.runtime.disk.sources import Source
 from dsgnn.runtime.errors import InputError
-from dsgnn.runtime.images import on_white
+from dsgnn.runtime.images import to_rgb
 from dsgnn.runtime.photo.headers import MAX_PIXELS
 from dsgnn.runtime.video.container import chosen, decoder, opened, origin_s
 from dsgnn.runtime.video.feed import DEFAULT_RATE, KEPT, Ended, Feed, Shot
@@ -97,7 +97,7 @@ class Film:
             self._stream.thread_type = "AUTO"
         self._decoder: Any = decoder(self._stream)
         self._size = (0, 0)  # (width, height) of all pictures, before they are turned
-        self._stored = (0, 0)  # the same, before pixels are made square
+        self._stored = (0, 0)  # (width, height) before pixels are made square
         self._resized = False
         self._passed = 0  # frames before the first one that is decoded
         self._from_s = float("-inf")  # where decoding begins
@@ -345,7 +345,7 @@ class _WebP:
         number = time_ms = 0
         while number < self.declared:
             for pixels, ms in self._pictures(number):
-                yield Shot(number, time_ms / 1e3, ms / 1e3, partial(_rgb, pixels))
+                yield Shot(number, time_ms / 1e3, ms / 1e3, partial(to_rgb, pixels))
                 number, time_ms = number + 1, time_ms + ms
 
     def _pictures(self, start: int) -> list[tuple[np.ndarray, int]]:
@@ -359,9 +359,3 @@ class _WebP:
 
     def release(self) -> None:
         """No file is kept open."""
-
-
-def _rgb(pixels: np.ndarray) -> np.ndarray:
-    if pixels.shape[2] == 3:
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    return on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB), pixels[:, :, 3])

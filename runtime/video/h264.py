@@ -110,10 +110,11 @@ def h264_writer(
     """Give a function that appends frames of `size` (width, height), each with its time.
 
     rate: frames per second, as far as they are known. sound: what to copy beside the pictures.
-    The video is yuv420p and has its index in front, so that a browser can
-    play it before it has all of it. Both sides of the video are even: where a side of the frames is
-    odd, the last row or column is repeated. When the block is left, also by an error, the file is
-    finished with the frames it has. Raises OSError if it cannot be written.
+
+    The video is yuv420p and has its index in front, so that a browser can play it before it has all
+    of it. Both sides of the video are even: where a side of the frames is odd, the last row or
+    column is repeated. When the block is left, also by an error, the file is finished with the
+    frames it has. Raises OSError if it cannot be written.
     """
     import av
 

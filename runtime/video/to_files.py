@@ -102,9 +102,11 @@ def rank_video(
     Whole files of the frames that were ranked are left by a source that breaks off, by Ctrl-C, by
     closing this generator, and by a bug of ours; the bug is raised when they are in place. Crops of
     a file are written after it was ranked, see `reframed`. No files are left where they cannot be
-    written or the video cannot be ranked. Raises InputError for what is
-    wrong with the source (after its files are in place, if there was any frame), OptionError if
-    none of the kinds asked for exists for videos, OSError, and what the ranker raises.
+    written or the video cannot be ranked.
+
+    Raises InputError for what is wrong with the source (after its files are in place, if there was
+    any frame), OptionError if none of the kinds asked for exists for videos, OSError, and what the
+    ranker raises.
     """
     if not set(target.kinds) & set(VIDEO_KINDS) and not target.aspects:
         raise OptionError(
