@@ -255,7 +255,8 @@ def open_artifact(path: Path) -> Artifact:
     Raises FileNotFoundError; ArtifactError if it is not an ONNX file of dsgnn or an engine with a
     sidecar, or has changed since its sidecar was written.
     """
-    check_suffix(path)
+    if path.suffix not in (".onnx", *ENGINES):
+        raise ArtifactError(f"expected a model file ending in .onnx or .engine, got {path.name}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file at {path}")
     sidecar = read_sidecar(path)
@@ -278,12 +279,6 @@ def open_artifact(path: Path) -> Artifact:
             f"sha256 {sidecar.sha256}, got {digest}; {remedy}"
         )
     return Artifact(path, description, digest, sidecar)
-
-
-def check_suffix(path: Path) -> None:
-    """Raise ArtifactError unless the file's name says it is an artifact."""
-    if path.suffix not in (".onnx", *ENGINES):
-        raise ArtifactError(f"expected a model file ending in .onnx or .engine, got {path.name}")
 
 
 def read_description(path: Path) -> Description:

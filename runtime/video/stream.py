@@ -55,9 +55,8 @@ def ranked_frames(
                 break
             rankings = ranker.batch([frame.image for frame in group])
             for frame, ranking in zip(group, rankings, strict=True):
-                timed = replace(
-                    ranking, timings_ms={**ranking.timings_ms, "decode": frame.decode_ms}
-                )
+                times = {**ranking.timings_ms, "decode": frame.decode_ms}
+                timed = replace(ranking, timings_ms=times)
                 yield frame, steadier(timed, frame.time_s) if steady else timed
         if ended is not None:
             raise ended

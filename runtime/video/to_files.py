@@ -114,7 +114,10 @@ def rank_video(
             "asked for"
         )
     frames = Frames(target.source, options.select, options.max_pixels)
-    how = {"made": target.made(), "options": options.to_dict()}
+    head: dict[str, Any] = {
+        **{"schema": SUMMARY_SCHEMA, "model": ranker.describe(), "file": target.source.shown},
+        **{"made": target.made(), "options": options.to_dict()},
+    }
     presence = Presence()
     sound = None
     heard = "overlay" in target.kinds or bool(target.aspects)
@@ -169,14 +172,13 @@ def rank_video(
                 broken = bug
     except (KeyboardInterrupt, GeneratorExit):
         notes += frames.notes
-        _write_summary(target, ranker, how, presence, notes, complete=False)
+        _write_summary(target, {**head, "complete": False, "notes": notes}, presence)
         raise
     finally:
         if options.show:
             cv2.destroyAllWindows()
     notes += frames.notes + ([sound.note] if sound and sound.note else [])
-    if presence.frames:
-        _write_summary(target, ranker, how, presence, notes, complete=broken is None)
+    _write_summary(target, {**head, "complete": broken is None, "notes": notes}, presence)
     if broken is not None:
         raise broken
     if not presence.frames:
@@ -299,24 +301,12 @@ def _rounded(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_summary(
-    target: OutputFiles,
-    ranker: FrameRanker,
-    how: Mapping[str, Any],
-    presence: Presence,
-    notes: list[str],
-    complete: bool,
-) -> None:
-    """Write NAME.summary.json, if JSON was asked for and any frame was ranked.
-
-    how: what it was made of and with which options. notes: as in `rank_video`. complete: False for
-    a video that was not ranked to its end.
-    """
-    if "json" not in target.kinds or not presence.frames:
-        return
-    head = {"schema": SUMMARY_SCHEMA, "model": ranker.describe(), "file": target.source.shown}
-    summary = {**head, **how, "complete": complete, "notes": notes, **presence.to_dict()}
-    write_whole(target.path(SUMMARY), (json.dumps(summary, indent=2) + "\n").encode())
+def _write_summary(target: OutputFiles, head: Mapping[str, Any], presence: Presence) -> None:
+    """Write NAME.summary.json, if JSON was asked for and any frame was ranked. head: what it says
+    before what was present."""
+    if "json" in target.kinds and presence.frames:
+        summary = {**head, **presence.to_dict()}
+        write_whole(target.path(SUMMARY), (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def _show(picture: np.ndarray) -> None:
