@@ -332,11 +332,11 @@ def crop_to(looks: Looks, aspect: Aspect, objects: Sequence[Placed], fit: str = 
         used = fit
         if x1 - x0 < looks.width:
             box = first[0], 0, first[2], looks.height
-            size = round((first[2] - first[0]) * aspect.height / aspect.width), first[2] - first[0]
         else:
             box = 0, first[1], looks.width, first[3]
-            size = first[3] - first[1], round((first[3] - first[1]) * aspect.width / aspect.height)
-        size = max(size[0], box[3] - box[1]), max(size[1], box[2] - box[0])
+        high, wide = box[3] - box[1], box[2] - box[0]
+        higher = max(high, round(wide * aspect.height / aspect.width))
+        size = higher, max(wide, round(high * aspect.width / aspect.height))
     return Cropped(box, looks.share(box) if looks.known else None, used, size)
 
 

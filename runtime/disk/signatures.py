@@ -8,10 +8,12 @@ from typing import BinaryIO
 
 HEAD = 1024  # bytes of the beginning that tell the form
 BLOCKS = 1 << 17  # that are walked at most, to tell an animation from a picture
+# Raw files of cameras, beside those that begin as TIFF does.
+RAWS = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM")
 STILLS = (
     *(b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM", b"P7\n"),
     *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),  # JPEG 2000
-    *(b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"FOVb"),  # camera raws
+    *RAWS,
 )
 PNM = re.compile(rb"P[1-6][\s#]")
 MOVING = (

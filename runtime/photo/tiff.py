@@ -8,6 +8,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from dsgnn.runtime.disk.signatures import RAWS
+
 # Compressions that OpenCV's libtiff does not undo.
 COMPRESSIONS = {
     34712: "JPEG 2000",
@@ -18,7 +20,6 @@ COMPRESSIONS = {
     50002: "JPEG XL",
 }
 SENSOR = (32803, 34892)  # photometric interpretations of a sensor's values
-OTHER_RAWS = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM")
 TIFF = (b"II*\0", b"MM\0*")  # how a file begins
 BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # of one value, by its type
 MOST_TAGS = 100_000  # of a file, that are looked at
@@ -31,7 +32,7 @@ def is_camera_raw(data: bytes) -> bool:
 
     Such a file begins with a small preview, which would be taken for the photo.
     """
-    if data.startswith(OTHER_RAWS) or data[4:12] == b"ftypcrx ":
+    if data.startswith(RAWS) or data[4:12] == b"ftypcrx ":
         return True
     if data[:4] in TIFF and data[8:10] == b"CR":  # Canon's mark
         return True

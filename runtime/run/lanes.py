@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
-from itertools import islice
+from itertools import islice, product
 from math import ceil
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -32,16 +32,13 @@ def cores(root: Path = HERE) -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    for folder in _groups(root, "cpu"):
-        with suppress(OSError, ValueError):  # version 2: "max 100000" or "150000 100000"
-            quota, period = (folder / "cpu.max").read_text().split()
-            count = min(count, ceil(int(quota) / int(period)))
-        with suppress(OSError, ValueError):  # version 1, where -1 is no limit
-            quota, period = (
-                (folder / f"cpu.cfs_{of}_us").read_text() for of in ("quota", "period")
-            )
-            if int(quota) > 0:
-                count = min(count, ceil(int(quota) / int(period)))
+    limits = (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"])  # in versions 2 and 1
+    for folder, files in product(_groups(root, "cpu"), limits):
+        with suppress(OSError, ValueError):  # "max" is no number, and no limit
+            texts = " ".join((folder / file).read_text() for file in files)
+            quota, period = map(int, texts.split())
+            if quota > 0:  # -1 is no limit
+                count = min(count, ceil(quota / period))
     return max(1, count)
 
 

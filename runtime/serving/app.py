@@ -268,7 +268,10 @@ class _Service:
             response = refusal(500, "the server failed at this photo; its log says why")
         else:
             self._latest_s = perf_counter() - start
-            self._observe(reply)
+            self._seconds.observe(self._latest_s)
+            self._batches.observe(reply.batch)
+            for stage, ms in reply.stages_ms.items():
+                self._stages.labels(stage).observe(ms / 1e3)
             timing = ", ".join(f"{name};dur={ms:.1f}" for name, ms in reply.stages_ms.items())
             headers = {"Server-Timing": timing, "Vary": "Accept", "Cache-Control": "no-store"}
             response = Response(reply.body, media_type=media, headers=headers)
@@ -353,12 +356,6 @@ class _Service:
         if leaving in done:
             raise ClientDisconnect
         raise Refused(504, f"expected a ranking within {limit_s:g} s, got none: try again later")
-
-    def _observe(self, reply: Reply) -> None:
-        self._seconds.observe(self._latest_s)
-        self._batches.observe(reply.batch)
-        for stage, ms in reply.stages_ms.items():
-            self._stages.labels(stage).observe(ms / 1e3)
 
     def _retry_after(self) -> int:
         """Seconds after which a place is likely to be free: as long as the latest photo took."""

@@ -27,6 +27,7 @@ noise.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from math import exp
 
 import cv2
@@ -172,9 +173,7 @@ class Steadier:
         swapped = True
         while swapped:  # this ends, because each swap leaves fewer pairs in the wrong order
             swapped = False
-            for place, (upper, lower) in enumerate(
-                zip(self._order[:-1], self._order[1:], strict=True)
-            ):
+            for place, (upper, lower) in enumerate(pairwise(self._order)):
                 margin = HYSTERESIS * (upper.noise**2 + lower.noise**2) ** 0.5
                 if lower.saliency > upper.saliency + margin:
                     self._order[place : place + 2] = lower, upper
