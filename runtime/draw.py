@@ -12,6 +12,7 @@ import numpy as np
 
 from dsgnn.runtime.attention import percent
 from dsgnn.runtime.framing import Placed
+from dsgnn.runtime.letterbox import shrunk
 
 # RGB by rank, from warm to cool. Ranks beyond the last share its colour.
 RANK_COLOURS = (
@@ -203,13 +204,11 @@ def _outline(canvas: np.ndarray, item: Drawable, stroke: int) -> None:
 
 def _label_centres(shown: list[Drawable], h: int, w: int) -> list[tuple[float, float]]:
     """For each object an (x, y) deep inside its visible part, near the middle of it."""
-    scale = min(1.0, LABEL_CELLS / max(h, w))
-    size = max(1, round(w * scale)), max(1, round(h * scale))
-    top = np.zeros(size[::-1], np.int32)  # rank on top, 0 = none
-    small = [
-        cv2.resize(item.mask.view(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
-        for item in shown
-    ]
+    rows, columns = shrunk(h, w, LABEL_CELLS)
+    top = np.zeros((rows, columns), np.int32)  # rank on top, 0 = none
+    masks = (item.mask.view(np.uint8) for item in shown)
+    nearest = cv2.INTER_NEAREST
+    small = [cv2.resize(m, (columns, rows), interpolation=nearest).astype(bool) for m in masks]
     for item, cells in zip(reversed(shown), reversed(small), strict=True):
         top[cells] = item.rank
     centres: list[tuple[float, float]] = []
@@ -222,7 +221,7 @@ def _label_centres(shown: list[Drawable], h: int, w: int) -> list[tuple[float, f
             deep = np.argwhere(depth >= 0.9 * depth.max())  # many cells in a long object
             middle = np.argwhere(place).mean(axis=0)
             row, column = deep[((deep - middle) ** 2).sum(axis=1).argmin()].tolist()
-            centres.append(((column + 0.5) * w / size[0], (row + 0.5) * h / size[1]))
+            centres.append(((column + 0.5) * w / columns, (row + 0.5) * h / rows))
         else:  # too small for the map
             x0, y0, x1, y1 = item.box
             centres.append(((x0 + x1) / 2, (y0 + y1) / 2))

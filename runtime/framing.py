@@ -25,6 +25,7 @@ import numpy as np
 
 from dsgnn.runtime.attention import pixels_per_cell
 from dsgnn.runtime.errors import OptionError
+from dsgnn.runtime.letterbox import shrunk
 
 # What keeping the first object whole may cost, as a share of all looks. At any price it would cost
 # so many looks on other things that the middle of the photo is often the better crop.
@@ -226,8 +227,7 @@ def looks_of(
         )
         rows[-1], columns[-1] = height, width
         return Looks(height, width, grid / grid.sum(), rows, columns, True)
-    scale = min(1.0, STAND_IN_CELLS / max(height, width))
-    gh, gw = max(1, round(height * scale)), max(1, round(width * scale))
+    gh, gw = shrunk(height, width, STAND_IN_CELLS)
     grid = np.zeros((gh, gw))
     for item in objects:
         small = cv2.resize(item.mask.view(np.uint8) * 255, (gw, gh), interpolation=cv2.INTER_AREA)

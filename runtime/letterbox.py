@@ -92,6 +92,12 @@ def letterbox(image: np.ndarray, rule: Rule) -> tuple[np.ndarray, Geometry]:
     return padded, geometry
 
 
+def shrunk(h: int, w: int, longest: int) -> tuple[int, int]:
+    """Height and width of a picture whose longest side is made `longest` pixels if it has more."""
+    scale = min(1.0, longest / max(h, w))
+    return max(1, round(h * scale)), max(1, round(w * scale))
+
+
 def check_photo(image: np.ndarray) -> None:
     """Raise InputError unless `image` is a non-empty (h, w, 3) uint8 array."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:

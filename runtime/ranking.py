@@ -19,6 +19,7 @@ from dsgnn.runtime.draw import draw_heat, draw_objects
 from dsgnn.runtime.errors import DataError, InputError, OptionError
 from dsgnn.runtime.framing import Aspect, Box, Looks, crop_box, looks_of
 from dsgnn.runtime.images import ImageSource, read_image
+from dsgnn.runtime.letterbox import shrunk
 
 if TYPE_CHECKING:
     from supervision import Detections
@@ -338,11 +339,8 @@ class Ranking:
     def _repr_png_(self) -> bytes:
         """What a notebook shows: the drawn photo, or the rank map where the photo is not known."""
         picture = self.rank_map() if self.image is None else to_bgr(self.draw())
-        scale = SHOWN_SIDE_PX / max(self.height, self.width)
-        if scale < 1:
-            size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
-            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        return encode_picture(".png", picture)
+        h, w = shrunk(self.height, self.width, SHOWN_SIDE_PX)
+        return encode_picture(".png", cv2.resize(picture, (w, h), interpolation=cv2.INTER_AREA))
 
     def _photo(self, image: ImageSource | None) -> np.ndarray:
         """The photo to draw on. Raises what `read_image` raises, and OptionError."""

@@ -33,6 +33,7 @@ from math import exp
 import cv2
 import numpy as np
 
+from dsgnn.runtime.letterbox import shrunk
 from dsgnn.runtime.ranking import RankedObject, Ranking
 
 # Chosen on the generated clips of tests/runtime/steadiness.py.
@@ -183,10 +184,9 @@ class Steadier:
 
 def _cells(mask: np.ndarray) -> np.ndarray:
     """A mask on the grid: (h, w) bool to (ch, cw) float32, 1 where most of a cell is object."""
-    h, w = mask.shape
-    scale = min(1.0, CELLS / max(h, w))
-    size = max(1, round(w * scale)), max(1, round(h * scale))
-    return cv2.resize(mask.view(np.uint8), size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    ch, cw = shrunk(*mask.shape, CELLS)
+    grey = mask.view(np.uint8)
+    return cv2.resize(grey, (cw, ch), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
 def _centre(cells: np.ndarray) -> np.ndarray:
