@@ -335,28 +335,26 @@ class _Member:
 
     def _rows(self, images: Sequence[tuple[Row, bytes | Path | Exception]]) -> list[Row]:
         """The images' rows of results, each with the milliseconds of its stages."""
-        decoded: dict[int, tuple[np.ndarray, float]] = {}
-        rows = []
-        for index, (row, source) in enumerate(images):
+        photos: list[np.ndarray] = []
+        decoded: list[float | Exception] = []  # milliseconds that it took, or why it failed
+        for _, source in images:
             start = perf_counter()
             try:
                 if isinstance(source, Exception):
                     raise source
                 with memory_errors():
-                    decoded[index] = self._ranker.read(source), 1e3 * (perf_counter() - start)
+                    photos.append(self._ranker.read(source))
+                decoded.append(1e3 * (perf_counter() - start))
             except Exception as error:
-                rows.append(_failed(row, _said(error)))
-            else:
-                rows.append(row)
-        photos = [photo for photo, _ in decoded.values()]
-        for (index, (_, decode_ms)), result in zip(
-            decoded.items(), self._rank(photos), strict=True
-        ):
+                decoded.append(error)
+        rankings, rows = iter(self._rank(photos)), []
+        for (row, _), decode in zip(images, decoded, strict=True):
+            result = decode if isinstance(decode, Exception) else next(rankings)
             if isinstance(result, Exception):
-                rows[index] = _failed(rows[index], _said(result))
+                rows.append(_failed(row, _said(result)))
             else:
-                times = {**result.timings_ms, "decode": decode_ms}
-                rows[index] = {**rows[index], **result.to_dict(), "timings_ms": times}
+                times = {**result.timings_ms, "decode": decode}
+                rows.append({**row, **result.to_dict(), "timings_ms": times})
         return rows
 
     def _rank(self, photos: Sequence[np.ndarray]) -> list[Ranking | Exception]:

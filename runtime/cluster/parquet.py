@@ -106,19 +106,17 @@ def arrow_errors() -> Iterator[None]:
 
 
 def tasks_table(tasks: Iterable[Iterable[Piece]]) -> pyarrow.Table:
-    """Tasks as Arrow: a row each, whose one column lists the task's pieces."""
+    """Tasks as Arrow: a row each, whose one column has the task's pieces as JSON."""
     import pyarrow
 
-    text, number = pyarrow.string(), pyarrow.int64()
-    columns = {"path": text, "name": text, "group": number, "first": number}
-    piece = pyarrow.struct({**columns, "rows": pyarrow.list_(number)})
-    rows = [{"pieces": [asdict(piece) for piece in task]} for task in tasks]
-    return pyarrow.Table.from_pylist(rows, pyarrow.schema({"pieces": pyarrow.list_(piece)}))
+    texts = [json.dumps([asdict(piece) for piece in task]) for task in tasks]
+    return pyarrow.table({"pieces": texts})
 
 
 def tasks_of(table: pyarrow.Table) -> list[list[Piece]]:
     """What `tasks_table` was given."""
-    return [[Piece(**piece) for piece in row["pieces"]] for row in table.to_pylist()]
+    texts = table["pieces"].to_pylist()
+    return [[Piece(**piece) for piece in json.loads(text)] for text in texts]
 
 
 def pieces_of_table(path: Path, name: str) -> list[Piece]:
