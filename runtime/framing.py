@@ -250,7 +250,7 @@ def crop_box(
     keep: ranks of objects that must not be cut, in the order in which they give way where not all
     of them fit; where one alone does not fit, the part of it that is looked at most is kept. None =
     the first object, but only if that costs at most `PRICE` of the looks, where the price is known.
-    Ranks that there are not are passed over.
+    Ranks that no object has are passed over.
     """
     high, wide = aspect.window(looks.height, looks.width)
     axis = 0 if wide < looks.width else 1

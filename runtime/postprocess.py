@@ -168,8 +168,8 @@ def _bounds(mask: np.ndarray, left: int = 0, top: int = 0) -> Box:
 
 
 def _reach(start: int, end: int, coarse: int, fine: int) -> tuple[int, int]:
-    """Which of the pixels `start` to `end` of `coarse` may show in when they are resized to `fine`
-    pixels."""
+    """Where the pixels from `start` to `end` of a side may show when it is resized from `coarse` to
+    `fine` pixels: the first pixel and the end."""
     scale = fine / coarse
     first, last = floor((start - 0.5) * scale - 0.5), ceil((end + 0.5) * scale - 0.5)
     return max(0, first), min(fine, last + 1)

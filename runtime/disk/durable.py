@@ -1,9 +1,10 @@
 """Lists of records that outlive whatever ends the process.
 
-While results.json is made, its records are in a journal beside it, `.results.journal`: JSON, one
-line each, first what the file begins with. Every line is given to the system at once, so that it
-outlives a killed process, and once a second to the disk. results.json is made of the journal when
-the run ends, however it ends; after a killed run the next one does so before it begins.
+While results.json is made, its records are in a journal beside it, `.results.journal`. That has
+one record of JSON on each line; its first line is what results.json begins with. Every line is
+given to the system at once, so that it outlives a killed process, and once a second to the disk.
+When the run ends, however it ends, results.json is made of the journal. After a killed run the next
+one does so before it begins.
 """
 
 from __future__ import annotations

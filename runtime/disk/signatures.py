@@ -40,7 +40,7 @@ SOUND = re.compile(rb"ID3|fLaC|#!AMR|MAC |wvPk|MThd|FORM....AIF|\xff[\xf1-\xf3\x
 
 def kind(file: BinaryIO) -> str:
     """Say what a file that can be seeked holds: "image", "animation", "video", "sound", "playlist",
-    and "" for anything else. It is left at its beginning.
+    and "" for anything else. The file is left at its beginning.
 
     A container that may hold video counts as one, also if it turns out to hold sound alone.
     """

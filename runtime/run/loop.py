@@ -112,10 +112,10 @@ def run(
 
 
 def follow(outcomes: Generator[Outcome, None, None], expected: int | None) -> Summary:
-    """Sum up the outcomes as they come, and name the failures. Many have a progress bar; of few
-    images the shares of looks are told.
+    """Sum up the outcomes as they come, and name the failures.
 
-    expected: how many there will be; None = not known. Closes the generator.
+    expected: how many there will be; None = not known. Many get a progress bar; where there are
+    few, the shares of looks of each image are told. Closes the generator.
     """
     from tqdm import tqdm
 

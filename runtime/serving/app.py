@@ -281,7 +281,7 @@ class _Service:
     async def _admitted(self, request: Request, media: str | None) -> Reply:
         """Count a request as held while `_ranked` deals with it.
 
-        Raises Refused if there is no room, and for a request of what there is not.
+        Raises Refused if there is no room, and for a request of what this server does not have.
         """
         model, aspects = self._chosen(request)
         if media is None:

@@ -261,8 +261,8 @@ def _block_costs(views: Sequence[View], room: float, start_s: float, first: int)
 def _held_throughout(
     times: np.ndarray, low: Sequence[float], high: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The places that hold the object in all frames that are averaged with each one, or where
-    there are none, in that frame."""
+    """For each frame, the places that hold the object in all frames that are averaged with it.
+    Where no place does, they are those that hold it in that frame."""
     reach = (EASE_S + BLOCK_S) / 2
     first = np.searchsorted(times, times - reach)
     last = np.searchsorted(times, times + reach, "right")

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 HELD_BYTES = 64 << 20  # packets that are kept back at most while the start is searched
-BACK_S = 0.5  # a clock that goes back further was set anew; by less, a time is wrong
-LATE_S = 1.0  # how much later than it is decoded a frame is shown at most
+BACK_S = 0.5  # a clock that goes back by more was set anew; if it is less, that one time is wrong
+LATE_S = 1.0  # a frame is shown at most so much later than it is decoded
 # Kinds of files that declare how long they are. (Others are estimated by FFmpeg.)
 DECLARING = ("avi", "matroska,webm", "mxf")
 # Kinds of files that tell when a packet is decoded and not when its frame is shown, which FFmpeg

@@ -41,8 +41,8 @@ def shown(frame: VideoFrame, size: tuple[int, int], reformatter: VideoReformatte
 
 
 def deinterlaced(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
-    """The same frames at the same times, and from the first interlaced one on those that are
-    interlaced made of one field and what is known of the other (bwdif)."""
+    """The same frames at the same times. An interlaced one keeps one of its fields, and the lines
+    between are made by what is known of the other field (bwdif)."""
     graph: Any = None
     form: tuple[Any, ...] = ()
     for frame in frames:

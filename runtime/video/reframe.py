@@ -80,9 +80,11 @@ def reframed(
 
     select: which frames of the source are ranked. rate: frames per second, as far as it is known.
     notes: what a person should know is appended to it. fenced: as of `Frames`.
-    Enter it before the JSON lines are: it adds the path to them when they are in place. When the
-    block ends by Ctrl-C, what cannot be read again is written as far as it came, and the crops of a
-    file are not. Raises InputError and OSError where they cannot be written or read.
+
+    Enter this block before that of the JSON lines: it adds the path to them once they are in place.
+    When the block ends by Ctrl-C, the crops of a source that cannot be read again are written as
+    far as they came, and those of a file are not written. Raises InputError and OSError where the
+    crops cannot be written, or the source cannot be read.
     """
     twice = readable_twice(target.source)
     windows: list[_Window] = []
