@@ -107,7 +107,7 @@ class RunFiles:
             yield from (Outcome(source, note=note) for note in notes)
         except FAILURES as error:
             why = "; ".join([reason(error), *notes])
-            nothing = {"width": None, "height": None, "objects": []}
+            nothing: dict[str, Any] = {"width": None, "height": None, "objects": []}
             self.record({"file": source.shown, **nothing, "error": why})
             stop = _stop_before(error)
             if not isinstance(stop, GeneratorExit):

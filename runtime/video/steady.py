@@ -184,7 +184,8 @@ class Steadier:
 
 def _cells(mask: np.ndarray) -> np.ndarray:
     """A mask on the grid: (h, w) bool to (ch, cw) float32, 1 where most of a cell is object."""
-    ch, cw = shrunk(*mask.shape, CELLS)
+    h, w = mask.shape
+    ch, cw = shrunk(h, w, CELLS)
     grey = mask.view(np.uint8)
     return cv2.resize(grey, (cw, ch), interpolation=cv2.INTER_AREA).astype(np.float32)
 
