@@ -113,8 +113,7 @@ class BinaryReader:
         foreground = mask.astype(np.int8)
         if len(masks):
             foreground[specks] = -1
-        shares = shares_under(looks, masks) if len(masks) else np.zeros(0)
-        order = np.argsort(-shares, kind="stable")
+        order = np.argsort(-shares_under(looks, masks), kind="stable")
         ranks = np.arange(len(masks), 0, -1)
         return Sample(image, masks[order], ranks, photo.path.stem, foreground, looks)
 

@@ -108,27 +108,20 @@ def most_looked_at(shares: np.ndarray, areas: np.ndarray, most: int = MAX_OBJECT
 
 
 def taught(
-    image: np.ndarray,
-    masks: np.ndarray,
-    looks: np.ndarray,
-    name: str,
-    known: np.ndarray | None = None,
+    image: np.ndarray, masks: np.ndarray, looks: np.ndarray, name: str, known: np.ndarray
 ) -> Sample:
     """A photo whose objects are ranked by predicted looks.
 
     masks: (G, h, w) bool, its annotated objects. looks: as from `PredictLooks`. known: (h, w) bool,
-    where an object would have been annotated; None = everywhere. An object with a share between
-    `NOTICED` and `MIN_SHARE` is neither an object nor background: a network may find it or not.
+    where an object would have been annotated. An object with a share between `NOTICED` and
+    `MIN_SHARE` is neither an object nor background: a network may find it or not.
     """
-    shares = shares_under(looks, masks) if len(masks) else np.zeros(0)
-    order = most_looked_at(shares, masks.mean((1, 2)) if len(masks) else shares)
-    foreground = np.zeros(image.shape[:2], np.int8)
-    if known is not None:
-        foreground[~known] = -1
-    owner = owners(masks) if len(masks) else np.full(image.shape[:2], -1)
+    shares = shares_under(looks, masks)
+    order = most_looked_at(shares, masks.mean((1, 2)))
+    foreground = np.where(known, 0, -1).astype(np.int8)
+    owner, chosen = owners(masks), masks[order]
     for index, share in enumerate(shares):
-        foreground[owner == index] = 1 if index in order else -1 if share >= NOTICED else 0
-    chosen = masks[order] if len(order) else np.zeros((0, *image.shape[:2]), bool)
+        foreground[owner == index] = -1 if share >= NOTICED else 0
     foreground[chosen.any(0)] = 1
     ranks = np.arange(len(order), 0, -1)
     return Sample(image, chosen, ranks, name, foreground, looks.astype(np.float32))

@@ -101,19 +101,14 @@ class CompositeScenes:
         ]
         weights = 1.0 + np.array(people, float)
         self._source_weights = weights / weights.sum() if len(weights) else weights
-        self._kinds = [
-            kind
-            for kind, usable in {
-                "photo": bool(library.photos),
-                "cutouts": bool(library.cutout_files),
-                "copies": bool(library.sources),
-                "procedural": True,
-                "empty": True,
-            }.items()
-            if usable
-        ]
-        train = split == "train"
-        shares = np.array([(TRAIN_SHARES if train else SHARES)[kind] for kind in self._kinds])
+        material = {
+            "photo": library.photos,
+            "cutouts": library.cutout_files,
+            "copies": library.sources,
+        }
+        wanted = TRAIN_SHARES if split == "train" else SHARES
+        self._kinds = [kind for kind in wanted if material.get(kind, True)]
+        shares = np.array([wanted[kind] for kind in self._kinds])
         self._shares = shares / shares.sum()
 
     def __len__(self) -> int:
@@ -130,59 +125,65 @@ class CompositeScenes:
         frame = _frame(rng, self.size if size is None else size)
         kind = self._kinds[rng.choice(len(self._kinds), p=self._shares)]
         if kind == "photo":
-            image, masks, full = self._crop(rng, frame, zoom=ZOOMED[self.split])
-            looks = self.predict_looks(image)
-            salient = self._salient(looks, masks, full, len(masks), self.max_objects)[0]
+            image, outlines, full = self._crop(rng, frame, zoom=ZOOMED[self.split])
+            masks, looks = stack_masks(outlines, frame), self.predict_looks(image)
+            shares = shares_under(looks, masks)
+            salient = self._salient(shares, masks, full, len(masks), self.max_objects)[0]
         else:
-            image, masks, looks, salient = self._compose(rng, kind, frame)
-        stacked = stack_masks([masks[i] for i in salient], frame)
-        foreground = self._foreground(looks, masks, salient, frame)
+            image, masks, looks, shares, salient = self._compose(rng, kind, frame)
+        foreground = np.zeros(frame, np.int8)
+        for mask, share in zip(masks, shares, strict=True):
+            foreground[mask] = -1 if share >= NOTICED else 0  # -1: it may be found or not
+        foreground[masks[salient].any(0)] = 1
         as_it_is = kind == "photo" and self.split == "test"
         image = develop(rng, image, 0.6 if as_it_is else 1.0)
         counting_up = np.arange(len(salient), 0, -1)
         order = rng.permutation(len(salient))  # the place in the list must not tell the rank
         name = f"{self.split}-{number:07d}-{kind}"
-        return Sample(image, stacked[order], counting_up[order], name, foreground, looks)
+        return Sample(image, masks[salient][order], counting_up[order], name, foreground, looks)
 
     def _compose(
         self, rng: np.random.Generator, kind: str, frame: tuple[int, int]
-    ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, list[int]]:
-        """Paste, and take off what has no clear place: picture, masks, looks, salient ones."""
-        masks: list[np.ndarray] = []
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[int]]:
+        """Paste objects, and take off those that have no clear place.
+
+        Returns the picture, the visible masks (G, H, W) of all that is in it, the predicted looks,
+        each object's share of them (G,), and which objects are salient, most looked at first.
+        """
+        present: list[np.ndarray] = []
         full: list[float] = []
         if kind == "copies" and rng.random() < ONTO_PHOTO[self.split]:
-            background, masks, full = self._crop(rng, frame, zoom=0.0)
+            background, present, full = self._crop(rng, frame, zoom=0.0)
         else:
             background = self._any_background(rng, frame, kind)
-        layers = self._layers(rng, kind, background, len(masks))
+        layers = self._layers(rng, kind, background, len(present))
         limit = 0 if kind == "empty" else self.max_objects
         while True:
-            image, visible = flatten(background, masks, layers)
+            image, visible = flatten(background, present, layers)
             areas = full + [float((layer.alpha > 0.5).sum()) for layer in layers]
-            looks = self.predict_looks(image)
-            salient, unclear = self._salient(looks, visible, areas, len(masks), limit)
+            masks, looks = stack_masks(visible, frame), self.predict_looks(image)
+            shares = shares_under(looks, masks)
+            salient, unclear = self._salient(shares, masks, areas, len(present), limit)
             if not unclear:
-                return image, visible, looks, salient
-            layers = [x for i, x in enumerate(layers, len(masks)) if i not in unclear]
+                return image, masks, looks, shares, salient
+            layers = [x for i, x in enumerate(layers, len(present)) if i not in unclear]
 
     def _salient(
         self,
-        looks: np.ndarray,
-        masks: list[np.ndarray],
+        shares: np.ndarray,
+        masks: np.ndarray,
         full: list[float],
         movable: int,
         limit: int,
     ) -> tuple[list[int], set[int]]:
         """Salient objects, most looked at first, and those from index `movable` on to be taken off.
 
-        full: unhidden area of each object in pixels. limit: salient objects at most.
+        shares: (G,) of the looks. masks: (G, H, W). full: the area of each object in pixels if
+        nothing hid it. limit: salient objects at most.
         """
-        if not masks:
-            return [], set()
         pixels = np.array([cv2.countNonZero(m.view(np.uint8)) for m in masks], float)
-        areas = pixels / masks[0].size
+        areas = pixels / np.prod(masks.shape[1:])
         areas[pixels < MIN_VISIBLE * np.array(full)] = 0
-        shares = shares_under(looks, np.stack(masks))
         salient = most_looked_at(shares, areas, limit).tolist()
         unclear = {
             i
@@ -196,22 +197,6 @@ class CompositeScenes:
                 pasted = [i for i in (second, first) if i >= movable]
                 unclear |= set(pasted[:1]) if not {first, second} & unclear else set()
         return salient, unclear
-
-    def _foreground(
-        self,
-        looks: np.ndarray,
-        masks: list[np.ndarray],
-        salient: list[int],
-        frame: tuple[int, int],
-    ) -> np.ndarray:
-        """As in `Sample`: an object that people notice and that is not salient is left open."""
-        foreground = np.zeros(frame, np.int8)
-        if masks:
-            for mask, share in zip(masks, shares_under(looks, np.stack(masks)), strict=True):
-                foreground[mask] = -1 if share >= NOTICED else 0
-        for i in salient:
-            foreground[masks[i]] = 1
-        return foreground
 
     def _layers(
         self, rng: np.random.Generator, kind: str, background: np.ndarray, present: int
