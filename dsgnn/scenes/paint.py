@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
@@ -141,7 +142,6 @@ def _cast_shadow(canvas: np.ndarray, layer: Layer) -> None:
 
 
 _NOISE_PX = 512
-_noise: np.ndarray | None = None
 
 
 def develop(rng: np.random.Generator, image: np.ndarray, strength: float = 1.0) -> np.ndarray:
@@ -169,14 +169,17 @@ def develop(rng: np.random.Generator, image: np.ndarray, strength: float = 1.0) 
     return image
 
 
+@cache
+def _noise() -> np.ndarray:
+    """(_NOISE_PX, _NOISE_PX, 3) int16, of standard deviation 32."""
+    tile = np.random.default_rng(0).standard_normal((_NOISE_PX, _NOISE_PX, 3))
+    return np.clip(tile * 32, -127, 127).astype(np.int16)
+
+
 def _noisy(rng: np.random.Generator, image: np.ndarray, sigma: float) -> np.ndarray:
     """Add Gaussian noise out of one stored tile: fresh noise would cost more than the scene."""
-    global _noise
-    if _noise is None:
-        tile = np.random.default_rng(0).standard_normal((_NOISE_PX, _NOISE_PX, 3))
-        _noise = np.clip(tile * 32, -127, 127).astype(np.int16)
     h, w = image.shape[:2]
     repeats = 1 + (max(h, w) - 1) // _NOISE_PX
-    tile = np.tile(_noise, (repeats, repeats, 1)) if repeats > 1 else _noise
+    tile = np.tile(_noise(), (repeats, repeats, 1)) if repeats > 1 else _noise()
     y, x = (int(rng.integers(0, side - n + 1)) for side, n in zip(tile.shape, (h, w), strict=False))
     return cv2.add(image, tile[y : y + h, x : x + w] * (sigma / 32), dtype=cv2.CV_8U)
