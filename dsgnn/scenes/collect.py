@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
+import click
 import cv2
 import numpy as np
 
@@ -181,26 +182,24 @@ def _shrink_rgba(rgba: np.ndarray) -> np.ndarray:
     return straight(weighted)
 
 
-def _main() -> None:
-    import click
-
-    @click.command(help="Collect cut-outs and backgrounds from SOURCES into OUT.")
-    @click.argument("out", type=click.Path(path_type=Path))
-    @click.argument("sources", nargs=-1, type=click.Path(exists=True))
-    @click.option(
-        "--masks", metavar="FOLDER", type=click.Path(exists=True, path_type=Path),
-        help="Photos with one binary mask each, whose objects are cut out.",
-    )  # fmt: skip
-    def command(out: Path, sources: tuple[str, ...], masks: Path | None) -> None:
-        if not sources and masks is None:
-            raise click.UsageError("give SOURCES, or --masks, or both")
-        cutouts, backgrounds = collect(sources, out)
-        if masks is not None:
-            cutouts += collect_objects(masks, out)
-        click.echo(f"{out}: {cutouts} cut-outs, {backgrounds} backgrounds")
-
-    command()
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1, type=click.Path(exists=True))
+@click.option(
+    "--masks",
+    metavar="FOLDER",
+    type=click.Path(exists=True, path_type=Path),
+    help="Photos with one binary mask each, whose objects are cut out.",
+)
+def main(out: Path, sources: tuple[str, ...], masks: Path | None) -> None:
+    """Collect cut-outs and backgrounds from SOURCES into OUT."""
+    if not sources and masks is None:
+        raise click.UsageError("give SOURCES, or --masks, or both")
+    cutouts, backgrounds = collect(sources, out)
+    if masks is not None:
+        cutouts += collect_objects(masks, out)
+    click.echo(f"{out}: {cutouts} cut-outs, {backgrounds} backgrounds")
 
 
 if __name__ == "__main__":
-    _main()
+    main()
