@@ -16,6 +16,7 @@ from dsgnn.benchmarks.forms import (
 )
 from dsgnn.benchmarks.results import SUBJECT, load, save
 from dsgnn.data import open_data
+from dsgnn.data.records import palette_of
 from dsgnn.evaluation.loop import measure
 from dsgnn.evaluation.rankers import model_ranker
 from dsgnn.metrics import summarise
@@ -60,9 +61,9 @@ def accuracy(
         if any((r["data"]["spec"], r["data"]["split"]) != (data, split) for r in rows):
             raise OptionError(f"{target} is about other data: give another folder")
     out.mkdir(parents=True, exist_ok=True)
-    source = read(against) if against else None
+    source = read(against)[0] if against else None
     samples = open_data(data, split, looks_of(teacher, out / "looks") if teacher else None)
-    palette = getattr(samples, "palette", "irsr")
+    palette = palette_of(samples)
 
     def figures(rank: Callable[..., Any]) -> Figures:
         images = measure(rank, samples, protocol=PROTOCOL, palette=palette, progress=progress)

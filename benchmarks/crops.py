@@ -20,7 +20,7 @@ from dsgnn.benchmarks.environment import environment
 from dsgnn.benchmarks.results import free, save
 from dsgnn.data.gaze import GazePhoto
 from dsgnn.data.people import open_people
-from dsgnn.data.sample import Sample
+from dsgnn.data.sample import without_objects
 from dsgnn.evaluation.rankers import open_model
 from dsgnn.runtime.errors import DataError
 from dsgnn.runtime.framing import Aspect, Box
@@ -58,7 +58,7 @@ def crops(
     """
     target = free(out / FILE)
     photos = [photo for photo in open_people(data, split) if isinstance(photo, GazePhoto)]
-    photos = [photo for photo in photos if len(_inside(photo))]
+    photos = [photo for photo in photos if len(photo.points_inside)]
     if not photos:
         raise DataError(f"{data} has no photo with fixations in its split {split}")
     rank, facts = open_model(
@@ -71,12 +71,10 @@ def crops(
     from tqdm import tqdm
 
     for photo in tqdm(photos, unit="image", disable=None if progress else True):
-        image = photo.read_image()
+        image, points = photo.read(), photo.points_inside
         start = perf_counter()
-        nothing = np.zeros((0, *image.shape[:2]), bool)
-        ranking = rank(Sample(image, nothing, np.zeros(0, np.int64), photo.image.stem))
+        ranking = rank(without_objects(image, photo.path.stem))
         ranked_ms.append(1e3 * (perf_counter() - start))
-        points = _inside(photo)
         for aspect in aspects:
             for who, crop in (_ours(ranking, aspect) | others).items():
                 start = perf_counter()
@@ -92,7 +90,7 @@ def crops(
         environment(),
         seed=0,
         model=dict(facts),
-        data={"spec": data, "split": split, "fixations": sum(len(_inside(p)) for p in photos)},
+        data={"spec": data, "split": split, "fixations": sum(len(p.points_inside) for p in photos)},
         rank_ms=float(np.median(ranked_ms)),
         missing=missing,
         rows=_rows([photo.source for photo in photos], kept, ms),
@@ -146,12 +144,6 @@ def summary(results: Mapping[str, Any]) -> str:
     )
     texts += [f"{one['name']} was not measured: {one['why']}" for one in results["missing"]]
     return "\n\n".join(texts)
-
-
-def _inside(photo: GazePhoto) -> np.ndarray:
-    """The fixations that lie on the photo."""
-    x, y = photo.points.T
-    return photo.points[(x >= 0) & (y >= 0) & (x < photo.width) & (y < photo.height)]
 
 
 def _ours(ranking: Ranking, aspect: Aspect) -> dict[str, Cropper]:

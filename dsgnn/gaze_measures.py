@@ -36,7 +36,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from dsgnn.data.ranks import CLEAR, share_of_looks
+from dsgnn.data.ranks import CLEAR, inside, share_of_looks
 from dsgnn.metrics import BETA2, image_metrics, match_masks
 from dsgnn.runtime.errors import OptionError
 
@@ -246,7 +246,7 @@ def _added(tallies: Sequence[Tally]) -> Tally:
 
 
 def _averaged(tallies: Sequence[Tally]) -> Tally:
-    """As one thing, whose value is the mean."""
+    """One thing, whose value is the mean of these."""
     total, count = _added(tallies)
     return (total / count, 1) if count else (0.0, 0)
 
@@ -294,9 +294,8 @@ def auc(grid: np.ndarray, points: np.ndarray) -> Tally:
 
 def _at(grid: np.ndarray, points: np.ndarray) -> np.ndarray:
     """The map's values at the points that lie in the photo."""
-    x, y = np.floor(points).astype(int).T
-    inside = (x >= 0) & (y >= 0) & (x < grid.shape[1]) & (y < grid.shape[0])
-    return grid[y[inside], x[inside]]
+    h, w = grid.shape
+    return grid[inside(points, w, h)]
 
 
 def _centre_map(h: int, w: int) -> np.ndarray:

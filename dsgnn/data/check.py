@@ -11,7 +11,7 @@ import numpy as np
 from dsgnn.data import open_data
 from dsgnn.data.binary import BinaryPhoto
 from dsgnn.data.gaze import GazePhoto
-from dsgnn.data.people import MeasuredPhoto, only_measures, open_people, path_of, read
+from dsgnn.data.people import MeasuredPhoto, only_measures, open_people
 from dsgnn.data.ranks import PredictLooks
 from dsgnn.data.records import Joined, RankedImages, Record, Samples, ranks_from
 from dsgnn.runtime.errors import DataError, DsgnnError, OptionError
@@ -134,7 +134,7 @@ def check_people(photos: Sequence[MeasuredPhoto], progress: Progress = iter) -> 
     for number in progress(range(len(photos))):
         photo = photos[number]
         try:
-            size = read(photo).shape[:2]
+            size = photo.read().shape[:2]
             report.sizes[size] += 1
             if isinstance(photo, BinaryPhoto) and not photo.read_mask(size).any():
                 report.problems.append(f"{photo.mask}: the mask is empty")
@@ -142,12 +142,10 @@ def check_people(photos: Sequence[MeasuredPhoto], progress: Progress = iter) -> 
             report.problems.append(str(error))
             continue
         if isinstance(photo, GazePhoto):
-            x, y = photo.points.T
-            outside = (x < 0) | (y < 0) | (x >= photo.width) | (y >= photo.height)
             if not len(photo.points):
-                report.problems.append(f"{path_of(photo).name} has no fixation that counts")
-            elif outside.all():
-                report.problems.append(f"{path_of(photo).name}: all fixations lie outside of it")
+                report.problems.append(f"{photo.path.name} has no fixation that counts")
+            elif not len(photo.points_inside):
+                report.problems.append(f"{photo.path.name}: all fixations lie outside of it")
     return report
 
 

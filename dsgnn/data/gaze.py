@@ -1,14 +1,10 @@
-"""Where people looked: the reader of `fixations.json`, the shares of looks, and one split for all.
+"""Where people looked: the reader of `fixations.json`, and one split for all.
 
 A folder holds `images/` and `fixations.json`: `{"images": [{"file_name", "width", "height",
 "source", "dev", …}]}`. Each photo has either `viewers`, one list per person of fixations
 `[x, y, ms]` in time order, or `points`, the fixations `[x, y]` of all people together. The first
 fixation of each viewer started at the centre of the screen before the photo appeared, so it says
 nothing about the photo and is left out.
-
-`share_of_looks` and `shares_under` give the same quantity from two sources: the part of all looks
-that falls on an object's visible mask, counted from people's fixations or summed over a predicted
-map. Where two objects share a pixel, the smaller one takes it.
 """
 
 from __future__ import annotations
@@ -31,7 +27,7 @@ from dsgnn.data.records import (
     read_json,
     read_photo,
 )
-from dsgnn.data.sample import Sample
+from dsgnn.data.sample import Sample, without_objects
 from dsgnn.runtime.errors import DataError, OptionError
 
 ANNOTATIONS = "fixations.json"
@@ -49,14 +45,14 @@ COCO_HOLDOUT = 5  # COCO photos whose id is divisible by this are never trained 
 class GazePhoto:
     """Where people looked on one photo; its pixels are not read yet.
 
-    image: the file. width, height: in pixels. source: the data set that the photo comes from.
+    path: the file. width, height: in pixels. source: the data set that the photo comes from.
     points: (N, 2) float64, x and y in pixels of all fixations that count. viewers: the same
     fixations, one (n, 2) array per person in time order, or empty where persons are not told
     apart. dev: the photo belongs to a test set of another kind. coco_id: its number in COCO, where
     it is one of COCO's photos.
     """
 
-    image: Path
+    path: Path
     width: int
     height: int
     source: str
@@ -68,7 +64,7 @@ class GazePhoto:
     @property
     def split(self) -> str:
         """ "train", "val" or "test", by the file's name alone: `gaze_split`."""
-        return gaze_split(self.image.name)
+        return gaze_split(self.path.name)
 
     @property
     def may_train(self) -> bool:
@@ -80,12 +76,17 @@ class GazePhoto:
         held_out = self.coco_id is not None and self.coco_id % COCO_HOLDOUT == 0
         return self.split == "train" and not self.dev and not held_out
 
-    def read_image(self) -> np.ndarray:
+    @property
+    def points_inside(self) -> np.ndarray:
+        """The fixations that lie on the photo: (M, 2)."""
+        return self.points[((self.points >= 0) & (self.points < (self.width, self.height))).all(1)]
+
+    def read(self) -> np.ndarray:
         """(height, width, 3) uint8 RGB.
 
         Raises DataError if the file is missing, broken, or of another size than stated.
         """
-        return read_photo(self.image, size=(self.height, self.width))
+        return read_photo(self.path, size=(self.height, self.width))
 
 
 def gaze_split(name: str) -> str:
@@ -111,12 +112,12 @@ def read_gaze(folder: Path) -> list[GazePhoto]:
     photos = [_photo(entry, folder, f"{path}: images[{i}]") for i, entry in enumerate(entries)]
     places: dict[str, int] = {}
     for i, photo in enumerate(photos):
-        if photo.image.name in places:
+        if photo.path.name in places:
             raise DataError(
-                f"{path}: images[{i}] and images[{places[photo.image.name]}] are both named "
-                f"{photo.image.name!r}; each photo must have one entry"
+                f"{path}: images[{i}] and images[{places[photo.path.name]}] are both named "
+                f"{photo.path.name!r}; each photo must have one entry"
             )
-        places[photo.image.name] = i
+        places[photo.path.name] = i
     return photos
 
 
@@ -182,7 +183,7 @@ def density(photo: GazePhoto, grid: tuple[int, int], sigma: float) -> np.ndarray
     counts = np.zeros(grid)
     np.add.at(counts, cells, 1)
     if not counts.any():
-        raise OptionError(f"{photo.image.name} has no fixation inside its frame")
+        raise OptionError(f"{photo.path.name} has no fixation inside its frame")
     blurred = cv2.GaussianBlur(counts, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
     return (blurred / blurred.sum()).astype(np.float32)
 
@@ -213,7 +214,5 @@ class GazeReader:
         size = photo.height, photo.width
         rows, columns = (-(-side // CELL_PX) for side in size)
         looks = density(photo, (rows, columns), BLUR * max(rows, columns))
-        nothing = np.zeros((0, *size), bool)
         unknown = np.full(size, -1, np.int8)
-        name = photo.image.stem
-        return Sample(photo.read_image(), nothing, np.zeros(0, np.int64), name, unknown, looks)
+        return without_objects(photo.read(), photo.path.stem, unknown, looks)

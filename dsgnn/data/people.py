@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from dsgnn.data.binary import BinaryPhoto, binary_split, read_binary
 from dsgnn.data.coco import Photo, read_photos
 from dsgnn.data.gaze import ANNOTATIONS, SPLITS, GazePhoto, gaze_split, read_gaze
-from dsgnn.runtime.errors import DataError, OptionError
+from dsgnn.data.records import check_split
+from dsgnn.runtime.errors import DataError
 
 FORMS = """
   fixations    fixations.json, images/
@@ -35,8 +34,7 @@ def open_people(
     same. Raises OptionError for another split, FileNotFoundError where there is no folder, and
     DataError for one that is broken or of none of these forms.
     """
-    if split not in (*SPLITS, "all"):
-        raise OptionError(f"split must be one of {', '.join(SPLITS)} or all, got {split!r}")
+    check_split(split, (*SPLITS, "all"))
     root = Path(spec)
     if not root.exists():
         raise FileNotFoundError(f"no data at {root}; expected one of{FORMS}")
@@ -62,19 +60,9 @@ def only_measures(spec: Path | str) -> bool:
     return (Path(spec) / ANNOTATIONS).is_file() or (Path(spec) / "masks").is_dir()
 
 
-def path_of(photo: MeasuredPhoto) -> Path:
-    """The photo's file."""
-    return photo.image if isinstance(photo, GazePhoto) else photo.path
-
-
 def split_of(photo: MeasuredPhoto) -> str:
     """ "train", "val" or "test"."""
     if isinstance(photo, BinaryPhoto):
         return binary_split(photo.path.name)
-    kept = photo.dev if isinstance(photo, GazePhoto) else getattr(photo, "human", False)
-    return "test" if kept else gaze_split(path_of(photo).name)
-
-
-def read(photo: MeasuredPhoto) -> np.ndarray:
-    """The photo: (h, w, 3) uint8 RGB. Raises DataError if it cannot be read."""
-    return photo.read_image() if isinstance(photo, GazePhoto) else photo.read()
+    kept = photo.dev if isinstance(photo, GazePhoto) else photo.human
+    return "test" if kept else gaze_split(photo.path.name)

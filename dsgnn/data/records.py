@@ -138,7 +138,7 @@ class Joined:
 
     def __init__(self, parts: Sequence[Samples]) -> None:
         self.parts = parts
-        self.palette = getattr(parts[0], "palette", RankedImages.palette)
+        self.palette = palette_of(parts[0])
         origins = dict.fromkeys(ranks_from(part) for part in parts)
         self.ranks_from = " and ".join(origins)
         self.starts = np.cumsum([0] + [len(part) for part in parts])  # and the end
@@ -161,7 +161,7 @@ class Subset:
 
     def __init__(self, data: Samples, indices: Sequence[int]) -> None:
         self.data, self.indices = data, indices
-        self.palette = getattr(data, "palette", RankedImages.palette)
+        self.palette = palette_of(data)
         self.ranks_from = ranks_from(data)
 
     def __len__(self) -> int:
@@ -213,6 +213,11 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 def ranks_from(data: Samples) -> str:
     """Where the ranks of a data set come from: one of the names in `dsgnn.data.ranks`."""
     return getattr(data, "ranks_from", ANNOTATIONS)
+
+
+def palette_of(data: Samples) -> str:
+    """The palette that the MAE of a data set is published with, see `dsgnn.metrics`."""
+    return getattr(data, "palette", RankedImages.palette)
 
 
 def for_validation(name: str) -> bool:

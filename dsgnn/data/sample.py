@@ -52,3 +52,14 @@ class Sample:
             raise DataError(
                 f"{self.name}: ranks must be a permutation of 1…{g}, got {self.ranks.tolist()}"
             )
+
+
+def without_objects(
+    image: np.ndarray,
+    name: str,
+    foreground: np.ndarray | None = None,
+    attention: np.ndarray | None = None,
+) -> Sample:
+    """A photo with no object in it, or with none that is known. Arguments are as in `Sample`."""
+    masks = np.zeros((0, *image.shape[:2]), bool)
+    return Sample(image, masks, np.zeros(0, np.int64), name, foreground, attention)

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,10 @@ import numpy as np
 
 from dsgnn.data.coco import Photo
 from dsgnn.data.gaze import GazePhoto
-from dsgnn.data.people import MeasuredPhoto, open_people, path_of, read
-from dsgnn.data.sample import Sample
-from dsgnn.evaluation.loop import in_query_order
-from dsgnn.evaluation.rankers import (
-    Rank,
-    lanes_of,
-    open_ranker,
-    threads_of,
-)
+from dsgnn.data.people import MeasuredPhoto, open_people
+from dsgnn.data.sample import without_objects
+from dsgnn.evaluation.loop import in_lanes, in_query_order, recording
+from dsgnn.evaluation.rankers import Rank, lanes_of, open_ranker, threads_of
 from dsgnn.gaze_measures import (
     FIGURES,
     HALF,
@@ -38,10 +32,8 @@ from dsgnn.gaze_measures import (
     union_figures,
 )
 from dsgnn.runtime.disk.files import write_whole
-from dsgnn.runtime.disk.outputs import results_file
 from dsgnn.runtime.errors import DataError
 from dsgnn.runtime.ranking import Ranking
-from dsgnn.runtime.run.lanes import side_by_side
 
 
 def evaluate(
@@ -78,10 +70,7 @@ def evaluate(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     names, counts, measured = [], [], []
-    with ExitStack() as stack:
-        record = None
-        if out is not None and predictions is None:
-            record = stack.enter_context(results_file(out / "results.json", facts))
+    with recording(out, predictions, facts) as record:
         many = lanes or lanes_of(model, facts, threads, len(photos))
         for name, ranking, figures in measure_gaze(rank, photos, many):
             names.append(name)
@@ -109,22 +98,13 @@ def measure_gaze(
 ) -> Iterator[tuple[str, Ranking, PhotoFigures]]:
     """Rank and measure each photo: (name, its ranking, its figures), with a bar on terminals.
     lanes: how many photos at once."""
-    from tqdm import tqdm
 
     def work(photo: MeasuredPhoto) -> tuple[str, Ranking, PhotoFigures]:
-        image = read(photo)
-        nothing = np.zeros((0, *image.shape[:2]), bool)
-        name = path_of(photo).stem
-        ranking = rank(Sample(image, nothing, np.zeros(0, np.int64), name))
+        name = photo.path.stem
+        ranking = rank(without_objects(photo.read(), name))
         return name, ranking, _figures(photo, ranking)
 
-    with (
-        closing(side_by_side(work, photos, lanes)) as pairs,
-        tqdm(total=len(photos), unit="image", disable=None) as bar,
-    ):
-        for _, measured in pairs:
-            yield measured()
-            bar.update()
+    return in_lanes(work, photos, lanes, progress=True)
 
 
 def _figures(photo: MeasuredPhoto, ranking: Ranking) -> PhotoFigures:

@@ -10,24 +10,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from dsgnn.data import open_data
 from dsgnn.data.people import only_measures
 from dsgnn.data.ranks import PREDICTED
-from dsgnn.data.records import Samples, ranks_from
+from dsgnn.data.records import Samples, palette_of, ranks_from
 from dsgnn.evaluation.drawings import draw_worst
-from dsgnn.evaluation.rankers import (
-    Rank,
-    lanes_of,
-    open_ranker,
-    threads_of,
-)
+from dsgnn.evaluation.rankers import Facts, Rank, lanes_of, open_ranker, threads_of
 from dsgnn.metrics import image_metrics, summarise
 from dsgnn.runtime.artifact import sha256_of
 from dsgnn.runtime.disk.files import write_whole
@@ -35,6 +30,9 @@ from dsgnn.runtime.disk.outputs import Record, results_file
 from dsgnn.runtime.errors import DataError, InputError, OptionError
 from dsgnn.runtime.ranking import Ranking
 from dsgnn.runtime.run.lanes import side_by_side
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def evaluate(
@@ -84,13 +82,10 @@ def evaluate(
     samples = open_data(data, split, looks)
     if not len(samples):
         raise OptionError(f"{data} has no images in its split {split}", "split")
-    palette = getattr(samples, "palette", "irsr")
+    palette = palette_of(samples)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        record = None
-        if out is not None and predictions is None:
-            record = stack.enter_context(results_file(out / "results.json", facts))
+    with recording(out, predictions, facts) as record:
         images = measure(
             rank,
             samples,
@@ -129,7 +124,6 @@ def measure(
     as an image of results.json. lanes: how many samples are read, ranked and measured at once.
     DataError names the image.
     """
-    from tqdm import tqdm
 
     def work(index: int) -> tuple[dict[str, Any], dict[str, Any]]:
         sample = samples[index]
@@ -144,17 +138,38 @@ def measure(
 
     chosen = list(range(len(samples)) if indices is None else indices)
     images = []
-    with (
-        closing(side_by_side(work, chosen, lanes)) as pairs,
-        tqdm(total=len(chosen), unit="image", disable=None if progress else True) as bar,
-    ):
-        for _, result in pairs:
-            figures, entry = result()
+    with closing(in_lanes(work, chosen, lanes, progress)) as measured:
+        for figures, entry in measured:
             if record:
                 record(entry)
             images.append(figures)
-            bar.update()
     return images
+
+
+def in_lanes(
+    work: Callable[[Item], Result], items: Sequence[Item], lanes: int, progress: bool
+) -> Generator[Result, None, None]:
+    """What the work gives for each item, in order. lanes: how many items at once. progress: show a
+    bar on terminals."""
+    from tqdm import tqdm
+
+    with (
+        closing(side_by_side(work, items, lanes)) as pairs,
+        tqdm(total=len(items), unit="image", disable=None if progress else True) as bar,
+    ):
+        for _, result in pairs:
+            yield result()
+            bar.update()
+
+
+def recording(
+    out: Path | None, predictions: Path | None, facts: Facts
+) -> AbstractContextManager[Record | None]:
+    """What takes each ranking of a model, for results.json in the folder `out`. It is None without
+    a folder, and for predictions, which are in a file already."""
+    if out is None or predictions is not None:
+        return nullcontext()
+    return results_file(out / "results.json", facts)
 
 
 def in_query_order(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:

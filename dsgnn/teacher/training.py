@@ -22,6 +22,7 @@ from dsgnn.data.gaze import GazePhoto, density, read_gaze
 from dsgnn.model import normalise
 from dsgnn.runtime.errors import DataError, OptionError
 from dsgnn.teacher.network import GazeConfig, GazeNetwork, Teacher, resize, save_teacher
+from dsgnn.training.step import follow
 from dsgnn.weights.pretrained import initialise
 
 
@@ -77,12 +78,12 @@ def prepare(network: GazeNetwork, photos: Sequence[GazePhoto], blur: float) -> P
     targets: list[Tensor] = []
     network.eval()
     for photo in photos:
-        image = resize(photo.read_image(), network.config.size)
+        image = resize(photo.read(), network.config.size)
         pixels = normalise(torch.from_numpy(image)[None]).to(memory_format=torch.channels_last)
         maps = network.features(torch.cat([pixels, pixels.flip(3)]))
         if features and maps.shape != features[0].shape:
             raise DataError(
-                f"{photo.image.name} has {photo.width}×{photo.height} pixels, others have another "
+                f"{photo.path.name} has {photo.width}×{photo.height} pixels, others have another "
                 "shape: train on photos of one shape"
             )
         features.append(maps.half())
@@ -139,7 +140,7 @@ def train_network(
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
         optimiser.step()
         schedule.step()
-        _follow(average, network, min(recipe.average, (step + 1) / (step + 10)))
+        follow(average, network, min(recipe.average, (step + 1) / (step + 10)))
         losses.append(loss.item())
         if step % steps_per_pass == 0:
             figures = mean_divergence(average, validation)
@@ -189,16 +190,6 @@ def _rate(step: int, steps: int, warm_up: int) -> float:
         return (step + 1) / warm_up
     progress = min(1.0, (step + 1 - warm_up) / max(1, steps - warm_up))
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@torch.no_grad()
-def _follow(average: GazeNetwork, network: GazeNetwork, decay: float) -> None:
-    ours, theirs = average.state_dict(), network.state_dict()
-    for name, value in ours.items():
-        if value.is_floating_point():
-            value.lerp_(theirs[name], 1 - decay)
-        else:
-            value.copy_(theirs[name])
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dsgnn.data.records import Samples
+from dsgnn.data.records import Samples, palette_of
 from dsgnn.evaluation.loop import measure
 from dsgnn.evaluation.rankers import model_ranker
 from dsgnn.metrics import summarise
@@ -233,7 +233,7 @@ def evaluate_together(model: DSGNN, validation: Samples) -> dict[str, float | No
     share_buffers(model)
     training = model.training
     model.eval()
-    palette = getattr(validation, "palette", "irsr")
+    palette = palette_of(validation)
     share = measure(
         model_ranker(model), validation, range(rank, len(validation), world), palette=palette
     )

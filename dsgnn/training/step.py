@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dsgnn.data.transforms import Examples
-from dsgnn.model import DSGNN, normalise
+from dsgnn.model import normalise
 from dsgnn.runtime.errors import NotFiniteError
 from dsgnn.training.batches import mix
 from dsgnn.training.losses import Criterion
@@ -85,12 +85,12 @@ class Step:
         state, scaler = self.state, self.state.scaler
         scaler.unscale_(state.optimiser)
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.plan.recipe.clip)
-        if self.plan.amp != "fp16":  # there the scaler leaves such a step out and scales less
+        if self.plan.amp != "fp16":  # with fp16 the scaler skips such a step and lowers its scale
             self._stop_unless_finite("gradient", norm, iteration, names)
         scaler.step(state.optimiser)
         scaler.update()
         if state.average is not None:
-            _follow(state.average, state.model, self.plan.recipe.decay(iteration))
+            follow(state.average, state.model, self.plan.recipe.decay(iteration))
 
     def _exchange_if(self, last: bool) -> AbstractContextManager[None]:
         """Processes exchange gradients in the last pass of a step only."""
@@ -117,7 +117,7 @@ class Step:
 
 
 @torch.no_grad()
-def _follow(average: DSGNN, model: DSGNN, decay: float) -> None:
+def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
     """average ← decay · average + (1 - decay) · model, buffers included."""
     for a, b in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
         if a.is_floating_point():

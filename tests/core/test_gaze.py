@@ -36,7 +36,7 @@ def photo(name: str, **changes) -> GazePhoto:
 
 def test_the_first_fixation_of_each_viewer_is_left_out(tmp_path):
     [found] = read_gaze(write(tmp_path, entry()))
-    assert found.image == tmp_path / "images" / "osie_1002.webp"
+    assert found.path == tmp_path / "images" / "osie_1002.webp"
     assert (found.width, found.height, found.source) == (16, 12, "OSIE")
     assert (found.dev, found.coco_id) == (False, None)
     assert [viewer.tolist() for viewer in found.viewers] == [
@@ -92,18 +92,18 @@ def test_a_missing_file_and_a_list_are_refused(tmp_path):
 def test_pixels_are_read_when_asked_for(tmp_path):
     names = "good.png", "gone.png", "broken.png", "other.png"
     good, gone, broken, other = read_gaze(write(tmp_path, *(entry(name) for name in names)))
-    cv2.imwrite(str(good.image), np.full((12, 16, 3), (30, 20, 10), np.uint8))
-    cv2.imwrite(str(other.image), np.zeros((16, 12, 3), np.uint8))
-    broken.image.write_bytes(b"nothing")
-    assert good.read_image().tolist() == np.full((12, 16, 3), (10, 20, 30)).tolist()
+    cv2.imwrite(str(good.path), np.full((12, 16, 3), (30, 20, 10), np.uint8))
+    cv2.imwrite(str(other.path), np.zeros((16, 12, 3), np.uint8))
+    broken.path.write_bytes(b"nothing")
+    assert good.read().tolist() == np.full((12, 16, 3), (10, 20, 30)).tolist()
     with pytest.raises(DataError, match=r"no image .*gone.png; is the folder complete"):
-        gone.read_image()
+        gone.read()
     with pytest.raises(DataError, match=r"cannot read .*broken.png"):
-        broken.read_image()
+        broken.read()
     with pytest.raises(
         DataError, match=r"height and width are 12 and 16, but .*other.png has 16 and 12; give"
     ):
-        other.read_image()
+        other.read()
 
 
 def test_the_split_is_what_it_always_was():

@@ -15,7 +15,7 @@ from dsgnn.data import open_data
 from dsgnn.data.binary import binary_split, read_binary
 from dsgnn.data.check import check_folder, splits_of
 from dsgnn.data.gaze import gaze_split
-from dsgnn.data.people import open_people, path_of, split_of
+from dsgnn.data.people import open_people, split_of
 from dsgnn.evaluation import gaze, loop
 from dsgnn.runtime import rle
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
@@ -110,10 +110,10 @@ def predictions(path: Path, names: list[str], masks: list[np.ndarray], best: int
 def test_each_photo_is_in_one_split(looks: Path) -> None:
     parts = {split: open_people(looks, split) for split in ("train", "val", "test", "all")}
     assert all(parts.values())
-    names = [path_of(photo).name for part in ("train", "val", "test") for photo in parts[part]]
+    names = [photo.path.name for part in ("train", "val", "test") for photo in parts[part]]
     assert sorted(names) == sorted(NAMES)
     kept = next(photo for photo in parts["all"] if photo.dev)
-    assert gaze_split(path_of(kept).name) != "test" and split_of(kept) == "test"
+    assert gaze_split(kept.path.name) != "test" and split_of(kept) == "test"
     with pytest.raises(OptionError, match="split must be one of .* got 'train\\+val'"):
         open_people(looks, "train+val")
 
@@ -133,8 +133,8 @@ def test_ranked_objects_are_measured_elsewhere(looks: Path) -> None:
 def test_fixations_are_samples_to_train_on(looks: Path) -> None:
     """Attention is known, objects are not; what is kept for other purposes is left out."""
     train = open_data(looks, "train")
-    assert [path_of(photo).name for photo in train.photos] == [
-        path_of(photo).name for photo in open_people(looks, "all") if photo.may_train
+    assert [photo.path.name for photo in train.photos] == [
+        photo.path.name for photo in open_people(looks, "all") if photo.may_train
     ]
     sample = train[0]
     assert len(sample.masks) == 0 and (sample.foreground == -1).all()

@@ -200,7 +200,7 @@ def test_prepared_photos_and_their_mirror_images(folder, network):
     expected = density(photos[3], (6, 8), 0.05 * 8)
     np.testing.assert_array_equal(data.targets[3].numpy(), expected)
     with torch.no_grad():
-        image = torch.from_numpy(resize(photos[3].read_image()[:, ::-1].copy(), 64))
+        image = torch.from_numpy(resize(photos[3].read()[:, ::-1].copy(), 64))
         pixels = (image.float() - torch.tensor([123.675, 116.28, 103.53])) / torch.tensor(
             [58.395, 57.12, 57.375]
         )
@@ -240,21 +240,21 @@ def test_training_brings_the_map_closer_to_the_looks(folder):
 
 def test_only_photos_that_may_be_are_learnt_from(folder, monkeypatch):
     photos = read_gaze(folder)
-    splits = [gaze_split(found.image.name) for found in photos]
+    splits = [gaze_split(found.path.name) for found in photos]
     assert {"train", "val"} <= set(splits)
     first = splits.index("train")
     photos[first] = replace(photos[first], dev=True)
     seen = []
 
     def spy(network, chosen, blur):
-        seen.append([found.image.name for found in chosen])
+        seen.append([found.path.name for found in chosen])
         return prepare(network, chosen, blur)
 
     monkeypatch.setattr("dsgnn.teacher.training.prepare", spy)
     lines: list[str] = []
     recipe = GazeRecipe(passes=2, batch=4, blur=0.05)
     trained = train_network(TINY, recipe, photos, seed=5, say=lines.append)
-    names = [found.image.name for found in photos]
+    names = [found.path.name for found in photos]
     learnt = [n for i, (n, s) in enumerate(zip(names, splits, strict=True))
               if s == "train" and i != first]  # fmt: skip
     compared = [name for name, split in zip(names, splits, strict=True) if split == "val"]
