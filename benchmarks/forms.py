@@ -36,6 +36,7 @@ from dsgnn.runtime.telemetry import import_without_telemetry
 
 if TYPE_CHECKING:
     from dsgnn.export.onnx import ExportSource
+    from dsgnn.runtime.artifact import Artifact, Description
 
 Answers = dict[str, np.ndarray]
 TORCH_FORMS = {
@@ -181,12 +182,7 @@ class ArtifactSubject:
             spec.model, spec.backend, spec.device, spec.threads, if_none="all", specks="keep"
         )
         self.ranker, artifact = ranker, ranker.artifact
-        if artifact.status != "verified" and not spec.allow_unverified:
-            raise ArtifactError(
-                f"{spec.model} is unverified: nobody has checked that it gives the network's "
-                "answers. Export it again (dsgnn-export checks it), or allow unverified artifacts, "
-                "and the results will be marked"
-            )
+        check_verified(artifact, spec.allow_unverified)
         self.rule, self.threshold = artifact.description.input, ranker.threshold
         self._infer = ranker.backend.infer
         self.facts = {
@@ -222,22 +218,17 @@ class StraightforwardSubject:
             str(path), options, providers=["CPUExecutionProvider"]
         )
         self.rule, self.threshold = description.input, description.threshold
-        self.facts = {
-            "name": f"{_title(spec)} · straightforward ONNX export",
-            "form": STRAIGHTFORWARD,
-            "file": path.name,
-            "sha256": sha256_of(path),
-            "status": "baseline",
-            "config": description.config,
-            "weights": description.weights,
-            "precision": "fp32",
-            "backend": "onnxruntime",
-            "device": "cpu",
-            "threads": spec.threads,
-            "input": str(self.rule),
-            "bytes": path.stat().st_size,
-            "source_sha256": description.source_sha256,
-        }
+        self.facts = _facts(
+            spec,
+            description,
+            path,
+            name=f"{_title(spec)} · straightforward ONNX export",
+            sha256=sha256_of(path),
+            status="baseline",
+            precision="fp32",
+            backend="onnxruntime",
+            device="cpu",
+        )
 
     def infer(self, images: np.ndarray, clock: Clock) -> tuple[Answers, Sample]:
         names = [output.name for output in self._session.get_outputs()]
@@ -269,11 +260,10 @@ class TorchSubject:
             )
         # after the refusals: these take seconds to import
         from dsgnn.export.deploy.network import DeployGraph
-        from dsgnn.export.onnx import default_size, describe
+        from dsgnn.export.onnx import describe
 
-        self.source = source = read(spec)
-        config = source.model.config
-        size = spec.size or default_size(config)
+        source, size = read(spec)
+        self.source = source
         description = describe(source, size)
         self.rule, self.threshold = description.input, description.threshold
         self._form, self._on_gpu, self._device = spec.form, on_gpu, torch.device(spec.device)
@@ -291,22 +281,17 @@ class TorchSubject:
             self._network = torch.compile(self._network)
         self._graphs: dict[int, Any] = {}
         precision = "" if spec.precision == "fp32" else f" {spec.precision}"
-        self.facts = {
-            "name": f"{_title(spec)} · {TORCH_FORMS[spec.form]}{precision}",
-            "form": spec.form,
-            "file": None if spec.synthetic else Path(spec.model).name,
-            "sha256": source.sha256,
-            "status": "checkpoint",
-            "config": config.name,
-            "weights": source.weights,
-            "precision": spec.precision,
-            "backend": "pytorch",
-            "device": spec.device,
-            "threads": spec.threads,
-            "input": str(self.rule),
-            "bytes": None if spec.synthetic else Path(spec.model).stat().st_size,
-            "source_sha256": source.sha256,
-        }
+        self.facts = _facts(
+            spec,
+            description,
+            None if spec.synthetic else Path(spec.model),
+            name=f"{_title(spec)} · {TORCH_FORMS[spec.form]}{precision}",
+            sha256=source.sha256,
+            status="checkpoint",
+            precision=spec.precision,
+            backend="pytorch",
+            device=spec.device,
+        )
 
     def infer(self, images: np.ndarray, clock: Clock) -> tuple[Answers, Sample]:
         import torch
@@ -376,13 +361,23 @@ class TorchSubject:
         return outputs
 
 
-def read(spec: Spec) -> ExportSource:
-    """The network of a spec's checkpoint or configuration."""
-    from dsgnn.export.onnx import read_source
+def read(spec: Spec) -> tuple[ExportSource, tuple[int, int]]:
+    """The network of a spec's checkpoint or configuration, and its input's height and width."""
+    from dsgnn.export.onnx import default_size, read_source
 
-    if spec.synthetic:
-        return read_source(None, spec.model, spec.seed)
-    return read_source(spec.model)
+    named = (None, spec.model) if spec.synthetic else (spec.model, None)
+    source = read_source(*named, spec.seed)
+    return source, spec.size or default_size(source.model.config)
+
+
+def check_verified(artifact: Artifact, allow_unverified: bool) -> None:
+    """Raise ArtifactError for an artifact that is not verified, unless that is allowed."""
+    if artifact.status != "verified" and not allow_unverified:
+        raise ArtifactError(
+            f"{artifact.path} is unverified: nobody has checked that it gives the network's "
+            "answers. Export it again (dsgnn-export checks it), or allow unverified artifacts, and "
+            "the results will be marked"
+        )
 
 
 def export_straightforward(spec: Spec) -> None:
@@ -390,7 +385,7 @@ def export_straightforward(spec: Spec) -> None:
     import onnx
     import torch
 
-    from dsgnn.export.onnx import build_onnx, default_size, describe
+    from dsgnn.export.onnx import build_onnx, describe
     from dsgnn.model import normalise
 
     class AsItIs(torch.nn.Module):
@@ -404,10 +399,9 @@ def export_straightforward(spec: Spec) -> None:
             out = self.network(normalise(image))
             return out.answers()
 
-    source = read(spec)
-    size = spec.size or default_size(source.model.config)
-    config = source.model.config
-    proto = build_onnx(AsItIs(source.model).eval(), config.outputs, size, size)
+    source, size = read(spec)
+    outputs = source.model.config.outputs
+    proto = build_onnx(AsItIs(source.model).eval(), outputs, size, size)
     path = Path(spec.export)
     facts_of(path).write_text(describe(source, size).to_json())
     with whole_file(path) as part:
@@ -417,6 +411,22 @@ def export_straightforward(spec: Spec) -> None:
 def facts_of(export: Path) -> Path:
     """Where the description of a straightforward export lies."""
     return export.with_suffix(".facts.json")
+
+
+def _facts(spec: Spec, about: Description, path: Path | None, **own: str) -> dict[str, Any]:
+    """The facts of a subject that no `Ranker` describes. path: of the file that it was read from,
+    if it was."""
+    return {
+        **own,
+        "form": spec.form,
+        "file": path.name if path else None,
+        "config": about.config,
+        "weights": about.weights,
+        "threads": spec.threads,
+        "input": str(about.input),
+        "bytes": path.stat().st_size if path else None,
+        "source_sha256": about.source_sha256,
+    }
 
 
 def _title(spec: Spec) -> str:

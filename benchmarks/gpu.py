@@ -25,14 +25,7 @@ from typing import Any
 import numpy as np
 
 from dsgnn.benchmarks.environment import conditions, conditions_since, environment
-from dsgnn.benchmarks.forms import (
-    ARTIFACT,
-    PRECISIONS,
-    TORCH_FORMS,
-    Answers,
-    Spec,
-    read,
-)
+from dsgnn.benchmarks.forms import ARTIFACT, PRECISIONS, TORCH_FORMS, Answers, Spec, read
 from dsgnn.benchmarks.latency import measure, noise
 from dsgnn.benchmarks.limits import BYTES, count_work, floor, gpu_rates
 from dsgnn.benchmarks.processes import BenchProcess, apart
@@ -100,10 +93,9 @@ def gpu_specs(source: Spec, artifacts: Sequence[Path]) -> list[Spec]:
 
 def description(spec: Spec) -> Description:
     """What the subjects of this checkpoint have in common."""
-    from dsgnn.export.onnx import default_size, describe
+    from dsgnn.export.onnx import describe
 
-    source = read(spec)
-    return describe(source, spec.size or default_size(source.model.config))
+    return describe(*read(spec))
 
 
 class Remembered:

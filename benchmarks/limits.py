@@ -41,11 +41,10 @@ def count_work(spec: Spec) -> dict[str, float]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from dsgnn.export.deploy.network import DeployGraph
-    from dsgnn.export.onnx import default_size
 
-    model = read(spec).model
-    size = spec.size or default_size(model.config)
-    graph = DeployGraph(model, size).eval().requires_grad_(False)  # or the counter asks for grads
+    source, size = read(spec)
+    graph = DeployGraph(source.model, size).eval()
+    graph.requires_grad_(False)  # or the counter asks for gradients
     image = torch.zeros(1, *size, 3, dtype=torch.uint8)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         answers = graph(image)

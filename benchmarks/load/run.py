@@ -23,13 +23,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dsgnn.benchmarks.environment import busy, conditions, conditions_since, environment
-from dsgnn.benchmarks.forms import photos
+from dsgnn.benchmarks.forms import check_verified, photos
 from dsgnn.benchmarks.load import loadgen
 from dsgnn.benchmarks.load.loadgen import BusyError, Load
 from dsgnn.benchmarks.load.meters import joules, listener, resident_mib, watching
 from dsgnn.benchmarks.results import free, save
 from dsgnn.runtime import Ranker
-from dsgnn.runtime.errors import ArtifactError, BackendError, OptionError
+from dsgnn.runtime.errors import BackendError, OptionError
 from dsgnn.runtime.run.lanes import lanes_for
 
 FILE, LOGS = "load.json", "loadgen"
@@ -92,11 +92,7 @@ def load(
     busy_before = busy(before, conditions())
     with ExitStack() as stack:
         ranker = stack.enter_context(Ranker(path, **options))
-        if ranker.artifact.status != "verified" and not allow_unverified:
-            raise ArtifactError(
-                f"{ranker.artifact.path} is unverified: export it again (dsgnn-export checks it), "
-                "or allow unverified artifacts, and the results will be marked"
-            )
+        check_verified(ranker.artifact, allow_unverified)
         alone = [of_ranking(ranker(photo)) for photo in pictures]
         if served:
             subject = stack.enter_context(over_http(target, lanes or CLIENTS))
