@@ -107,23 +107,18 @@ COMMON = {
         "command": [str],
     },
 }
+CONDITIONS = {"before": dict, "after": dict, "stolen": MAYBE}
 LATENCY = {
     "plan": dict,
-    "conditions": {"before": dict, "after": dict, "stolen": MAYBE},
+    "conditions": CONDITIONS,
     "noise": {str: {"quiet": bool, "worst": NUMBER, "why": str}},
     "rows": [LATENCY_ROW],
 }
-KINDS: dict[str, dict[str, Any]] = {
-    "latency": {**COMMON, **LATENCY},
-    "accuracy": {**COMMON, "rows": [ACCURACY_ROW]},
-    "scaling": {
-        **COMMON,
-        "model": dict,
-        "conditions": {"before": dict, "after": dict, "stolen": MAYBE},
-        "rows": [SCALING_ROW],
-    },
+KINDS: dict[str, dict[str, Any]] = {  # beside what is COMMON
+    "latency": LATENCY,
+    "accuracy": {"rows": [ACCURACY_ROW]},
+    "scaling": {"model": dict, "conditions": CONDITIONS, "rows": [SCALING_ROW]},
     "crops": {
-        **COMMON,
         "model": dict,
         "data": {"spec": str, "split": str, "fixations": int},
         "rank_ms": NUMBER,
@@ -131,11 +126,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "rows": [CROPS_ROW],
     },
     "load": {
-        **COMMON,
         "target": str,
         "model": dict,
         "plan": {"p99_ms": NUMBER, "duration_s": NUMBER, "queries": int},
-        "conditions": {"before": dict, "after": dict, "stolen": MAYBE, "busy_before": MAYBE},
+        "conditions": {**CONDITIONS, "busy_before": MAYBE},
         "start": {"cold_s": MAYBE, "first_ms": MAYBE, "warm_ms": NUMBER},
         "highest_per_s": MAYBE,
         "search": [{"rate_per_s": NUMBER, "valid": bool, "p99_ms": NUMBER}],
@@ -144,7 +138,6 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     # rows that could not be measured, with the reason; and what the floors rest on
     "gpu": {
-        **COMMON,
         **LATENCY,
         "missing": [{"name": str, "precision": str, "batch": int, "why": str}],
         "rates": {"gb_per_s": NUMBER, "tflops": {str: NUMBER}},
@@ -190,7 +183,7 @@ def validate(results: Any) -> None:
         )
     if results.get("kind") not in list(KINDS):
         raise DataError(f"kind must be one of {', '.join(KINDS)}, got {results.get('kind')!r}")
-    check(results, KINDS[results["kind"]])
+    check(results, COMMON | KINDS[results["kind"]])
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from dsgnn.benchmarks import scaling
 from dsgnn.benchmarks.load import run
@@ -16,12 +17,13 @@ from dsgnn.benchmarks.report.words import (
     about_scaling,
     accuracy_lines,
     circumstances,
-    gpu_runs,
+    gpu_run,
     networks,
     too_noisy,
     was_busy,
     where,
 )
+from dsgnn.benchmarks.results import KINDS
 from dsgnn.benchmarks.results import load as read
 from dsgnn.benchmarks.timing import END_TO_END, STAGES
 from dsgnn.runtime.disk.files import write_whole
@@ -58,60 +60,47 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     DataError where latency and accuracy are of different files under one name.
     """
     loaded = [read(path) for path in files]
-    timed = [results for results in loaded if results["kind"] == "latency"]
-    accuracies = [results for results in loaded if results["kind"] == "accuracy"]
-    measured = [row for results in accuracies for row in results["rows"]]
-    tables = [run_table(results, measured) for results in timed]
-    on_gpu = [results for results in loaded if results["kind"] == "gpu"]
-    lines: list[str] = []
-    for results, table in zip(timed, tables, strict=True):
-        lines += [f"**{networks(results)}.** {circumstances(results)}", ""]
-        warnings = [*too_noisy(results), *caveats(table)]
-        lines += [*(f"- {warning}" for warning in warnings), "", markdown(table), ""]
-    lines.append(FOOTNOTE)
-    for results in accuracies:
-        lines += ["", f"**Accuracy.** {where(results)}", ""]
-        lines += [f"- {line}" for line in accuracy_lines(results)]
-    scaled = [results for results in loaded if results["kind"] == "scaling"]
-    under_load = [results for results in loaded if results["kind"] == "load"]
-    for results in scaled:
-        lines += ["", f"**Ray.** {about_scaling(results)}", "", markdown(scaling.table(results))]
-    for results in under_load:
-        lines += [
-            "",
-            f"**Load.** {about_load(results)}",
-            "",
-            *(f"- {line}\n" for line in was_busy(results)),
-        ]
-        lines.append(markdown(run.table(results)))
-    for (title, about, table), results in zip(gpu_runs(on_gpu), on_gpu, strict=True):
-        warnings = [f"- {warning}" for warning in too_noisy(results)]
-        lines += ["", f"**{title}.** {about}", "", *warnings, *([""] if warnings else [])]
-        lines.append(markdown(table))
-    text = "\n".join(lines if on_gpu else [*lines, "", NO_GPU]) + "\n"
+    text = as_markdown(loaded)
     if html is not None:
-        write_whole(
-            html, page(timed, tables, accuracies, scaled, under_load, on_gpu, loaded).encode()
-        )
+        write_whole(html, as_page(loaded).encode())
         write_whole(html.with_suffix(".md"), text.encode())
     if readme is not None:
         replace_between(readme, text)
     return text
 
 
-def page(
-    timed: Sequence[Results],
-    tables: Sequence[Table],
-    accuracies: Sequence[Results],
-    scaled: Sequence[Results],
-    under_load: Sequence[Results],
-    on_gpu: Sequence[Results],
-    loaded: Sequence[Results],
-) -> str:
+def as_markdown(loaded: Sequence[Results]) -> str:
+    """The report for a README: first what latency runs say, then the other kinds."""
+    by_kind, measured = _sorted(loaded)
+    lines: list[str] = []
+    for results in by_kind["latency"]:
+        table = run_table(results, measured)
+        lines += [f"**{networks(results)}.** {circumstances(results)}", ""]
+        warnings = [*too_noisy(results), *caveats(table)]
+        lines += [*(f"- {warning}" for warning in warnings), "", markdown(table), ""]
+    lines.append(FOOTNOTE)
+    for results in by_kind["accuracy"]:
+        lines += ["", f"**Accuracy.** {where(results)}", ""]
+        lines += [f"- {line}" for line in accuracy_lines(results)]
+    for results in by_kind["scaling"]:
+        lines += ["", f"**Ray.** {about_scaling(results)}", "", markdown(scaling.table(results))]
+    for results in by_kind["load"]:
+        lines += ["", f"**Load.** {about_load(results)}", ""]
+        lines += [*(f"- {line}\n" for line in was_busy(results)), markdown(run.table(results))]
+    for results in by_kind["gpu"]:
+        title, about, table = gpu_run(results)
+        warnings = [f"- {warning}" for warning in too_noisy(results)]
+        lines += ["", f"**{title}.** {about}", "", *warnings, *([""] if warnings else [])]
+        lines.append(markdown(table))
+    return "\n".join(lines if by_kind["gpu"] else [*lines, "", NO_GPU]) + "\n"
+
+
+def as_page(loaded: Sequence[Results]) -> str:
     """One self-contained HTML page: no script, and no request to anywhere."""
-    measured = [row for results in accuracies for row in results["rows"]]
+    by_kind, measured = _sorted(loaded)
     body = ["<h1>dsgnn: latency and accuracy</h1>"]
-    for results, table in zip(timed, tables, strict=True):
+    for results in by_kind["latency"]:
+        table = run_table(results, measured)
         body += [
             f"<h2>{escape(networks(results))}</h2>",
             f"<p>{escape(circumstances(results))}</p>",
@@ -130,7 +119,7 @@ def page(
     body.append(f"<p>{escape(FOOTNOTE)}</p>")
     points = [
         (row["subject"]["name"], row["stages"][END_TO_END]["p50"], found["figures"]["sa_sor"])
-        for results in timed
+        for results in by_kind["latency"]
         for row in results["rows"]
         if row["batch"] == 1
         and (found := accuracy_of(row["subject"], measured))
@@ -141,21 +130,22 @@ def page(
             "<h2>Accuracy against latency</h2>",
             plots.scatter(points, "end to end p50 ms, batch 1", "SA-SOR"),
         ]
-    for results in accuracies:
+    for results in by_kind["accuracy"]:
         body.append(f"<p>Accuracy: {escape(where(results))}</p>")
         body += [f"<p>{escape(line)}</p>" for line in accuracy_lines(results)]
-    for results in scaled:
+    for results in by_kind["scaling"]:
         body += [
             f"<h2>Ray</h2><p>{escape(about_scaling(results))}</p>",
             _html(scaling.table(results)),
         ]
-    for results in under_load:
+    for results in by_kind["load"]:
         body += [f"<h2>Load</h2><p>{escape(about_load(results))}</p>"]
         body += [_warnings(was_busy(results)), _html(run.table(results))]
-    for (title, about, table), results in zip(gpu_runs(on_gpu), on_gpu, strict=True):
+    for results in by_kind["gpu"]:
+        title, about, table = gpu_run(results)
         body += [f"<h2>{escape(title)}</h2><p>{escape(about)}</p>"]
         body += [_warnings(too_noisy(results)), _html(table)]
-    if not on_gpu:
+    if not by_kind["gpu"]:
         body.append(f"<p>{escape(NO_GPU)}</p>")
     body.append("<h2>Environment</h2>")
     for results in loaded:
@@ -170,6 +160,12 @@ def page(
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>dsgnn benchmarks</title>'
         f"<style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
     )
+
+
+def _sorted(loaded: Sequence[Results]) -> tuple[dict[str, list[Results]], list[Mapping[str, Any]]]:
+    """Results by their kind, and the rows of all that measured accuracy."""
+    by_kind = {kind: [r for r in loaded if r["kind"] == kind] for kind in KINDS}
+    return by_kind, [row for results in by_kind["accuracy"] for row in results["rows"]]
 
 
 def replace_between(path: Path, text: str) -> None:

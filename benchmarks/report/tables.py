@@ -179,8 +179,5 @@ def never_measured(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    rows = [
-        ["---"] * len(table[0]) if i == 1 else row
-        for i, row in enumerate([table[0], [], *table[1:]])
-    ]
+    rows = [table[0], ["---"] * len(table[0]), *table[1:]]
     return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows)

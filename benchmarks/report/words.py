@@ -110,15 +110,12 @@ def accuracy_lines(results: Results) -> list[str]:
     return lines
 
 
-def gpu_runs(runs: Sequence[Results]) -> list[tuple[str, str, Table]]:
-    """Title, circumstances and table of every GPU run."""
-    found = []
-    for results in runs:
-        name = ", ".join(gpu["name"] for gpu in results["environment"]["gpus"]) or "a GPU"
-        about = "Inference p50 ms, transfers included, ÷ its floor. "
-        about += circumstances(results) if results["rows"] else where(results)
-        about += answers_text(results["parity"])
-        table = gpu_table(results["rows"], results["missing"])
-        title = f"{networks(results)} on {name}".lstrip()
-        found.append((title, f"{about} {never_measured(table)}".rstrip(), table))
-    return found
+def gpu_run(results: Results) -> tuple[str, str, Table]:
+    """Title, circumstances and table of a GPU run."""
+    name = ", ".join(gpu["name"] for gpu in results["environment"]["gpus"]) or "a GPU"
+    about = "Inference p50 ms, transfers included, ÷ its floor. "
+    about += circumstances(results) if results["rows"] else where(results)
+    about += answers_text(results["parity"])
+    table = gpu_table(results["rows"], results["missing"])
+    title = f"{networks(results)} on {name}".lstrip()
+    return title, f"{about} {never_measured(table)}".rstrip(), table
