@@ -39,23 +39,24 @@ def shell(command: list[str]) -> str | None:
 
 def environment(run: Shell = shell, root: Path = Path("/")) -> dict[str, Any]:
     """What does not change during a run. root: where /proc and /sys are."""
-    cpu = _cpu(_read(root / "proc/cpuinfo") or "")
-    memory = _field(_read(root / "proc/meminfo") or "", "MemTotal")
+    cpu = read_text(root / "proc/cpuinfo")
+    memory = _field(read_text(root / "proc/meminfo"), "MemTotal")
     here = str(Path(__file__).parent)
     revision, changed = (
         run(["git", "-C", here, *command])
         for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
     )
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    governor = read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "system": platform.platform(),
         "python": platform.python_version(),
-        "cpu": cpu["model"] or platform.processor() or platform.machine(),
-        "cpu_flags": cpu["flags"],
+        "cpu": _field(cpu, "model name") or platform.processor() or platform.machine(),
+        "cpu_flags": sorted((_field(cpu, "flags") or _field(cpu, "Features") or "").split()),
         "cores": os.cpu_count(),
         "cores_allowed": affinity,
         "memory_gib": round(int(memory.split()[0]) / 2**20, 1) if memory else None,
-        "governor": _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": governor or None,
         "gpus": gpus(run),
         "libraries": versions((*LIBRARIES, *OTHERS)),
         "variables": {name: os.environ.get(name) for name in VARIABLES},
@@ -69,18 +70,18 @@ def environment(run: Shell = shell, root: Path = Path("/")) -> dict[str, Any]:
 
 def conditions(run: Shell = shell, root: Path = Path("/")) -> dict[str, Any]:
     """What changes: load, clocks, throttling and processor ticks, to be read before and after."""
-    info = (_read(root / "proc/cpuinfo") or "").splitlines()
+    info = read_text(root / "proc/cpuinfo").splitlines()
     clocks = [float(line.split(":")[1]) for line in info if line.startswith("cpu MHz")]
     throttled = [
         int(path.read_text())
         for path in root.glob("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
     ]
-    load = _read(root / "proc/loadavg")
+    load = read_text(root / "proc/loadavg")
     return {
         "load": float(load.split()[0]) if load else None,
         "cpu_mhz": clocks or None,
         "throttle_count": sum(throttled) if throttled else None,
-        "ticks": _ticks(_read(root / "proc/stat") or ""),
+        "ticks": _ticks(read_text(root / "proc/stat")),
         "gpus": gpus(run),
     }
 
@@ -120,7 +121,7 @@ def peak_mib(root: Path = Path("/")) -> float | None:
 
     VmHWM, not getrusage: that one keeps what the parent held before this process began.
     """
-    peak = _field(_read(root / "proc/self/status") or "", "VmHWM")
+    peak = _field(read_text(root / "proc/self/status"), "VmHWM")
     return int(peak.split()[0]) / 1024 if peak else None
 
 
@@ -133,24 +134,18 @@ def reset_peak(root: Path = Path("/")) -> bool:
     return True
 
 
-def _read(path: Path) -> str | None:
+def read_text(path: Path) -> str:
+    """The text of a file of the system, "" where it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:
-        return None
+        return ""
 
 
 def _field(text: str, name: str) -> str | None:
     """ "VmHWM:   1234 kB" → "1234 kB"."""
     found = [line for line in text.splitlines() if line.partition(":")[0].strip() == name]
     return found[0].partition(":")[2].strip() if found else None
-
-
-def _cpu(info: str) -> dict[str, Any]:
-    return {
-        "model": _field(info, "model name"),
-        "flags": sorted((_field(info, "flags") or _field(info, "Features") or "").split()),
-    }
 
 
 def _ticks(stat: str) -> dict[str, int] | None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dsgnn.benchmarks.environment import read_text
+
 WATCH_S, POINTS = 0.5, 240  # memory is read so often; at most twice so many readings are kept
 
 
@@ -20,7 +22,7 @@ def joules(root: Path = Path("/")) -> dict[str, float]:
     found: dict[str, float] = {}
     for path in sorted(root.glob("sys/class/powercap/intel-rapl:*/energy_uj")):
         number = path.parent.name.partition(":")[2]
-        if number.isdecimal() and (text := _read(path)):  # 0:0 is a part of 0
+        if number.isdecimal() and (text := read_text(path)):  # 0:0 is a part of 0
             found[f"rapl:{number}"] = int(text) / 1e6
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
@@ -41,10 +43,10 @@ def resident_mib(pid: int | None, root: Path = Path("/")) -> float | None:
     """Memory that a process and those that it started hold now, in MiB."""
     if pid is None:
         return None
-    held = re.search(r"^VmRSS:\s+(\d+) kB", _read(root / f"proc/{pid}/status"), re.M)
+    held = re.search(r"^VmRSS:\s+(\d+) kB", read_text(root / f"proc/{pid}/status"), re.M)
     if held is None:
         return None
-    texts = [_read(path) for path in root.glob(f"proc/{pid}/task/*/children")]
+    texts = [read_text(path) for path in root.glob(f"proc/{pid}/task/*/children")]
     children = [resident_mib(int(child), root) for text in texts for child in text.split()]
     return int(held[1]) / 1024 + sum(mib for mib in children if mib is not None)
 
@@ -54,7 +56,7 @@ def listener(port: int, root: Path = Path("/")) -> int | None:
     lines = [
         line.split()
         for name in ("tcp", "tcp6")
-        for line in _read(root / f"proc/net/{name}").splitlines()
+        for line in read_text(root / f"proc/net/{name}").splitlines()
     ]
     sockets = {
         f"socket:[{cells[9]}]"
@@ -93,11 +95,3 @@ def watching(pid: int | None) -> Iterator[list[list[float]]]:
     finally:
         ended.set()
         thread.join()
-
-
-def _read(path: Path) -> str:
-    """The text of a file of the system, "" where it cannot be read."""
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
