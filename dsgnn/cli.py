@@ -16,6 +16,7 @@ from dsgnn.options import (
     NEW_FILE,
     CheckpointFile,
     NanoOrPath,
+    check_output,
     data_option,
     needs,
     seed_option,
@@ -93,17 +94,13 @@ def convert(source: Path, out: Path, config: str | None) -> None:
     with needs("train"):
         from dsgnn.weights.checkpoint import convert as convert_file
 
-    if out.suffix != ".safetensors":
-        raise click.UsageError(f"the output must end in .safetensors, got {out.name}")
-    if not out.parent.is_dir():
-        raise click.UsageError(f"the folder {out.parent} does not exist")
+    check_output(out, ".safetensors")
     try:
-        converted = convert_file(source, out, config)
+        chosen, weights = convert_file(source, out, config)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{out} cannot be written: {error}") from None
-    chosen, weights = converted
     origin = "published" if weights == "published" else "converted, origin unknown"
     click.echo(f"{out}: {chosen.name}, {origin}, {out.stat().st_size / 1e6:.0f} MB")
 

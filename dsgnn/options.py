@@ -42,7 +42,7 @@ class SizeType(click.ParamType):
 class NanoOrPath(click.Path):
     """A path, or `nano`, the name of the bundled model, which stands for this file of ours.
 
-    A folder of that name here is ./nano.
+    A file of that name in the current folder comes first; a folder of that name is given as ./nano.
     """
 
     def __init__(self, nano: Path, exists: bool = True, dir_okay: bool = True) -> None:
@@ -113,6 +113,15 @@ def images_option(text: str = "More photos for the parity check.") -> Callable[[
 
 def seed_option(text: str = "Of everything random.") -> Callable[[Any], Any]:
     return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=text)
+
+
+def check_output(path: Path, *suffixes: str) -> None:
+    """Before minutes of work: end with an error of usage unless the file can be written where it is
+    asked for."""
+    if path.suffix not in suffixes:
+        raise click.UsageError(f"the output must end in {' or '.join(suffixes)}, got {path.name}")
+    if not path.parent.is_dir():
+        raise click.UsageError(f"the folder {path.parent} does not exist")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from dsgnn.options import (
     NEW_FILE,
     CheckpointFile,
     NanoOrPath,
+    check_output,
     images_option,
     needs,
     refusals,
@@ -35,14 +36,6 @@ def main() -> None:
 
     Exit status: 0 done, 1 the artifact could not be built or gives other answers, 2 wrong use.
     """
-
-
-def _output(path: Path, *suffixes: str) -> None:
-    """Before minutes of work: the file can be written where it is asked for."""
-    if path.suffix not in suffixes:
-        raise click.UsageError(f"the output must end in {' or '.join(suffixes)}, got {path.name}")
-    if not path.parent.is_dir():
-        raise click.UsageError(f"there is no folder {path.parent} to write {path.name} in")
 
 
 @contextmanager
@@ -123,7 +116,7 @@ def onnx(
     Example:
       dsgnn-export onnx model.safetensors -o model.int8.onnx --precision int8 --calibrate photos
     """
-    _output(out, ".onnx")
+    check_output(out, ".onnx")
     if (checkpoint is None) == (synthetic is None):
         raise click.UsageError("give either a checkpoint or --synthetic CONFIG")
     if precision == "int8" and calibrate is None:
@@ -212,7 +205,7 @@ def tensorrt(
     from dsgnn.export.engine_options import check_options
     from dsgnn.runtime.artifact import open_artifact
 
-    _output(out, ".engine", ".plan")
+    check_output(out, ".engine", ".plan")
     with refusals(
         "\nFor one size: dsgnn-export onnx CHECKPOINT -o M.onnx --size HxW. For the rest see "
         "--flavour, --batch and --sm."
@@ -372,7 +365,7 @@ def round_(checkpoint: Path, out: Path) -> None:
         from dsgnn.export.round_weights import round_weights
         from dsgnn.weights.checkpoint import load_checkpoint, origin_of, save_checkpoint
 
-    _output(out, ".safetensors")
+    check_output(out, ".safetensors")
     with refusals():
         model, weights = load_checkpoint(checkpoint)
         save_checkpoint(out, round_weights(model), weights, origin_of(checkpoint), compact=True)
