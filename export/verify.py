@@ -40,10 +40,10 @@ def verify(
     reference = _reference(against, artifact.description)
     candidate = open_backend(path, backend, device)
     known = artifact.sidecar or Sidecar(path.name, artifact.sha256, verified=False)
-    infer, about = backend_infer(candidate), artifact.description
-    computed = "bf16" if candidate.name.endswith("-bf16") and about.precision != "int8" else ""
-    about = replace(about, precision=computed or about.precision)
-    results = gate(reference, infer, photos, about, known.build)
+    about = artifact.description
+    if candidate.name.endswith("-bf16") and about.precision != "int8":
+        about = replace(about, precision="bf16")
+    results = gate(reference, backend_infer(candidate), photos, about, known.build)
     how = {
         "against": against.name,
         "backend": candidate.picked,
@@ -51,9 +51,7 @@ def verify(
         **({"on_cpu": dict(candidate.on_cpu)} if candidate.on_cpu else {}),
     }
     found = tuple({**result.to_dict(), **how} for result in results)
-    elsewhere = tuple(
-        check for check in known.parity if known.place(check) != known.place(found[0])
-    )
+    elsewhere = [check for check in known.parity if known.place(check) != known.place(found[0])]
     sidecar = replace(known, parity=(*elsewhere, *found))
     sidecar = replace(
         sidecar,

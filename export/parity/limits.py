@@ -123,9 +123,8 @@ class Parity:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Parity:
         """One record of a sidecar; what else it holds is ignored."""
-        # older records lack these
-        facts = {"attention_moved": None, "kept_otherwise": 0, "check": "photos", **facts}
-        own = {name: facts[name] for name in cls.__dataclass_fields__}
+        # older records lack some
+        own = {name: facts[name] for name in cls.__dataclass_fields__ if name in facts}
         return cls(**{**own, "failures": tuple(own["failures"])})
 
 
@@ -190,17 +189,15 @@ def table(results: Sequence[Parity]) -> str:
     for r in results:
         if r.check == "slots":
             lines.append(f"{r.batch:5d} one photo in {r.photos} places of batches up to this size")
-            lines.extend(f"      FAILED: {failure}" for failure in r.failures)
-            continue
-        lines.append(
-            f"{r.batch:5d} {r.photos:6d} {r.objects:7d}  {r.saliency_max:16.2e}  "
-            f"{r.score_max:13.2e}  {r.iou_min:8.4f} {r.iou_mean:6.4f}  {r.rank_agreement:6.1%}  "
-            f"{'same' if r.top1_identical else 'DIFFERS'}"
-        )
-        if r.attention_moved is not None:
+        else:
             lines.append(
-                f"      attention that is elsewhere, of the worst photo: {r.attention_moved:.2e}"
+                f"{r.batch:5d} {r.photos:6d} {r.objects:7d}  {r.saliency_max:16.2e}  "
+                f"{r.score_max:13.2e}  {r.iou_min:8.4f} {r.iou_mean:6.4f}  "
+                f"{r.rank_agreement:6.1%}  {'same' if r.top1_identical else 'DIFFERS'}"
             )
+            if r.attention_moved is not None:
+                moved = f"{r.attention_moved:.2e}"
+                lines.append(f"      attention that is elsewhere, of the worst photo: {moved}")
         lines.extend(f"      FAILED: {failure}" for failure in r.failures)
     return "\n".join(lines)
 
