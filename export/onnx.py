@@ -203,8 +203,10 @@ def export_onnx(
     description = describe(source, size, precision)
     names = ways(proto, FOR_ONNX, deform)
     settled = precision == "int8" or keep_unverified or only_reported(description)
-    if settled and precision != "bf16":  # which has no GridSample
-        names = names[:1]  # what fails is not the sampling's fault, or may fail
+    # Other ways to sample are not tried where a failure is accepted or is not the sampling's fault.
+    # bf16 cannot have GridSample and always needs the next way.
+    if settled and precision != "bf16":
+        names = names[:1]
     part = path.with_name(f".{path.name}.part.onnx")
     reference = torch_infer(source.model)
 

@@ -35,9 +35,8 @@ def open_data(
     (see each reader). Images are read when asked for.
     predict_looks: gives COCO-format data, photos with one binary mask and made-up scenes their
     ranks, whatever the file says; other data sets keep theirs. Where nothing else tells the ranks,
-    it is needed. problems: takes
-    messages about entries that are wrong where the file is checked as it is opened, instead of the
-    first being raised; these entries are left out.
+    it is needed. problems: takes messages about wrong entries where the file is checked as it is
+    opened, and these entries are left out; without it the first is raised.
     `palette` of the result, where it has one, is the palette its MAE is published with ("irsr"
     otherwise), and `ranks_from` says where the ranks come from.
     Raises OptionError for a split that there is not and where nothing ranks the objects,

@@ -9,6 +9,7 @@ An object is salient if its number exceeds 0.5; larger = more salient.
 
 from __future__ import annotations
 
+from itertools import compress
 from pathlib import Path
 
 from dsgnn.data.records import (
@@ -62,15 +63,11 @@ class AssrReader(RankedImages):
                 f"{at} has {len(order)} numbers, {where}.object_data {len(found)} objects; "
                 "they must be one to one"
             )
-        salient = {
-            label: (annotation, value)
-            for (label, annotation), value in zip(found.items(), order, strict=True)
-            if value > SALIENT_ABOVE
-        }
+        salient = [value > SALIENT_ABOVE for value in order]
         return Record(
             image=self.root / "images" / self.split / f"{name}.jpg",
             where=where,
-            objects={label: annotation for label, (annotation, _) in salient.items()},
-            saliency=[value for _, value in salient.values()],
+            objects=dict(compress(found.items(), salient)),
+            saliency=list(compress(order, salient)),
             step=0.1,
         )

@@ -235,7 +235,8 @@ class CompositeScenes:
         return sorted(layers, key=lambda layer: layer.base)
 
     def _object(self, rng: np.random.Generator, scene: str) -> Cutout:
-        """A cut-out fit for this kind of scene; also others now and then, so that none is a cue."""
+        """A cut-out that suits this kind of scene. Now and then it is of another kind, so that an
+        object's kind does not give away the scene's."""
         copied = 0.5 if self.split == "train" and self.library.cutout_files else 0.85
         wanted = {"cutouts": 0.05, "copies": copied, "procedural": 0.1, "empty": 0.5}[scene]
         draw = rng.random()

@@ -57,11 +57,6 @@ class GazeConfig:
         return f"the gaze network on {self.backbone}"
 
 
-def _features(backbone: str) -> Any:
-    """timm's network; its attributes are not in PyTorch's types."""
-    return timm.create_model(backbone, features_only=True, out_indices=(2, 3, 4))
-
-
 class GazeNetwork(nn.Module):
     """Gaze over the cells of photos of one size.
 
@@ -77,7 +72,8 @@ class GazeNetwork(nn.Module):
                 f"backbone {config.backbone!r} must be one of timm's EfficientNets, such as "
                 "efficientnet_lite2"
             )
-        body = _features(config.backbone)
+        # Any, as its attributes are not in PyTorch's types.
+        body: Any = timm.create_model(config.backbone, features_only=True, out_indices=(2, 3, 4))
         self.backbone = nn.ModuleDict({"body": body})
         self.early = [body.conv_stem, body.bn1, *body.blocks[:FROZEN_STAGES]]
         for module in self.early:

@@ -98,7 +98,6 @@ def curve(out: Path) -> Path | None:
 
     None when there is nothing to draw yet.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     records = read_log(out)
@@ -107,7 +106,6 @@ def curve(out: Path) -> Path | None:
     if not losses:
         return None
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     seen = [r["images"] for r in losses]
     left.plot(seen, [r["loss"] for r in losses], "k", linewidth=2, label="sum")

@@ -105,12 +105,8 @@ def adapted(
     recipe: Recipe, iterations: int | None, batch: int | None, accumulate: int | None
 ) -> Recipe:
     """The recipe with these values in place of its own, where they are given."""
-    return replace(
-        recipe,
-        iterations=recipe.iterations if iterations is None else iterations,
-        batch=recipe.batch if batch is None else batch,
-        accumulate=recipe.accumulate if accumulate is None else accumulate,
-    )
+    given: dict[str, Any] = {"iterations": iterations, "batch": batch, "accumulate": accumulate}
+    return replace(recipe, **{name: n for name, n in given.items() if n is not None})
 
 
 AMP = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -292,7 +292,8 @@ def _from_transformers(name: str) -> list[Destination]:
     name = re.sub(r"\[(\d)\]", lambda found: str(_shift(name, int(found[1]))), name)
     third = re.search(r"<(\d)>", name)
     name = re.sub(r"<\d>", "", name)
-    return [Destination(branch, int(third[1]) if third else None) for branch in _branches(name)]
+    part = int(third[1]) if third else None
+    return [Destination(branch, part) for branch in _branches(name, "shape", "texture")]
 
 
 def _shift(name: str, number: int) -> int:
@@ -303,12 +304,12 @@ def _shift(name: str, number: int) -> int:
 def _from_framework(name: str) -> list[Destination]:
     for pattern, replacement in _FRAMEWORK:
         name = pattern.sub(replacement, name)
-    names = [name.replace("{branch}", branch) for branch in ("structure", "texture")]
-    return [Destination(upstream_name(branch)) for branch in dict.fromkeys(names)]
+    return [Destination(upstream_name(n)) for n in _branches(name, "structure", "texture")]
 
 
-def _branches(name: str) -> list[str]:
-    return list(dict.fromkeys(name.replace("{branch}", branch) for branch in ("shape", "texture")))
+def _branches(name: str, *branches: str) -> list[str]:
+    """The name in each branch; only itself where it is of none."""
+    return list(dict.fromkeys(name.replace("{branch}", branch) for branch in branches))
 
 
 def _brief(names: dict[str, str]) -> str:

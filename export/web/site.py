@@ -90,7 +90,7 @@ def build_site(model: Path, out: Path, runtime: Path | None = None) -> list[Part
     worker = (HERE / "sw.js").read_text("utf-8").replace("VERSION", _digest(out))
     write_whole(out / "sw.js", worker.encode())
     own = (*SCRIPTS, "index.html", "sw.js", "ort/LICENSE")
-    return [*parts, Part("the page, dsgnn.js and the licence", size(*(out / own_ for own_ in own)))]
+    return [*parts, Part("the page, dsgnn.js and the licence", size(*(out / name for name in own)))]
 
 
 def self_check(artifact: Artifact) -> dict[str, Any]:
