@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsgnn.benchmarks.environment import environment
-from dsgnn.benchmarks.forms import (
-    ARTIFACT,
-    ArtifactSubject,
-    Spec,
-    TorchSubject,
-    read,
-)
+from dsgnn.benchmarks.forms import ARTIFACT, ArtifactSubject, Spec, TorchSubject, read
 from dsgnn.benchmarks.results import SUBJECT, load, save
 from dsgnn.data import open_data
 from dsgnn.data.records import palette_of

@@ -349,13 +349,7 @@ def load(target: str, out: Path, **options: Any) -> None:
 @threads_option("CPU threads.", 2)
 @out_option("The folder that gets crops.json.")
 def crops(
-    model: Path | None,
-    data: str,
-    split: str,
-    aspect: str,
-    device: str,
-    threads: int,
-    out: Path,
+    model: Path | None, data: str, split: str, aspect: str, device: str, threads: int, out: Path
 ) -> None:
     """Share of people's fixations that stays in a crop: ours, other tools', and the best possible.
 

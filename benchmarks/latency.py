@@ -11,13 +11,7 @@ from typing import Any, Protocol
 
 from dsgnn.benchmarks import timing
 from dsgnn.benchmarks.environment import conditions, conditions_since, environment
-from dsgnn.benchmarks.forms import (
-    ARTIFACT,
-    STRAIGHTFORWARD,
-    Spec,
-    export_straightforward,
-    facts_of,
-)
+from dsgnn.benchmarks.forms import ARTIFACT, STRAIGHTFORWARD, Spec, export_straightforward, facts_of
 from dsgnn.benchmarks.limits import count_work, cpu_rates, floor
 from dsgnn.benchmarks.processes import BenchProcess, apart
 from dsgnn.benchmarks.results import SUBJECT, TurnLog, columns, free, save

@@ -34,11 +34,7 @@ class Bench:
         self._clock = clock
         start = clock()
         self._subject = opener(spec)
-        self.facts = {
-            **self._subject.facts,
-            "load_s": clock() - start,
-            "load_peak_mib": peak_mib(),
-        }
+        self.facts = {**self._subject.facts, "load_s": clock() - start, "load_peak_mib": peak_mib()}
         self._photos = photos()
         padded, _ = letterbox(read_image(self._photos[0]), self._subject.rule)
         self.facts["shape"] = padded.shape[:2]

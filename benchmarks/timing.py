@@ -17,14 +17,7 @@ from scipy.special import stdtrit
 
 from dsgnn.runtime.errors import OptionError
 
-STAGES = (
-    "decode",
-    "preprocess",
-    "host_to_device",
-    "compute",
-    "device_to_host",
-    "postprocess",
-)
+STAGES = ("decode", "preprocess", "host_to_device", "compute", "device_to_host", "postprocess")
 INFERENCE = ("host_to_device", "compute", "device_to_host")  # some forms time only their sum
 END_TO_END = "end_to_end"
 Sample = dict[str, float]
@@ -82,10 +75,7 @@ def warm_up(run: Callable[[], Sample], plan: Plan, clock: Clock) -> float:
 
 
 def interleave(
-    runners: Mapping[str, Callable[[], Sample]],
-    plan: Plan,
-    clock: Clock,
-    done: Container[int] = (),
+    runners: Mapping[str, Callable[[], Sample]], plan: Plan, clock: Clock, done: Container[int] = ()
 ) -> Iterator[Turn]:
     """Give every runner its turn in every round that is not done; see the module's header."""
     names = list(runners)

@@ -11,11 +11,7 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.models.swin_transformer import (
-    SwinTransformerBlock,
-    window_partition,
-    window_reverse,
-)
+from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 from torch.nn import functional as F
 

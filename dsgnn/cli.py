@@ -33,20 +33,10 @@ from dsgnn.runtime.console import (
     out_option,
     threads_option,
 )
-from dsgnn.runtime.errors import (
-    CheckpointError,
-    DataError,
-    DsgnnError,
-    NotFiniteError,
-    OptionError,
-)
+from dsgnn.runtime.errors import CheckpointError, DataError, DsgnnError, NotFiniteError, OptionError
 from dsgnn.runtime.ranker import BUNDLED
 
-OPTIONS = {
-    "initial_weights": "--init",
-    "predict_looks": "--teacher",
-    "validation": "--val",
-}
+OPTIONS = {"initial_weights": "--init", "predict_looks": "--teacher", "validation": "--val"}
 """Arguments of the library that have another name on the command line."""
 
 
@@ -263,10 +253,7 @@ def _next_step(trained: Path, data: str, val: str, teacher: Path | None) -> str:
 
 @click.command(cls=OneCommand, context_settings=HELP)
 @click.argument(
-    "model",
-    required=False,
-    metavar="[MODEL]",
-    type=NanoOrPath(BUNDLED, dir_okay=False),
+    "model", required=False, metavar="[MODEL]", type=NanoOrPath(BUNDLED, dir_okay=False)
 )
 @click.option(
     "--predictions",

@@ -97,10 +97,7 @@ def looks_figures(
         both_ways = (one, other), (other, one)
         figures["pairs"][HALF] = _added([_pairs(*way) for way in both_ways])
         figures["first"][HALF] = _averaged([_first(*way) for way in both_ways])
-    figures["fixations"] = {
-        MODEL: (float(shares.sum()), 1),
-        AREA: (float(masks.any(0).mean()), 1),
-    }
+    figures["fixations"] = {MODEL: (float(shares.sum()), 1), AREA: (float(masks.any(0).mean()), 1)}
     if attention is not None:
         figures |= _map_figures(points, halves, attention, masks.shape[1:])
     return figures

@@ -170,10 +170,7 @@ def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, .
     help="Batch sizes min,opt,max; all equal: a static batch.",
 )
 @click.option(
-    "--sm",
-    callback=_integers,
-    default="",
-    help="GPU generations for tensorrt-rtx, such as 89,120.",
+    "--sm", callback=_integers, default="", help="GPU generations for tensorrt-rtx, such as 89,120."
 )
 @click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Scratch memory at most.")
 @click.option(
@@ -276,20 +273,11 @@ def inspect(artifact: Path) -> None:
 
 
 @main.command()
-@click.argument(
-    "sources",
-    nargs=-1,
-    required=True,
-    metavar="M.onnx|M.engine...",
-    type=PATH,
-)
+@click.argument("sources", nargs=-1, required=True, metavar="M.onnx|M.engine...", type=PATH)
 @out_option("The model repository.", "REPO")
 @click.option("--name", help="The model's name on the server.  [default: the first file's]")
 @click.option(
-    "--max-batch",
-    type=int,
-    metavar="N",
-    help="Images per inference of an ONNX file.  [default: 8]",
+    "--max-batch", type=int, metavar="N", help="Images per inference of an ONNX file.  [default: 8]"
 )
 @click.option("--instances", type=int, default=1, show_default=True, help="Copies on each device.")
 @click.option("--gpu", is_flag=True, help="Run an ONNX file on GPUs instead of CPUs.")

@@ -213,10 +213,7 @@ def _build(
 
 
 def _gate(
-    part: Path,
-    source: Path,
-    sidecar: Sidecar,
-    photos: Sequence[np.ndarray],
+    part: Path, source: Path, sidecar: Sidecar, photos: Sequence[np.ndarray]
 ) -> tuple[Sidecar, list[Parity]]:
     """Compare with the ONNX file where engine and file run (ONNX Runtime has no bfloat16
     convolution on the CPU). Raises ParityError if the engine gives other answers."""
@@ -236,10 +233,6 @@ def _gate(
         False,
         f"{sidecar.file} does not give the answers of {source.name} and was not written. {ADVICE}",
     )
-    how = {
-        "against": source.name,
-        "backend": engine.picked,
-        "precision": description.precision,
-    }
+    how = {"against": source.name, "backend": engine.picked, "precision": description.precision}
     checks = tuple({**result.to_dict(), **how} for result in results)
     return replace(sidecar, verified=verified, parity=checks), results

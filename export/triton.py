@@ -172,12 +172,7 @@ def _plans(artifacts: Sequence[Artifact]) -> dict[str, Artifact]:
 
 
 def _config(
-    name: str,
-    files: dict[str, Artifact],
-    max_batch: int,
-    instances: int,
-    gpu: bool,
-    delay_us: int,
+    name: str, files: dict[str, Artifact], max_batch: int, instances: int, gpu: bool, delay_us: int
 ) -> str:
     """The text of config.pbtxt. files: the artifacts by their names in the repository."""
     from google.protobuf import text_format

@@ -56,10 +56,7 @@ class DataReport:
 
 
 def check_folder(
-    spec: str,
-    split: str,
-    predict_looks: PredictLooks | None = None,
-    progress: Progress = iter,
+    spec: str, split: str, predict_looks: PredictLooks | None = None, progress: Progress = iter
 ) -> DataReport:
     """Check a split of whatever `dsgnn.data.open_data` or `dsgnn.data.people.open_people` opens.
 

@@ -36,14 +36,7 @@ from dsgnn.data.ranks import (
     needed,
     taught,
 )
-from dsgnn.data.records import (
-    field,
-    inside,
-    read_json,
-    read_photo,
-    unique_names,
-    whole_number,
-)
+from dsgnn.data.records import field, inside, read_json, read_photo, unique_names, whole_number
 from dsgnn.data.sample import Sample
 from dsgnn.runtime.errors import DataError, OptionError
 

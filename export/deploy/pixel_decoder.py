@@ -31,12 +31,7 @@ class DeployMSDA(nn.Module):
     known at export. Then positions and centres are constants, which are folded in float64.
     """
 
-    def __init__(
-        self,
-        attention: MSDA,
-        shapes: list[Size] | None,
-        position: Tensor | None,
-    ):
+    def __init__(self, attention: MSDA, shapes: list[Size] | None, position: Tensor | None):
         super().__init__()
         # The rows are in the order level, head, point, (x, y); the logits: head, level, point.
         offsets = attention.sampling_offsets

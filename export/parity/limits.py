@@ -61,13 +61,7 @@ class ParityLimits:
 
 
 _SIXTEEN_BITS = ParityLimits(
-    saliency=None,
-    iou_min=0.0,
-    pixels=0,
-    iou_mean=0.99,
-    margin=0.02,
-    attention=0.02,
-    score=0.05,
+    saliency=None, iou_min=0.0, pixels=0, iou_mean=0.99, margin=0.02, attention=0.02, score=0.05
 )
 LIMITS = {
     # two float32 programs round differently: saliencies closer than 1e-5 of the range are a tie

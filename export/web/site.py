@@ -118,11 +118,7 @@ def self_check(artifact: Artifact) -> dict[str, Any]:
     height, width, _ = photo.shape
     return {
         "schema": CHECK_SCHEMA,
-        "model": {
-            "file": artifact.path.name,
-            "sha256": artifact.sha256,
-            "status": artifact.status,
-        },
+        "model": {"file": artifact.path.name, "sha256": artifact.sha256, "status": artifact.status},
         "photo": {"height": height, "width": width, "rgb": _text(photo)},
         "answers": answers,
     }
