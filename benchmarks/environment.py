@@ -94,18 +94,21 @@ def conditions_since(before: dict[str, Any]) -> dict[str, Any]:
 
 def stolen(before: dict[str, Any], after: dict[str, Any]) -> float | None:
     """Share of processor time that the machine's host gave to others between two conditions."""
-    if not before["ticks"] or not after["ticks"]:
-        return None
-    total = after["ticks"]["total"] - before["ticks"]["total"]
-    return (after["ticks"]["steal"] - before["ticks"]["steal"]) / total if total > 0 else None
+    return _share("steal", before, after)
 
 
 def busy(before: dict[str, Any], after: dict[str, Any]) -> float | None:
     """Share of the machine's processor time that was used between two conditions."""
+    idle = _share("idle", before, after)
+    return None if idle is None else 1 - idle
+
+
+def _share(kind: str, before: dict[str, Any], after: dict[str, Any]) -> float | None:
+    """The share of the processor's ticks between two conditions that are of one kind."""
     if not before["ticks"] or not after["ticks"]:
         return None
-    total, idle = (after["ticks"][name] - before["ticks"][name] for name in ("total", "idle"))
-    return 1 - idle / total if total > 0 else None
+    some, total = (after["ticks"][name] - before["ticks"][name] for name in (kind, "total"))
+    return some / total if total > 0 else None
 
 
 def gpus(run: Shell = shell) -> list[dict[str, str]]:

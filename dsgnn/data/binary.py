@@ -17,11 +17,10 @@ import cv2
 import numpy as np
 
 from dsgnn.data.ranks import PREDICTED, PredictLooks, needed, shares_under
-from dsgnn.data.records import check_split, place_of, read_photo
+from dsgnn.data.records import SPLITS, check_split, place_of, read_photo
 from dsgnn.data.sample import Sample
 from dsgnn.runtime.errors import DataError
 
-SPLITS = ("train", "val", "test")
 PART_AREA = 0.004  # share of the photo below which a part of the mask is a speck
 MOST_PARTS = 4  # a mask in more parts than this does not tell its objects apart
 

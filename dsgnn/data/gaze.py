@@ -19,6 +19,7 @@ import numpy as np
 
 from dsgnn.data.ranks import inside
 from dsgnn.data.records import (
+    SPLITS,
     check_split,
     field,
     file_name,
@@ -31,7 +32,6 @@ from dsgnn.data.sample import Sample, without_objects
 from dsgnn.runtime.errors import DataError, OptionError
 
 ANNOTATIONS = "fixations.json"
-SPLITS = ("train", "val", "test")
 # Of 100 photos the first 65 are for training, the next 15 for choices, the last 20 for the report.
 TRAIN_PERCENT, VAL_PERCENT = 65, 15
 CELL_PX = 8  # pixels of a cell of a training photo's map of looks

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dsgnn.data.records import (
+    SPLITS,
     PublishedInTwo,
     Record,
     check_split,
@@ -45,7 +46,7 @@ class IrsrReader(PublishedInTwo):
     """
 
     def __init__(self, root: Path | str, split: str) -> None:
-        check_split(split, ("train", "val", "test"))
+        check_split(split, SPLITS)
         folder = "test" if split == "test" else "train"
         self.published_images = PUBLISHED_IMAGES.get(split)
         images = Path(root) / "Images" / folder

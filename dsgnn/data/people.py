@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dsgnn.data.binary import BinaryPhoto, binary_split, read_binary
 from dsgnn.data.coco import Photo, read_photos
-from dsgnn.data.gaze import ANNOTATIONS, SPLITS, GazePhoto, gaze_split, read_gaze
-from dsgnn.data.records import check_split
+from dsgnn.data.gaze import ANNOTATIONS, GazePhoto, gaze_split, read_gaze
+from dsgnn.data.records import SPLITS, check_split
 from dsgnn.runtime.errors import DataError
 
 FORMS = """

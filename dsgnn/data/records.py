@@ -27,6 +27,8 @@ from dsgnn.runtime.disk.documents import read_document
 from dsgnn.runtime.errors import DataError, InputError, OptionError
 from dsgnn.runtime.photo.decoder import Decoders
 
+SPLITS = ("train", "val", "test")
+
 
 class Samples(Protocol):
     """What every data set is: it has a length, and numbers 0…len-1 (or from -1 down) give samples;

@@ -31,23 +31,16 @@ class Sample:
     def __post_init__(self) -> None:
         h, w = self.image.shape[:2]
         g = len(self.ranks)
-        if self.image.shape != (h, w, 3) or self.image.dtype != np.uint8:
-            raise DataError(
-                f"{self.name}: image must be (h, w, 3) uint8, got "
-                f"{self.image.shape} {self.image.dtype}"
-            )
-        if self.masks.shape != (g, h, w) or self.masks.dtype != bool:
-            raise DataError(
-                f"{self.name}: masks must be ({g}, {h}, {w}) bool, got "
-                f"{self.masks.shape} {self.masks.dtype}"
-            )
-        if self.foreground is not None and (
-            self.foreground.shape != (h, w) or self.foreground.dtype != np.int8
+        for part, values, shape, dtype in (
+            ("image", self.image, (h, w, 3), np.uint8),
+            ("masks", self.masks, (g, h, w), np.bool),
+            ("foreground", self.foreground, (h, w), np.int8),
         ):
-            raise DataError(
-                f"{self.name}: foreground must be ({h}, {w}) int8, got "
-                f"{self.foreground.shape} {self.foreground.dtype}"
-            )
+            if values is not None and (values.shape != shape or values.dtype != dtype):
+                raise DataError(
+                    f"{self.name}: {part} must be {shape} {dtype.__name__}, got {values.shape} "
+                    f"{values.dtype}"
+                )
         if sorted(self.ranks.tolist()) != list(range(1, g + 1)):
             raise DataError(
                 f"{self.name}: ranks must be a permutation of 1…{g}, got {self.ranks.tolist()}"

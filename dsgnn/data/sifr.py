@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsgnn.data.records import (
+    SPLITS,
     PublishedInTwo,
     Record,
     check_split,
@@ -34,7 +35,7 @@ class SifrReader(PublishedInTwo):
     """
 
     def __init__(self, root: Path | str, split: str) -> None:
-        check_split(split, ("train", "val", "test"))
+        check_split(split, SPLITS)
         folder = "test" if split == "test" else "train"
         self._folder = Path(root) / folder
         path = self._folder / f"{folder}_annotations.json"
