@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dsgnn.benchmarks import scaling
 from dsgnn.benchmarks.load import run
@@ -30,6 +30,7 @@ from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.errors import OptionError
 
 NO_GPU = "On a GPU nothing has been measured; `dsgnn-bench gpu` fills that table."
+OTHERS = ("scaling", "load", "gpu")  # kinds that are reported after latency and accuracy
 MARKS = ("<!-- bench -->", "<!-- /bench -->")
 FOOTNOTE = (
     "From a 640×480 JPEG to ranks; photos/s is end to end, one after the other; inference is the "
@@ -69,29 +70,42 @@ def report(files: Sequence[Path], html: Path | None, readme: Path | None) -> str
     return text
 
 
+class Section(NamedTuple):
+    """One run as it is reported: what was measured where, what a reader must know, and figures."""
+
+    title: str
+    about: str
+    warnings: Sequence[str]
+    table: Table
+
+
+def section(results: Results, measured: Sequence[Mapping[str, Any]]) -> Section:
+    """The section of a run of any kind but accuracy. measured: the rows of all accuracy runs."""
+    if results["kind"] == "latency":
+        table = run_table(results, measured)
+        warnings = [*too_noisy(results), *caveats(table)]
+        return Section(networks(results), circumstances(results), warnings, table)
+    if results["kind"] == "scaling":
+        return Section("Ray", about_scaling(results), [], scaling.table(results))
+    if results["kind"] == "load":
+        return Section("Load", about_load(results), was_busy(results), run.table(results))
+    title, about, table = gpu_run(results)
+    return Section(title, about, too_noisy(results), table)
+
+
 def as_markdown(loaded: Sequence[Results]) -> str:
     """The report for a README: first what latency runs say, then the other kinds."""
     by_kind, measured = _sorted(loaded)
     lines: list[str] = []
     for results in by_kind["latency"]:
-        table = run_table(results, measured)
-        lines += [f"**{networks(results)}.** {circumstances(results)}", ""]
-        warnings = [*too_noisy(results), *caveats(table)]
-        lines += [*(f"- {warning}" for warning in warnings), "", markdown(table), ""]
+        lines += [_markdown(section(results, measured)), ""]
     lines.append(FOOTNOTE)
     for results in by_kind["accuracy"]:
         lines += ["", f"**Accuracy.** {where(results)}", ""]
         lines += [f"- {line}" for line in accuracy_lines(results)]
-    for results in by_kind["scaling"]:
-        lines += ["", f"**Ray.** {about_scaling(results)}", "", markdown(scaling.table(results))]
-    for results in by_kind["load"]:
-        lines += ["", f"**Load.** {about_load(results)}", ""]
-        lines += [*(f"- {line}\n" for line in was_busy(results)), markdown(run.table(results))]
-    for results in by_kind["gpu"]:
-        title, about, table = gpu_run(results)
-        warnings = [f"- {warning}" for warning in too_noisy(results)]
-        lines += ["", f"**{title}.** {about}", "", *warnings, *([""] if warnings else [])]
-        lines.append(markdown(table))
+    for kind in OTHERS:
+        for results in by_kind[kind]:
+            lines += ["", _markdown(section(results, measured))]
     return "\n".join(lines if by_kind["gpu"] else [*lines, "", NO_GPU]) + "\n"
 
 
@@ -100,13 +114,7 @@ def as_page(loaded: Sequence[Results]) -> str:
     by_kind, measured = _sorted(loaded)
     body = ["<h1>dsgnn: latency and accuracy</h1>"]
     for results in by_kind["latency"]:
-        table = run_table(results, measured)
-        body += [
-            f"<h2>{escape(networks(results))}</h2>",
-            f"<p>{escape(circumstances(results))}</p>",
-        ]
-        body.append(_warnings([*too_noisy(results), *caveats(table)]))
-        body.append(_html(table))
+        body.append(_html(section(results, measured)))
         for batch in sorted({row["batch"] for row in results["rows"]}):
             rows = {r["subject"]["name"]: r for r in results["rows"] if r["batch"] == batch}
             stages = {
@@ -133,18 +141,9 @@ def as_page(loaded: Sequence[Results]) -> str:
     for results in by_kind["accuracy"]:
         body.append(f"<p>Accuracy: {escape(where(results))}</p>")
         body += [f"<p>{escape(line)}</p>" for line in accuracy_lines(results)]
-    for results in by_kind["scaling"]:
-        body += [
-            f"<h2>Ray</h2><p>{escape(about_scaling(results))}</p>",
-            _html(scaling.table(results)),
-        ]
-    for results in by_kind["load"]:
-        body += [f"<h2>Load</h2><p>{escape(about_load(results))}</p>"]
-        body += [_warnings(was_busy(results)), _html(run.table(results))]
-    for results in by_kind["gpu"]:
-        title, about, table = gpu_run(results)
-        body += [f"<h2>{escape(title)}</h2><p>{escape(about)}</p>"]
-        body += [_warnings(too_noisy(results)), _html(table)]
+    for kind in OTHERS:
+        for results in by_kind[kind]:
+            body.append(_html(section(results, measured)))
     if not by_kind["gpu"]:
         body.append(f"<p>{escape(NO_GPU)}</p>")
     body.append("<h2>Environment</h2>")
@@ -178,12 +177,17 @@ def replace_between(path: Path, text: str) -> None:
     write_whole(path, f"{before}{start}\n{text.strip()}\n{end}{after}".encode())
 
 
-def _warnings(lines: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<ul class="bad">{items}</ul>' if items else ""
+def _markdown(part: Section) -> str:
+    warnings = [f"- {line}" for line in part.warnings]
+    head = [f"**{part.title}.** {part.about}", "", *warnings, *([""] if warnings else [])]
+    return "\n".join([*head, markdown(part.table)])
 
 
-def _html(table: Table) -> str:
+def _html(part: Section) -> str:
+    head = f"<h2>{escape(part.title)}</h2><p>{escape(part.about)}</p>"
+    items = "".join(f"<li>{escape(line)}</li>" for line in part.warnings)
+    warnings = f'<ul class="bad">{items}</ul>' if items else ""
+
     def cells(row: list[str], tag: str) -> str:
         worthless = any(cell.startswith("FAILED") or "UNVERIFIED" in cell for cell in row)
         return (
@@ -192,4 +196,6 @@ def _html(table: Table) -> str:
             + "</tr>"
         )
 
-    return f"<table>{cells(table[0], 'th')}{''.join(cells(row, 'td') for row in table[1:])}</table>"
+    heading, *rows = part.table
+    table = cells(heading, "th") + "".join(cells(row, "td") for row in rows)
+    return f"{head}{warnings}<table>{table}</table>"
