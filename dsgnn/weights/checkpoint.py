@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -113,12 +113,18 @@ _RENAMES = {
 }
 
 
+def renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    """The name after all rules in their order, each a pattern and what takes its place."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 def upstream_name(name: str) -> str:
     """Our name of an upstream parameter."""
     for prefix, rules in _RENAMES.items():
         if name.startswith(prefix):
-            for pattern, replacement in rules:
-                name = re.sub(pattern, replacement, name)
+            name = renamed(name, rules)
             break
     # the published Swin merges at the end of a stage, timm at the start of the next
     return re.sub(

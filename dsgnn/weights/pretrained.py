@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dsgnn.model import MEAN, STD
 from dsgnn.runtime.errors import CheckpointError
-from dsgnn.weights.checkpoint import read_safetensors, upstream_name, upstream_value
+from dsgnn.weights.checkpoint import read_safetensors, renamed, upstream_name, upstream_value
 from dsgnn.weights.pickles import read_tensors
 
 
@@ -68,80 +68,74 @@ class Destination(NamedTuple):
 
 # transformers' name → ours, all rules in order. Files keep the names of version 4; version 5 has
 # others in memory. `{branch}` stands for both decoders.
-_TRANSFORMERS = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^model\.pixel_level_module\.encoder\.(swin\.)?", "backbone.body."),
-        (r"^backbone\.body\.hidden_states_norms\.stage(\d)\.", r"backbone.norms.[\1]."),
-        (r"^model\.pixel_level_module\.decoder\.", "pixel_decoder."),
-        (r"^model\.transformer_module\.decoder\.", "{branch}."),
-        (r"^model\.transformer_module\.level_embed\.weight", "levels"),
-        (r"^model\.transformer_module\.queries_features\.weight", "{branch}.seeds.features"),
-        (r"^model\.transformer_module\.queries_embedder\.weight", "{branch}.seeds.positions"),
-        # ResNet
-        (r"\.embedder\.embedder\.convolution\.", ".conv1."),
-        (r"\.embedder\.embedder\.normalization\.", ".bn1."),
-        (r"\.encoder\.stages\.(\d)\.layers\.(\d+)\.", r".layer[\1].\2."),
-        (r"\.layer\.(\d)\.convolution\.", r".conv[\1]."),
-        (r"\.layer\.(\d)\.normalization\.", r".bn[\1]."),
-        (r"\.shortcut\.convolution\.", ".downsample.0."),
-        (r"\.shortcut\.normalization\.", ".downsample.1."),
-        # Swin; timm puts the merge at the start of the next stage
-        (r"\.embeddings\.patch_embeddings\.projection\.", ".patch_embed.proj."),
-        (r"\.embeddings\.norm\.", ".patch_embed.norm."),
-        (r"^(backbone\.body)\.encoder\.layers\.(\d)\.downsample\.", r"\1.layers_[\2].downsample."),
-        (r"^(backbone\.body)\.encoder\.layers\.(\d)\.", r"\1.layers_\2."),
-        (r"\.attention\.(self|relative_position_bias)\.(relative_position)", r".attn.\2"),
-        (r"\.attention\.(self\.query|q_proj)\.", ".attn.qkv.<0>"),
-        (r"\.attention\.(self\.key|k_proj)\.", ".attn.qkv.<1>"),
-        (r"\.attention\.(self\.value|v_proj)\.", ".attn.qkv.<2>"),
-        (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
-        (r"\.layernorm_before\.", ".norm1."),
-        (r"\.layernorm_after\.", ".norm2."),
-        (r"\.intermediate\.dense\.", ".mlp.fc1."),
-        (r"\.output\.dense\.", ".mlp.fc2."),
-        # pixel decoder
-        (r"^pixel_decoder\.input_projections\.", "pixel_decoder.inputs."),
-        (r"^pixel_decoder\.level_embed", "pixel_decoder.levels"),
-        (r"^pixel_decoder\.adapter_1\.", "pixel_decoder.lateral."),
-        (r"^pixel_decoder\.layer_1\.", "pixel_decoder.fuse."),
-        (r"^pixel_decoder\.mask_projection\.", "pixel_decoder.embed."),
-        (r"^pixel_decoder\.encoder\.layers\.", "pixel_decoder.layers."),
-        (r"^(pixel_decoder\.layers\.\d+)\.self_attn\.", r"\1.attention."),
-        (r"^(pixel_decoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.norm1."),
-        (r"^(pixel_decoder\.layers\.\d+)\.fc1\.", r"\1.ffn.0."),
-        (r"^(pixel_decoder\.layers\.\d+)\.fc2\.", r"\1.ffn.2."),
-        (r"^(pixel_decoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm2."),
-        # query decoders
-        (r"^\{branch\}\.layernorm\.", "{branch}.heads.norm."),
-        (r"^\{branch\}\.mask_predictor\.mask_embedder\.0\.0\.", "{branch}.heads.embed.0."),
-        (r"^\{branch\}\.mask_predictor\.mask_embedder\.1\.0\.", "{branch}.heads.embed.2."),
-        (r"^\{branch\}\.mask_predictor\.mask_embedder\.2\.0\.", "{branch}.heads.embed.4."),
-        (r"^(\{branch\}\.layers\.\d+)\.cross_attn\.", r"\1.cross_attention."),
-        (r"^(\{branch\}\.layers\.\d+)\.cross_attn_layer_norm\.", r"\1.norm1."),
-        (r"^(\{branch\}\.layers\.\d+)\.self_attn\.out_proj\.", r"\1.self_attention.out_proj."),
-        (r"^(\{branch\}\.layers\.\d+)\.self_attn\.q_proj\.", r"\1.self_attention.in_proj_<0>"),
-        (r"^(\{branch\}\.layers\.\d+)\.self_attn\.k_proj\.", r"\1.self_attention.in_proj_<1>"),
-        (r"^(\{branch\}\.layers\.\d+)\.self_attn\.v_proj\.", r"\1.self_attention.in_proj_<2>"),
-        (r"^(\{branch\}\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.norm2."),
-        (r"^(\{branch\}\.layers\.\d+)\.fc1\.", r"\1.ffn.0."),
-        (r"^(\{branch\}\.layers\.\d+)\.fc2\.", r"\1.ffn.2."),
-        (r"^(\{branch\}\.layers\.\d+)\.final_layer_norm\.", r"\1.norm3."),
-    )
+_TRANSFORMERS = (
+    (r"^model\.pixel_level_module\.encoder\.(swin\.)?", "backbone.body."),
+    (r"^backbone\.body\.hidden_states_norms\.stage(\d)\.", r"backbone.norms.[\1]."),
+    (r"^model\.pixel_level_module\.decoder\.", "pixel_decoder."),
+    (r"^model\.transformer_module\.decoder\.", "{branch}."),
+    (r"^model\.transformer_module\.level_embed\.weight", "levels"),
+    (r"^model\.transformer_module\.queries_features\.weight", "{branch}.seeds.features"),
+    (r"^model\.transformer_module\.queries_embedder\.weight", "{branch}.seeds.positions"),
+    # ResNet
+    (r"\.embedder\.embedder\.convolution\.", ".conv1."),
+    (r"\.embedder\.embedder\.normalization\.", ".bn1."),
+    (r"\.encoder\.stages\.(\d)\.layers\.(\d+)\.", r".layer[\1].\2."),
+    (r"\.layer\.(\d)\.convolution\.", r".conv[\1]."),
+    (r"\.layer\.(\d)\.normalization\.", r".bn[\1]."),
+    (r"\.shortcut\.convolution\.", ".downsample.0."),
+    (r"\.shortcut\.normalization\.", ".downsample.1."),
+    # Swin; timm puts the merge at the start of the next stage
+    (r"\.embeddings\.patch_embeddings\.projection\.", ".patch_embed.proj."),
+    (r"\.embeddings\.norm\.", ".patch_embed.norm."),
+    (r"^(backbone\.body)\.encoder\.layers\.(\d)\.downsample\.", r"\1.layers_[\2].downsample."),
+    (r"^(backbone\.body)\.encoder\.layers\.(\d)\.", r"\1.layers_\2."),
+    (r"\.attention\.(self|relative_position_bias)\.(relative_position)", r".attn.\2"),
+    (r"\.attention\.(self\.query|q_proj)\.", ".attn.qkv.<0>"),
+    (r"\.attention\.(self\.key|k_proj)\.", ".attn.qkv.<1>"),
+    (r"\.attention\.(self\.value|v_proj)\.", ".attn.qkv.<2>"),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    # pixel decoder
+    (r"^pixel_decoder\.input_projections\.", "pixel_decoder.inputs."),
+    (r"^pixel_decoder\.level_embed", "pixel_decoder.levels"),
+    (r"^pixel_decoder\.adapter_1\.", "pixel_decoder.lateral."),
+    (r"^pixel_decoder\.layer_1\.", "pixel_decoder.fuse."),
+    (r"^pixel_decoder\.mask_projection\.", "pixel_decoder.embed."),
+    (r"^pixel_decoder\.encoder\.layers\.", "pixel_decoder.layers."),
+    (r"^(pixel_decoder\.layers\.\d+)\.self_attn\.", r"\1.attention."),
+    (r"^(pixel_decoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.norm1."),
+    (r"^(pixel_decoder\.layers\.\d+)\.fc1\.", r"\1.ffn.0."),
+    (r"^(pixel_decoder\.layers\.\d+)\.fc2\.", r"\1.ffn.2."),
+    (r"^(pixel_decoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm2."),
+    # query decoders
+    (r"^\{branch\}\.layernorm\.", "{branch}.heads.norm."),
+    (r"^\{branch\}\.mask_predictor\.mask_embedder\.0\.0\.", "{branch}.heads.embed.0."),
+    (r"^\{branch\}\.mask_predictor\.mask_embedder\.1\.0\.", "{branch}.heads.embed.2."),
+    (r"^\{branch\}\.mask_predictor\.mask_embedder\.2\.0\.", "{branch}.heads.embed.4."),
+    (r"^(\{branch\}\.layers\.\d+)\.cross_attn\.", r"\1.cross_attention."),
+    (r"^(\{branch\}\.layers\.\d+)\.cross_attn_layer_norm\.", r"\1.norm1."),
+    (r"^(\{branch\}\.layers\.\d+)\.self_attn\.out_proj\.", r"\1.self_attention.out_proj."),
+    (r"^(\{branch\}\.layers\.\d+)\.self_attn\.q_proj\.", r"\1.self_attention.in_proj_<0>"),
+    (r"^(\{branch\}\.layers\.\d+)\.self_attn\.k_proj\.", r"\1.self_attention.in_proj_<1>"),
+    (r"^(\{branch\}\.layers\.\d+)\.self_attn\.v_proj\.", r"\1.self_attention.in_proj_<2>"),
+    (r"^(\{branch\}\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.norm2."),
+    (r"^(\{branch\}\.layers\.\d+)\.fc1\.", r"\1.ffn.0."),
+    (r"^(\{branch\}\.layers\.\d+)\.fc2\.", r"\1.ffn.2."),
+    (r"^(\{branch\}\.layers\.\d+)\.final_layer_norm\.", r"\1.norm3."),
 )
 # The framework's version 3 → version 2, whose names `upstream_name` knows.
-_FRAMEWORK = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"(pixel_decoder\.encoder\.layers\.\d+\.)self_attn\.", r"\1attentions.0."),
-        (r"(transformer_decoder\.layers\.\d+\.)cross_attn\.", r"\1attentions.0."),
-        (r"(transformer_decoder\.layers\.\d+\.)self_attn\.", r"\1attentions.1."),
-        (r"^(panoptic_head\..*layers\.\d+\.)ffn\.", r"\1ffns.0."),
-        (
-            r"^panoptic_head\.(transformer_decoder|query_feat|query_embed|mask_embed|cls_embed)\.",
-            r"panoptic_head.{branch}_\1.",
-        ),
-    )
+_FRAMEWORK = (
+    (r"(pixel_decoder\.encoder\.layers\.\d+\.)self_attn\.", r"\1attentions.0."),
+    (r"(transformer_decoder\.layers\.\d+\.)cross_attn\.", r"\1attentions.0."),
+    (r"(transformer_decoder\.layers\.\d+\.)self_attn\.", r"\1attentions.1."),
+    (r"^(panoptic_head\..*layers\.\d+\.)ffn\.", r"\1ffns.0."),
+    (
+        r"^panoptic_head\.(transformer_decoder|query_feat|query_embed|mask_embed|cls_embed)\.",
+        r"panoptic_head.{branch}_\1.",
+    ),
 )
 
 
@@ -287,8 +281,7 @@ def _our_input(name: str, value: Tensor, source: dict[str, Tensor]) -> Tensor:
 
 
 def _from_transformers(name: str) -> list[Destination]:
-    for pattern, replacement in _TRANSFORMERS:
-        name = pattern.sub(replacement, name)
+    name = renamed(name, _TRANSFORMERS)
     name = re.sub(r"\[(\d)\]", lambda found: str(_shift(name, int(found[1]))), name)
     third = re.search(r"<(\d)>", name)
     name = re.sub(r"<\d>", "", name)
@@ -302,9 +295,8 @@ def _shift(name: str, number: int) -> int:
 
 
 def _from_framework(name: str) -> list[Destination]:
-    for pattern, replacement in _FRAMEWORK:
-        name = pattern.sub(replacement, name)
-    return [Destination(upstream_name(n)) for n in _branches(name, "structure", "texture")]
+    names = _branches(renamed(name, _FRAMEWORK), "structure", "texture")
+    return [Destination(upstream_name(branch)) for branch in names]
 
 
 def _branches(name: str, *branches: str) -> list[str]:
