@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -106,7 +107,7 @@ def measure(
     with tqdm(total=total, unit="turn", disable=None if progress else True) as bar:
         for batch in batches:
             if batch not in log.closing:
-                runners = {name: _runner(bench, batch) for name, bench in benches.items()}
+                runners = {name: partial(bench.run, batch) for name, bench in benches.items()}
                 since_load = {name: not bench.start_peaks() for name, bench in benches.items()}
                 first = {name: timing.warm_up(run, plan, clock) for name, run in runners.items()}
                 done = {turn.round for turn in log.turns.get(batch, [])}
@@ -196,10 +197,6 @@ def _row(
         "floor": None,
         "samples": samples,
     }
-
-
-def _runner(bench: Timed, batch: int) -> Callable[[], Sample]:
-    return lambda: bench.run(batch)
 
 
 def _header(benches: Mapping[str, Timed], batches: Sequence[int], plan: Plan) -> dict[str, Any]:
