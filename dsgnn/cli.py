@@ -360,7 +360,7 @@ def check(data: str, split: str, teacher: Path | None) -> None:
     except DataError as error:  # the set cannot be opened, so no image was looked at
         click.echo(str(error))
         raise SystemExit(1) from None
-    except (ValueError, OSError) as error:
+    except (DsgnnError, OSError) as error:
         raise click.UsageError(str(error)) from None
     click.echo("".join(f"{problem}\n" for problem in report.problems), nl=False)
     sizes = splits_of(data)

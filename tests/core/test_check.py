@@ -176,3 +176,14 @@ def test_progress_sees_every_image(published_assr):
 
     check_data(open_data(published_assr, "train+val"), progress)
     assert seen == [0, 1, 2]
+
+
+def test_a_bug_ends_the_command_with_its_traceback(published_assr, monkeypatch):
+    """numpy raises ValueError for a bug of ours: nobody should be told that they used it wrongly."""
+
+    def broken(*_):
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr("dsgnn.data.check.check_folder", broken)
+    done = CliRunner().invoke(check, [str(published_assr)])
+    assert type(done.exception) is ValueError and "broadcast" not in done.output
