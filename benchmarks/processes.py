@@ -52,7 +52,8 @@ class Bench:
         return self._subject.infer(images, self._clock)[0]
 
     def start_peaks(self) -> bool:
-        """From here on `peaks` are of what follows; False: the host's is of the whole process."""
+        """Forget the peaks so far. Returns False where the system does not allow that, so that the
+        host's peak is that of the whole process."""
         if self.facts["device"].startswith("cuda") and self.facts["backend"] == "pytorch":
             import torch
 
@@ -60,7 +61,8 @@ class Bench:
         return reset_peak()
 
     def peaks(self) -> dict[str, float | None]:
-        """MiB at most held since `start_peaks`. device: by PyTorch's allocator, else not known."""
+        """The most memory held since `start_peaks`, in MiB: "host_mib", and "device_mib", which is
+        None where PyTorch does not allocate it."""
         device = None
         if self.facts["device"].startswith("cuda") and self.facts["backend"] == "pytorch":
             import torch

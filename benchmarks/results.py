@@ -187,7 +187,7 @@ def validate(results: Any) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The results in a file. Raises DataError where they have not the form, OSError."""
+    """The results in a file. Raises OptionError where they have not the form, OSError."""
     try:
         results = read_document(path)
         validate(results)
