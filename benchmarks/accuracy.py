@@ -109,7 +109,7 @@ def _open(
     where = None
     if source is not None:
         from dsgnn.export.onnx import backend_infer, torch_infer
-        from dsgnn.export.parity import gate, parity_photos
+        from dsgnn.export.parity.comparison import gate, parity_photos
 
         if description.source_sha256 != source.sha256:
             raise ArtifactError(

@@ -252,7 +252,7 @@ def gpu(
     with measuring("--out and --allow-unverified"):
         from dsgnn.benchmarks.forms import Spec
         from dsgnn.benchmarks.gpu import BATCHES, FILE, fill
-        from dsgnn.export.parity import parity_photos
+        from dsgnn.export.parity.comparison import parity_photos
 
         synthetic = not config.endswith(".safetensors")
         spec = Spec("deploy", config, synthetic, **options)

@@ -119,7 +119,7 @@ def check_answers(
     photos: Sequence[np.ndarray],
 ) -> list[dict[str, Any]]:
     """The parity gate's comparison for each bench; one that fails to answer says why."""
-    from dsgnn.export.parity import compare
+    from dsgnn.export.parity.comparison import compare
 
     found: list[dict[str, Any]] = []
     for bench in benches.values():

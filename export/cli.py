@@ -44,8 +44,8 @@ def _gate(advice: str) -> Iterator[None]:
 
     advice: the options that may change the verdict.
     """
-    from dsgnn.export.parity import ParityError
     from dsgnn.export.parity.built import SamplingError
+    from dsgnn.export.parity.limits import ParityError
     from dsgnn.export.tensorrt import BuildError
 
     with refusals():
@@ -123,7 +123,8 @@ def onnx(
         raise click.UsageError("int8 needs photos like those to be ranked: give --calibrate DIR")
     with needs("export"):
         from dsgnn.export.onnx import default_size, export_onnx, read_source
-        from dsgnn.export.parity import folder_photos, parity_photos, table
+        from dsgnn.export.parity.comparison import folder_photos, parity_photos
+        from dsgnn.export.parity.limits import table
 
     with _gate("Options: another --precision, or --keep-unverified."):
         source = read_source(checkpoint, synthetic)
@@ -209,7 +210,8 @@ def tensorrt(
     ):
         check_options(open_artifact(source), flavour, batch, sm, timing_cache)
     with needs("export"):
-        from dsgnn.export.parity import parity_photos, table
+        from dsgnn.export.parity.comparison import parity_photos
+        from dsgnn.export.parity.limits import table
         from dsgnn.export.tensorrt import build_engine
 
     with _gate("Options of `dsgnn-export onnx`: another --precision."):
@@ -243,7 +245,8 @@ def verify(artifact: Path, against: Path, images: Path | None, backend: str, dev
       dsgnn-export verify model.onnx --against model.safetensors
     """
     with needs("export"):
-        from dsgnn.export.parity import only_reported, parity_photos, table
+        from dsgnn.export.parity.comparison import parity_photos
+        from dsgnn.export.parity.limits import only_reported, table
         from dsgnn.export.verify import verify as run
         from dsgnn.runtime.artifact import open_artifact
 

@@ -20,8 +20,9 @@ from dsgnn.export.deploy.folding import Size
 from dsgnn.export.deploy.network import DeployGraph
 from dsgnn.export.half_precision import retype, store_as_half
 from dsgnn.export.int8 import check_calibration, quantise, round_weights_only
-from dsgnn.export.parity import LIMITS, Answers, Infer, Parity, gate, machine, only_reported, settle
 from dsgnn.export.parity.built import check_types, product_types
+from dsgnn.export.parity.comparison import Answers, Infer, gate
+from dsgnn.export.parity.limits import LIMITS, Parity, machine, only_reported, settle
 from dsgnn.export.sampling import FOR_ONNX, climb, sampled, ways
 from dsgnn.model import DSGNN, build_model, normalise
 from dsgnn.runtime.artifact import METADATA_KEY, Description, Sidecar, sha256_of, write_sidecar

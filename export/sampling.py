@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from onnx import ModelProto, helper, inliner, parser
 
-from dsgnn.export.parity import ParityError
+from dsgnn.export.parity.limits import ParityError
 from dsgnn.runtime.errors import DsgnnError, OptionError
 
 UNCHANGED = "unchanged"  # the way of a graph that has no GridSample

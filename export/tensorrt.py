@@ -21,7 +21,6 @@ import onnx
 
 from dsgnn.export.engine_options import check_options
 from dsgnn.export.onnx import ADVICE, backend_infer
-from dsgnn.export.parity import Parity, gate, machine, settle
 from dsgnn.export.parity.built import (
     SamplingError,
     check_sampling,
@@ -29,6 +28,8 @@ from dsgnn.export.parity.built import (
     layer_types,
     sampling_layers,
 )
+from dsgnn.export.parity.comparison import gate
+from dsgnn.export.parity.limits import Parity, machine, settle
 from dsgnn.export.sampling import FOR_ENGINES, climb, plugin_version, sampled, ways
 from dsgnn.runtime.artifact import (
     Artifact,

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 
 from dsgnn.export.onnx import backend_infer, read_source, torch_infer
-from dsgnn.export.parity import Infer, Parity, gate, machine, table
+from dsgnn.export.parity.comparison import Infer, gate
+from dsgnn.export.parity.limits import Parity, machine, table
 from dsgnn.runtime.artifact import Artifact, Description, Sidecar, open_artifact, write_sidecar
 from dsgnn.runtime.backends import open_backend
 from dsgnn.runtime.errors import ArtifactError

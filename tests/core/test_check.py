@@ -179,7 +179,7 @@ def test_progress_sees_every_image(published_assr):
 
 
 def test_a_bug_ends_the_command_with_its_traceback(published_assr, monkeypatch):
-    """numpy raises ValueError for a bug of ours: nobody should be told that they used it wrongly."""
+    """numpy raises ValueError for a bug of ours, which is no wrong use."""
 
     def broken(*_):
         raise ValueError("operands could not be broadcast together")

@@ -27,7 +27,7 @@ from dsgnn.data.irsr import load_plain_pickle
 from dsgnn.data.records import _decoders, number
 from dsgnn.data.sample import Sample
 from dsgnn.evaluation.rankers import predictions_ranker
-from dsgnn.export.parity import folder_photos
+from dsgnn.export.parity.comparison import folder_photos
 from dsgnn.pickled import DEPTH, check_pickle
 from dsgnn.runtime.disk.outputs import RESULTS_SCHEMA
 from dsgnn.runtime.errors import CheckpointError, DataError

@@ -23,7 +23,8 @@ from dsgnn.export.onnx import (
     strip_traces,
     torch_infer,
 )
-from dsgnn.export.parity import ParityError, compare, parity_photos
+from dsgnn.export.parity.comparison import compare, parity_photos
+from dsgnn.export.parity.limits import ParityError
 from dsgnn.model import build_model
 from dsgnn.runtime import Ranker
 from dsgnn.runtime.artifact import read_description

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dsgnn.export.half_precision import BF16_OPSET, retype
 from dsgnn.export.onnx import ExportSource, describe, described, export_onnx
-from dsgnn.export.parity import parity_photos
+from dsgnn.export.parity.comparison import parity_photos
 from dsgnn.export.sampling import sampled
 from dsgnn.runtime.artifact import read_description, read_sidecar
 from dsgnn.runtime.backends import open_backend

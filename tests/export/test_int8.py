@@ -16,7 +16,8 @@ from dsgnn.config import CONFIGS
 from dsgnn.export.cli import main
 from dsgnn.export.int8 import FIRST, PEAKS, PHOTOS, check_calibration, quantise
 from dsgnn.export.onnx import ExportSource, export_onnx
-from dsgnn.export.parity import ParityError, parity_photos
+from dsgnn.export.parity.comparison import parity_photos
+from dsgnn.export.parity.limits import ParityError
 from dsgnn.model import build_model
 from dsgnn.runtime.artifact import read_description, read_sidecar
 from dsgnn.runtime.backends import open_backend

@@ -23,8 +23,9 @@ import pytest
 from dsgnn.export import tensorrt as exporter
 from dsgnn.export.half_precision import retype
 from dsgnn.export.onnx import described
-from dsgnn.export.parity import Answers, ParityError, gate
 from dsgnn.export.parity.built import PrecisionError, check_types, product_types
+from dsgnn.export.parity.comparison import Answers, gate
+from dsgnn.export.parity.limits import ParityError
 from dsgnn.export.tensorrt import build_engine
 from dsgnn.runtime.artifact import Description
 from dsgnn.runtime.letterbox import Fixed

@@ -9,7 +9,7 @@ from golden import arrays, published_model
 
 from dsgnn.export.deploy.network import DeployGraph
 from dsgnn.export.onnx import ExportSource, build_onnx, describe, described, export_onnx
-from dsgnn.export.parity import parity_photos
+from dsgnn.export.parity.comparison import parity_photos
 from dsgnn.runtime import Ranker
 
 CONFIG, SEED, SIZE = "r50-assr", 4, (448, 576)  # the photo fits this size as upstream resized it

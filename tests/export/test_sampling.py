@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from dsgnn.config import CONFIGS
 from dsgnn.export import tensorrt as exporter
 from dsgnn.export.onnx import ExportSource, backend_infer, describe, described, export_onnx
-from dsgnn.export.parity import ParityError, parity_photos
 from dsgnn.export.parity.built import PrecisionError, SamplingError
+from dsgnn.export.parity.comparison import parity_photos
+from dsgnn.export.parity.limits import ParityError
 from dsgnn.export.sampling import DOMAIN, PLUGIN, plugin_version, sampled, ways
 from dsgnn.export.tensorrt import build_engine
 from dsgnn.runtime.artifact import read_sidecar

@@ -22,7 +22,8 @@ from dsgnn.export.cli import main
 from dsgnn.export.deploy.network import DeployGraph
 from dsgnn.export.half_precision import retype
 from dsgnn.export.onnx import ExportSource, build_onnx, default_size, describe, read_source
-from dsgnn.export.parity import ParityError, parity_photos
+from dsgnn.export.parity.comparison import parity_photos
+from dsgnn.export.parity.limits import ParityError
 from dsgnn.export.tensorrt import BuildError, build_engine
 from dsgnn.model import build_model
 from dsgnn.runtime.artifact import METADATA_KEY, Description, open_artifact, read_sidecar, sha256_of

@@ -13,7 +13,7 @@ from dsgnn.config import CONFIGS
 from dsgnn.export import verify as verify_module
 from dsgnn.export.cli import main
 from dsgnn.export.onnx import ExportSource, describe
-from dsgnn.export.parity import compare, folder_photos
+from dsgnn.export.parity.comparison import compare, folder_photos
 from dsgnn.model import build_model
 from dsgnn.runtime import samples
 from dsgnn.runtime.artifact import METADATA_KEY, read_sidecar, sha256_of, sidecar_path
