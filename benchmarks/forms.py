@@ -365,8 +365,8 @@ def read(spec: Spec) -> tuple[ExportSource, tuple[int, int]]:
     """The network of a spec's checkpoint or configuration, and its input's height and width."""
     from dsgnn.export.onnx import default_size, read_source
 
-    named = (None, spec.model) if spec.synthetic else (spec.model, None)
-    source = read_source(*named, spec.seed)
+    checkpoint, config = (None, spec.model) if spec.synthetic else (spec.model, None)
+    source = read_source(checkpoint, config, spec.seed)
     return source, spec.size or default_size(source.model.config)
 
 
