@@ -2,13 +2,15 @@
 
     python tests/fuzz.py [--minutes 10] [--inputs N] [--seed 0] [TARGET...]
 
-Each target has a few good files (fuzz_targets.py), which are changed at random (the same for the
-same seed) and given to one reader. A reader may only refuse, by an error of this toolkit or of the
-system. Anything else is printed as a finding, and its bytes are kept in build/fuzz: another error,
-a crash of the process, an input that takes more than LIMIT_S. Each target runs in a process of its
-own. At the end there is a table with the longest time of one input and the peak of memory.
+Each target has a few good files (fuzz_targets.py), which are changed at random and given to
+one reader. The same seed changes them alike, but the good checkpoint and videos are a little
+different each time that PyTorch and FFmpeg write them. A reader may only refuse, by an error of
+this toolkit or of the system. Anything else is printed as a finding, and its bytes are kept in
+build/fuzz: another error, a crash of the process, an input that takes more than LIMIT_S. Each
+target runs in a process of its own. At the end there is a table with the longest time of one input
+and the peak of memory.
 
-Exit status: 0 nothing found, 1 something was.
+Exit status: 0 nothing found, 1 something was, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -147,6 +149,8 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     names = options.targets or list(TARGETS)
+    if unknown := [name for name in names if name not in TARGETS]:
+        parser.error(f"expected targets of {', '.join(TARGETS)}, got {', '.join(unknown)}")
     seconds = 60 * options.minutes / len(names)
     if options.child:
         return fuzz(names[0], options.seed, seconds, options.inputs, Path(options.child))
