@@ -121,7 +121,7 @@ def check_output(path: Path, *suffixes: str) -> None:
     if path.suffix not in suffixes:
         raise click.UsageError(f"the output must end in {' or '.join(suffixes)}, got {path.name}")
     if not path.parent.is_dir():
-        raise click.UsageError(f"the folder {path.parent} does not exist")
+        raise click.UsageError(f"there is no folder {path.parent} to write {path.name} in")
 
 
 @contextmanager

@@ -302,7 +302,9 @@ def test_wrong_use_of_the_command(tmp_path):
     assert "'none.pth' does not exist" in wrong("none.pth", "-o", "x.safetensors")
     assert "must end in .safetensors, got x.pth" in wrong(source, "-o", tmp_path / "x.pth")
     nowhere = tmp_path / "no" / "x.safetensors"
-    assert f"the folder {nowhere.parent} does not exist" in wrong(source, "-o", nowhere)
+    assert f"there is no folder {nowhere.parent} to write {nowhere.name} in" in wrong(
+        source, "-o", nowhere
+    )
     named = wrong(source, "-o", tmp_path / "x.safetensors", "--config", "nano")
     assert "'nano' is not one of 'r50-assr', 'r50-irsr', 'swin-t-assr'" in named
     torch.save({"a": torch.ones(1)}, source)
