@@ -5,12 +5,11 @@ that holds what the pages name. A comment before a block says otherwise:
 
     <!-- slow -->              it is executed by `make test-slow`
     <!-- needs: a camera -->   it cannot be: what it needs is not where the tests run
-    <!-- tested: line by line --> by a test of its own, below
+    <!-- tested: line by line --> by tests/test_ranking_docs.py
 """
 
 import configparser
 import contextlib
-import functools
 import json
 import os
 import re
@@ -27,8 +26,6 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from textwrap import dedent
-from typing import NamedTuple
 
 import click
 import cv2
@@ -36,8 +33,8 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner, Result
-from rtsp import camera
+from click.testing import CliRunner
+from pages import PAGES, ROOT, Block, blocks, lines
 
 import dsgnn
 from dsgnn.data import open_data
@@ -48,13 +45,8 @@ from dsgnn.runtime.ranker import BUNDLED
 from dsgnn.runtime.run.cli import main
 from dsgnn.runtime.serving.app import PARAMETERS
 
-ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sys.executable).parent
 CHANGES = (ROOT / "CHANGELOG.md").read_text("utf-8")
-PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text("utf-8")
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-}
 LINKS = [
     (page, link)
     for page, text in PAGES.items()
@@ -62,42 +54,6 @@ LINKS = [
 ]
 PATH = os.pathsep.join((str(SCRIPTS), os.environ["PATH"]))
 ADDRESS = "127.0.0.1:8000"  # of the pages; the tests take a free port
-
-
-class Block(NamedTuple):
-    """A fenced block: its language, its title, how it is marked, and its text."""
-
-    language: str
-    title: str
-    mark: str
-    text: str
-
-
-@functools.cache
-def blocks(page: str) -> list[Block]:
-    found = re.finditer(
-        r"(?:^ *<!-- (?P<mark>[a-z]+(?::[^\n]+)?) -->\n)?"
-        r'^(?P<indent> *)```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?\n'
-        r"(?P<text>.*?)^(?P=indent)```$",
-        PAGES[page],
-        re.DOTALL | re.MULTILINE,
-    )
-    return [
-        Block(each["language"], each["title"] or "", each["mark"] or "", dedent(each["text"]))
-        for each in found
-    ]
-
-
-def lines(part: str, mark: str | None = None) -> list[str]:
-    """The shell lines of all pages with `part` in them, without comments, of blocks with a mark."""
-    texts = [
-        block.text.replace("\\\n", "")
-        for page in PAGES
-        for block in blocks(page)
-        if block.language == "sh" and (mark is None or block.mark.startswith(mark))
-    ]
-    found = (re.sub(r"\s+#.*", "", line).strip() for line in "".join(texts).splitlines())
-    return list(dict.fromkeys(line.removesuffix(" &") for line in found if part in line))
 
 
 def parse(line: str) -> None:
@@ -568,138 +524,3 @@ def test_the_whole_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(tour(True)) > len(tour(False))
     run_tour(True, monkeypatch, tmp_path)
     assert (tmp_path / "mine.onnx.json").exists()
-
-
-# A line, its pictures and videos, and the frames of its video.
-FILES = [
-    ("dsgnn-run clip.mp4 --out ranked", ["clip.overlay.mp4"], 12),
-    (
-        "dsgnn-run clip.mp4 --out ranked --aspect 9:16",
-        ["clip.9x16.mp4", "clip.overlay.mp4"],
-        12,
-    ),
-    (
-        "dsgnn-run clip.mp4 --out ranked --save map,masks,json --every 5 --start 10 --end 20",
-        ["clip.map.mp4"],
-        1,
-    ),
-    ("dsgnn-run 'shots/%04d.png' --out ranked --rate 24", ["shots.overlay.mp4"], 3),
-    (
-        "dsgnn-run list.txt --out ranked --skip-existing",
-        ["birthday.overlay.jpg", "clip.overlay.mp4"],
-        12,
-    ),
-]
-CAMERA = "dsgnn-run 0 --out ranked --show --max-frames 500"
-NETWORK = "dsgnn-run rtsp://camera.local/live --out ranked --batch 4"
-FFMPEG = "ffmpeg -i clip.mp4 -f rawvideo -pix_fmt rgb24 -"
-PIPED = "dsgnn-run - --raw 640x360 --out ranked"
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what these lines name."""
-    monkeypatch.chdir(tmp_path)
-    for folder in ("holidays", "shots"):
-        Path(folder).mkdir()
-    shutil.copy(samples()[0], "holidays")
-    picture = cv2.resize(cv2.imread(str(samples()[0])), (640, 360))
-    for number in range(3):
-        cv2.imwrite(f"shots/{number:04d}.png", picture)
-    for name, rate, frames in (("clip.mp4", 1, 12), ("camera.ts", 25, 50)):
-        writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), rate, (640, 360))
-        for number in range(frames):
-            writer.write(np.roll(picture, 4 * number, 1))
-        writer.release()
-    Path("list.txt").write_text("holidays/birthday.jpg\nclip.mp4\n")
-    return tmp_path
-
-
-def run(line: str, stdin: bytes = b"") -> Result:
-    return CliRunner().invoke(main, shlex.split(line)[1:], input=stdin)
-
-
-def ranked_frames() -> int:
-    """The JSON lines of the one video, if there is one; its annotated video has as many frames."""
-    count = 0
-    for path in Path("ranked").glob("*.mp4"):
-        count = int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT))
-        lines = path.with_name(f"{path.name.rsplit('.', 2)[0]}.frames.jsonl").read_text()
-        assert lines.count("\n") == count
-    return count
-
-
-@pytest.mark.parametrize(("line", "pictures", "frames"), FILES)
-def test_files_are_ranked(place: Path, line: str, pictures: list[str], frames: int) -> None:
-    result = run(line)
-    assert result.exit_code == 0, result.output
-    found = [path.name for path in Path("ranked").iterdir() if path.suffix in (".jpg", ".mp4")]
-    assert sorted(found) == pictures and ranked_frames() == frames
-    if "--skip-existing" in line:
-        assert "2 inputs skipped: done by an earlier run" in run(line).output
-
-
-def test_a_camera_in_a_window(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where tests run is no camera and no screen: a file and a list stand in for them."""
-    shown: list[np.ndarray] = []
-    monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(
-        "dsgnn.runtime.video.frames._capture", lambda _: cv2.VideoCapture("clip.mp4")
-    )
-    monkeypatch.setattr(
-        "dsgnn.runtime.video.to_files.cv2.imshow", lambda _, image: shown.append(image)
-    )
-    monkeypatch.setattr("dsgnn.runtime.video.to_files.cv2.destroyAllWindows", lambda: None)
-    monkeypatch.setattr(
-        "dsgnn.runtime.video.to_files.cv2.waitKey", lambda _: ord("q") if len(shown) == 3 else -1
-    )
-    assert "Aborted!" in run(CAMERA).output
-    assert len(shown) == ranked_frames() == 3
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
-def test_a_network_camera(place: Path) -> None:
-    """Real RTSP, on loopback; the camera falls silent, and then comes Ctrl-C."""
-
-    def frames_so_far() -> int:
-        return sum(path.read_text().count("\n") for path in Path().glob("ranked/.*.jsonl"))
-
-    with camera(Path("camera.ts").read_bytes(), hangs=True) as address:
-        words = shlex.split(NETWORK.replace("camera.local", address))
-        process = subprocess.Popen(
-            [SCRIPTS / words[0], *words[1:]],
-            stderr=subprocess.PIPE,
-            text=True,
-            # Shells let what they start in the background ignore Ctrl-C.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        deadline = time.monotonic() + 60
-        while frames_so_far() < 40 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 1 and said.endswith("Aborted!\n"), said
-    assert ranked_frames() >= 40
-
-
-def test_frames_through_a_pipe(place: Path) -> None:
-    """By ffmpeg where it is installed, else the bytes that it would give."""
-    if shutil.which("ffmpeg"):
-        path = os.pathsep.join((str(SCRIPTS), os.environ["PATH"]))
-        subprocess.run(
-            f"{FFMPEG} | {PIPED}", shell=True, check=True, env={**os.environ, "PATH": path}
-        )
-    else:
-        capture, frames = cv2.VideoCapture("clip.mp4"), b""
-        while (frame := capture.read())[0]:
-            frames += frame[1][..., ::-1].tobytes()
-        result = run(PIPED, frames)
-        assert result.exit_code == 0, result.output
-    assert ranked_frames() == 12
-
-
-def test_every_line_of_ranking_is_executed() -> None:
-    """Those of dsgnn-batch: tests/runtime/test_distributed.py."""
-    executed = {*(line for line, _, _ in FILES), CAMERA, NETWORK, f"{FFMPEG} | {PIPED}"}
-    assert set(lines("dsgnn-run", "tested")) | {CAMERA, NETWORK} == executed
-    assert {CAMERA, NETWORK} <= set(lines("dsgnn-run", "needs"))
