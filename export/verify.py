@@ -130,7 +130,7 @@ def summary(path: Path) -> str:
             precision = checks[0].get("precision", facts.precision)
             said = "verified" if passed else "gives other answers"
             lines += ["", f"{place}, computed in {precision}: {said}"]
-            if on_cpu := checks[0].get("on_cpu"):
+            if isinstance(on_cpu := checks[0].get("on_cpu"), dict) and on_cpu:
                 left = ", ".join(f"{count} {name}" for name, count in on_cpu.items())
                 lines.append(f"left to the CPU, none of which takes time: {left}")
             lines.append(table([Parity.from_dict(check) for check in checks]))

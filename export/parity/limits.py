@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
 from dsgnn.runtime.artifact import Description
-from dsgnn.runtime.errors import DsgnnError
+from dsgnn.runtime.errors import ArtifactError, DsgnnError
 
 LIBRARIES = (
     "torch",
@@ -81,6 +81,17 @@ LIMITS = {
 }
 
 
+# What a record may hold, by the type of its field.
+KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),  # JSON may write 0.0 as 0
+    "bool": (bool,),
+    "str": (str,),
+    "float | None": (int, float, type(None)),
+    "tuple[str, ...]": (list, tuple),
+}
+
+
 @dataclass(frozen=True)
 class Parity:
     """One comparison. Differences are over the kept objects; rank_agreement is the share of
@@ -116,10 +127,18 @@ class Parity:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Parity:
-        """One record of a sidecar; what else it holds is ignored."""
-        # older records lack some
-        own = {name: facts[name] for name in cls.__dataclass_fields__ if name in facts}
-        return cls(**{**own, "failures": tuple(own["failures"])})
+        """One record of a sidecar; what else it holds is ignored, and older ones lack what has a
+        default. Raises ArtifactError for a record of another form."""
+        own = {field.name: facts[field.name] for field in fields(cls) if field.name in facts}
+        for field in fields(cls):
+            value = own.get(field.name, field.default)
+            if not isinstance(value, KINDS[str(field.type)]):
+                given = "nothing" if value is MISSING else repr(value)[:100]
+                raise ArtifactError(
+                    f"a comparison in the sidecar has {given} as {field.name!r}, expected "
+                    f"{field.type}: the sidecar is damaged, verify the file again"
+                )
+        return cls(**{**own, "failures": tuple(own.get("failures", ()))})
 
 
 def broken_limits(

@@ -1,5 +1,6 @@
 """`dsgnn-export verify` and `inspect` on files that are right, wrong, or somebody else's."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from dsgnn.model import build_model
 from dsgnn.runtime import samples
 from dsgnn.runtime.artifact import METADATA_KEY, read_sidecar, sha256_of, sidecar_path
 from dsgnn.runtime.images import read_image
+from dsgnn.runtime.ranker import BUNDLED
 from dsgnn.weights.checkpoint import save_checkpoint
 
 from .test_deploy import shake, small
@@ -203,6 +205,27 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path, command
     assert result.exit_code == 2 and f"absent to write {name} in" in result.output
     result = dsgnn_export(command, source, "-o", tmp_path / "m.txt")
     assert result.exit_code == 2 and "the output must end in ." in result.output
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"iou_min": None}, "has None as 'iou_min', expected float"),
+        ({"batch": "1"}, "has '1' as 'batch', expected int"),
+        ({"failures": 3}, "has 3 as 'failures'"),
+        ({"on_cpu": [1]}, None),
+    ],
+)
+def test_a_damaged_comparison_in_a_sidecar(tmp_path: Path, change: dict, said: str | None) -> None:
+    """It is refused with its field's name; what does not belong to a record is passed over."""
+    path = tmp_path / "nano.onnx"
+    path.symlink_to(BUNDLED)
+    facts = json.loads(sidecar_path(BUNDLED).read_text())
+    facts["parity"][0] |= change
+    sidecar_path(path).write_text(json.dumps(facts))
+    result = dsgnn_export("inspect", path)
+    assert result.exit_code == (2 if said else 0), result.output
+    assert said is None or said in " ".join(result.output.split())
 
 
 def test_photos_of_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
