@@ -366,7 +366,7 @@ def test_webgpu_gives_pythons_ranks(browser: Browser, tmp_path: Path) -> None:
     """The bundled network on small pictures of one size, as a software adapter is slow."""
     proto = onnx.load(BUNDLED)
     facts = json.loads(proto.metadata_props[0].value)
-    facts["input"] = {**facts["input"], "rule": "fixed", "height": 96, "width": 128}
+    facts["input"] = {**facts["input"], "rule": "fixed", "height": 64, "width": 96}
     onnx.helper.set_model_props(proto, {"dsgnn": json.dumps(facts)})
     small = tmp_path / "small.onnx"
     onnx.save(proto, small)
