@@ -22,10 +22,10 @@ def check_options(
     fit together; they are those of `dsgnn.export.tensorrt.build_engine`."""
     rule = artifact.description.input
     if not isinstance(rule, Fixed):
-        height = -(-rule.size * 3 // 4 // rule.multiple) * rule.multiple
+        height, width = rule.geometry(3, 4).padded
         raise OptionError(
             f"{artifact.path.name} takes photos of any size, and an engine takes one: export its "
-            f"checkpoint at a fixed size first, such as {height}x{rule.size}"
+            f"checkpoint at a fixed size first, such as {height}x{width}"
         )
     if flavour not in FLAVOURS:
         raise OptionError(f"flavour must be one of {', '.join(FLAVOURS)}, got {flavour!r}")

@@ -68,7 +68,7 @@ def read_source(
 
 def default_size(config: Config) -> Size:
     """(H, W) for the data sets' 4:3 photos: nothing is lost and little is padded."""
-    return -(-config.size * 3 // 4 // 32) * 32, config.size
+    return LongestSide(config.size).geometry(3, 4).padded
 
 
 def describe(source: ExportSource, size: Size | None, precision: str = "fp32") -> Description:

@@ -165,8 +165,7 @@ def compare_slots(
 def _one_size(photos: Sequence[np.ndarray], rule: Rule) -> list[np.ndarray]:
     """Letterboxed photos of one size, so that they make one batch."""
     if isinstance(rule, LongestSide):
-        short = -(-rule.size * 3 // 4 // rule.multiple) * rule.multiple
-        rule = Fixed(short, rule.size)
+        rule = Fixed(*rule.geometry(3, 4).padded)
     return [letterbox(photo, rule)[0] for photo in photos]
 
 
