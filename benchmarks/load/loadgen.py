@@ -169,11 +169,18 @@ def read_log(logs: Path) -> dict[str, Any]:
     }
 
 
-def highest_rate(keeps: Callable[[float], bool], ceiling: float, steps: int = 5) -> float | None:
+def highest_rate(
+    keeps: Callable[[float], bool], ceiling: float, lowest: float = 0.0, steps: int = 5
+) -> float | None:
     """The highest rate per second that was found to be kept, by halving between 0 and a ceiling;
-    the next that was tried and not kept is at most ceiling / 2**steps above it. None = none was."""
+    the next that was tried and not kept is at most ceiling / 2**steps above it. None = none was.
+
+    After the first rate none below `lowest` is tried.
+    """
     low, high = 0.0, ceiling
-    for _ in range(steps):
+    for step in range(steps):
         rate = (low + high) / 2
+        if step and rate < lowest:
+            break
         low, high = (rate, high) if keeps(rate) else (low, rate)
     return low or None

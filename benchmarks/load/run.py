@@ -35,6 +35,7 @@ from dsgnn.runtime.run.lanes import lanes_for
 FILE, LOGS = "load.json", "loadgen"
 CLIENTS = 64  # connections to a server at once
 WARM = 20
+LONGEST_S = 600.0  # of a test in the search, but for the first
 QUIET_S = 1.0  # before anything runs, to see what else the machine does
 SALIENCY, PIXELS = 1e-3, 2  # by which answers may differ: a batch rounds otherwise than one photo
 Objects = list[tuple[float, Sequence[float]]]
@@ -75,7 +76,8 @@ def load(
 
     The highest rate is searched between 0 and the offline throughput by `highest_rate`: a rate is
     kept where LoadGen's server test of it is valid (its early stopping shows with 99% confidence
-    that 99% of the queries take at most p99_ms) and no query is turned away.
+    that 99% of the queries take at most p99_ms) and no query is turned away. After the first rate
+    none is tried at which the queries would take more than LONGEST_S.
 
     Raises OptionError; ArtifactError for an artifact that is not verified; BackendError for answers
     that are not those of the photo alone, or a server that fails.
@@ -141,7 +143,7 @@ def load(
             tried.append(test("server", rate, f"server-{len(tried)}"))
             return tried[-1]["valid"] and not tried[-1]["refused"]
 
-        best = loadgen.highest_rate(keeps, rows[1]["per_s"])
+        best = loadgen.highest_rate(keeps, rows[1]["per_s"], queries / LONGEST_S)
         chosen = next((row for row in tried if row["rate_per_s"] == best), tried[-1])
         keep_logs(out / LOGS, tried.index(chosen), len(tried))
         return save(

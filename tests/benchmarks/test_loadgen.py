@@ -98,3 +98,10 @@ def test_the_highest_rate_is_searched_by_halving(limit: float, found: float | No
     tried: list[float] = []
     assert highest_rate(lambda rate: tried.append(rate) or rate <= limit, 80.0) == found
     assert len(tried) == 5 and tried[0] == 40.0
+
+
+@pytest.mark.parametrize(("lowest", "tried"), [(0.0, 5), (10.0, 3), (11.0, 2), (99.0, 1)])
+def test_low_rates_are_not_tried_after_the_first(lowest: float, tried: int) -> None:
+    rates: list[float] = []
+    assert highest_rate(lambda rate: bool(rates.append(rate)), 80.0, lowest) is None
+    assert len(rates) == tried
