@@ -65,11 +65,15 @@ class _Lines:
     for the moment of writing one."""
 
     def __init__(self, file: FileIO) -> None:
-        self._file, self._waiting, self._end, self._synced = file, bytearray(), 0, monotonic()
+        self._file, self._synced = file, monotonic()
+        # Where the written lines end, and what waits to follow them. Both change in one step, as
+        # Ctrl-C may come between any two.
+        self._state = 0, b""
         file.truncate(0)
 
     def add(self, record: Mapping[str, Any]) -> None:
-        self._waiting += json.dumps(record).encode() + b"\n"
+        end, waiting = self._state
+        self._state = end, waiting + json.dumps(record).encode() + b"\n"
         try:
             self.flush()
             if monotonic() - self._synced > SYNC_S:
@@ -80,15 +84,16 @@ class _Lines:
 
     def flush(self) -> None:
         """Write what waits, all or nothing. Raises OSError."""
-        data, done = bytes(self._waiting), 0
+        end, waiting = self._state
+        # More than nothing where Ctrl-C came after the system had taken it.
+        done = os.fstat(self._file.fileno()).st_size - end
         try:
-            while done < len(data):
-                done += self._file.write(data[done:]) or 0
+            while done < len(waiting):
+                done += self._file.write(waiting[done:]) or 0
         except OSError:
-            self._file.truncate(self._end)
+            self._file.truncate(end)
             raise
-        self._end += done
-        self._waiting.clear()
+        self._state = end + done, b""
 
 
 def _recover(path: Path, journal: Path, name: str) -> None:

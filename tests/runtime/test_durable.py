@@ -148,6 +148,30 @@ def test_a_disk_that_is_full_for_a_moment(
     assert load(path)["images"] == images(30)
 
 
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_an_interrupt_after_the_system_took_a_record_does_not_write_it_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """A signal that comes during a write is told when the write has ended."""
+    writes = 0
+
+    class Interrupted(FileIO):
+        def write(self, data) -> int:
+            nonlocal writes
+            done = super().write(data)
+            writes += 1
+            if writes == at + 1:  # the first is of the head
+                raise KeyboardInterrupt
+            return done
+
+    monkeypatch.setattr(durable, "FileIO", Interrupted)
+    path = tmp_path / "results.json"
+    with pytest.raises(KeyboardInterrupt), record_file(path, HEAD, "images") as record:
+        for one in images(5):
+            record(one)
+    assert load(path) == {**HEAD, "images": images(at)}
+
+
 def test_a_disk_that_stays_full_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written before stays in the journal, for the next run."""
     path = tmp_path / "results.json"
