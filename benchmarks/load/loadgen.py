@@ -175,12 +175,12 @@ def highest_rate(
     """The highest rate per second that was found to be kept, by halving between 0 and a ceiling;
     the next that was tried and not kept is at most ceiling / 2**steps above it. None = none was.
 
-    After the first rate none below `lowest` is tried.
+    While none was kept, none below `lowest` is tried but for the first.
     """
     low, high = 0.0, ceiling
     for step in range(steps):
         rate = (low + high) / 2
-        if step and rate < lowest:
+        if step and not low and rate < lowest:
             break
         low, high = (rate, high) if keeps(rate) else (low, rate)
     return low or None

@@ -35,7 +35,7 @@ from dsgnn.runtime.run.lanes import lanes_for
 FILE, LOGS = "load.json", "loadgen"
 CLIENTS = 64  # connections to a server at once
 WARM = 20
-LONGEST_S = 600.0  # of a test in the search, but for the first
+LONGEST_S = 600.0  # of a test in the search for a rate that is kept, but for the first
 QUIET_S = 1.0  # before anything runs, to see what else the machine does
 SALIENCY, PIXELS = 1e-3, 2  # by which answers may differ: a batch rounds otherwise than one photo
 Objects = list[tuple[float, Sequence[float]]]
@@ -76,8 +76,8 @@ def load(
 
     The highest rate is searched between 0 and the offline throughput by `highest_rate`: a rate is
     kept where LoadGen's server test of it is valid (its early stopping shows with 99% confidence
-    that 99% of the queries take at most p99_ms) and no query is turned away. After the first rate
-    none is tried at which the queries would take more than LONGEST_S.
+    that 99% of the queries take at most p99_ms) and no query is turned away. While none was
+    kept, none is tried but for the first at which the queries would take more than LONGEST_S.
 
     Raises OptionError; ArtifactError for an artifact that is not verified; BackendError for answers
     that are not those of the photo alone, or a server that fails.

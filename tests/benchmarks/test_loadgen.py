@@ -105,3 +105,4 @@ def test_low_rates_are_not_tried_after_the_first(lowest: float, tried: int) -> N
     rates: list[float] = []
     assert highest_rate(lambda rate: bool(rates.append(rate)), 80.0, lowest) is None
     assert len(rates) == tried
+    assert highest_rate(lambda rate: rate <= 41, 80.0, lowest) == 40.0  # one was kept: it goes on

@@ -1,5 +1,6 @@
 """Graphs that several modules start from: tracing them is what costs time. Copy before a change."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def made_once(
         with FileLock(root / f"{name}.lock"):
             if not done.exists():
                 part = root / f"{name}.part"
+                shutil.rmtree(part, ignore_errors=True)  # of a process whose attempt failed
                 part.mkdir()
                 fill(part)
                 part.rename(done)
