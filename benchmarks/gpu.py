@@ -2,8 +2,8 @@
 
 Each subject's answers are compared with those of the deploy graph in float32 on the CPU, on the
 photos of the parity gate, before it is timed. A row that fails is recorded with its reason and the
-others go on. So is a row that the time does not suffice for. Subjects are opened, and compiled,
-side by side, and timed one at a time.
+others go on. So is a row that the time does not suffice for. Subjects are opened, compiled and
+compared side by side, and timed one at a time.
 
 Floors: the deploy graph's matrix operations over the measured matrix rate, and the least bytes
 (weights once, photos in, answers out) over the measured bandwidth; the larger of the two. Float32
@@ -17,8 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from os import cpu_count
 from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
@@ -40,8 +42,9 @@ FILE = "gpu.json"
 FAILURES = (DsgnnError, RuntimeError)
 BATCHES = (1, 2, 4, 8, 16, 32)
 LIMIT_S = 540.0
-SIDE_BY_SIDE = 6  # processes that are opened at once
-PLAN = Plan(duration_s=0.6, runs=10, rounds=5, warm_up_s=0.1, warm_up_runs=2)
+SIDE_BY_SIDE = 16  # processes that are opened at once
+# Clocks of an idle GPU are low, so that it is warmed up for longer than a run takes.
+PLAN = Plan(duration_s=0.8, runs=8, rounds=8, warm_up_s=0.3, warm_up_runs=2)
 ENGINES = {  # by backend
     "onnxruntime": "ONNX Runtime CUDA",
     "onnxruntime-tensorrt": "ONNX Runtime TensorRT provider",
@@ -103,34 +106,33 @@ class Remembered:
 
     def __init__(self, infer: Callable[[np.ndarray], Answers]):
         self._infer = infer
-        self._answers: dict[bytes, Answers] = {}
+        self._answers: dict[tuple[tuple[int, ...], bytes], Answers] = {}
+        self._lock = Lock()
 
     def __call__(self, images: np.ndarray) -> Answers:
-        key = images.tobytes()
-        if key not in self._answers:
-            self._answers[key] = self._infer(images)
-        return self._answers[key]
+        key = images.shape, images.tobytes()
+        with self._lock:
+            if key not in self._answers:
+                self._answers[key] = self._infer(images)
+            return self._answers[key]
 
 
 def check_answers(
-    benches: Mapping[str, Any],
+    bench: Any,
     reference: Callable[[np.ndarray], Answers],
     about: Description,
     photos: Sequence[np.ndarray],
 ) -> list[dict[str, Any]]:
-    """The parity gate's comparison for each bench; one that fails to answer says why."""
+    """The parity gate's comparison for one bench; if it fails to answer, the reason."""
     from dsgnn.export.parity.comparison import compare
 
-    found: list[dict[str, Any]] = []
-    for bench in benches.values():
-        precision = bench.facts["precision"]
-        who = {"name": bench.facts["name"], "precision": precision}
-        try:
-            results = compare(reference, bench.answers, photos, replace(about, precision=precision))
-            found += [{**who, **result.to_dict()} for result in results]
-        except FAILURES as error:
-            found.append({**who, "passed": False, "failures": [str(error)[:500]]})
-    return found
+    precision = bench.facts["precision"]
+    who = {"name": bench.facts["name"], "precision": precision}
+    try:
+        results = compare(reference, bench.answers, photos, replace(about, precision=precision))
+    except FAILURES as error:
+        return [{**who, "passed": False, "failures": [str(error)[:500]]}]
+    return [{**who, **result.to_dict()} for result in results]
 
 
 def fill(
@@ -182,6 +184,7 @@ def fill(
         """Run it once: that compiles, captures, and shows whether it fits. → why it does not."""
         if clock() - start > limit_s:
             return late
+        bench.until = start + limit_s
         try:
             bench.run(batch)
         except FAILURES as error:
@@ -197,13 +200,16 @@ def fill(
                 miss(asdict(spec), batches, bench)
                 continue
             stack.enter_context(bench)
+            bench.until = start + limit_s  # whatever it compiles or captures meanwhile
             benches[bench.facts["name"] + bench.facts["backend"]] = bench
         if about is not None:
             plain = replace(
                 source, form="deploy", device="cpu", precision="fp32", threads=cpu_count() or 1
             )
-            with open_bench(plain) as reference:
-                parity = check_answers(benches, Remembered(reference.answers), about, photos)
+            with open_bench(plain) as bench:
+                reference = Remembered(bench.answers)
+                check = partial(check_answers, reference=reference, about=about, photos=photos)
+                parity = [one for found in pool.map(check, benches.values()) for one in found]
         for batch in sorted(batches):
             larger = [b for b in batches if b >= batch]
             whys = list(pool.map(started, benches.values(), [batch] * len(benches)))
@@ -213,6 +219,8 @@ def fill(
                     del benches[name]
             if not benches:
                 continue
+            for bench in benches.values():
+                bench.until = None  # a batch that has begun is finished
             log = TurnLog(out / f"gpu-{batch}.jsonl", {}, set(benches), resume=False)
             try:
                 rows += measure(benches, [batch], PLAN, clock, log, progress)

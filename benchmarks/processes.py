@@ -72,7 +72,13 @@ class Bench:
 
 
 class BenchProcess:
-    """A `Bench` in a process of its own; the same methods. Use it in a `with` block."""
+    """A `Bench` in a process of its own; the same methods. Use it in a `with` block.
+
+    until: if set, a time of `time.perf_counter`, after which an answer is not waited for: the
+    process is ended and the call raises BackendError.
+    """
+
+    until: float | None = None
 
     def __init__(self, spec: Spec, opener: Callable[[Spec], Subject] = open_subject):
         """Waits until the subject is loaded. Raises BackendError with what the process said,
@@ -120,6 +126,9 @@ class BenchProcess:
         return self._answer()
 
     def _answer(self) -> Any:
+        if self.until is not None and not self._pipe.poll(max(0.0, self.until - perf_counter())):
+            self._process.kill()
+            raise BackendError(f"{self._who}: no answer when the time was up")
         try:
             good, value, trace = self._pipe.recv()
         except (EOFError, ConnectionResetError):

@@ -1,9 +1,12 @@
 """From subjects to latency.json, with fake subjects on a fake clock: resume and refusals too."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -174,6 +177,19 @@ def test_a_worker_that_cannot_open_or_dies_says_so(fakes_in_workers: None) -> No
         pytest.raises(DsgnnError, match="ended with 9.*ran out of memory"),
     ):
         worker.run(1)
+
+
+def test_a_worker_is_not_waited_for_when_the_time_is_up(fakes_in_workers: None) -> None:
+    """`torch.compile` may take minutes, and the table of a GPU is due."""
+    with BenchProcess(Spec("artifact", "model"), FakeSubject) as worker:
+        worker.until = perf_counter() + 60
+        assert worker.run(1)
+        os.kill(worker._process.pid or 0, signal.SIGSTOP)  # alive, and it does not answer
+        worker.until = perf_counter() + 0.1
+        with pytest.raises(DsgnnError, match=r"model \(artifact\): no answer when the time was up"):
+            worker.run(1)
+        worker._process.join(30)
+        assert worker._process.exitcode == -signal.SIGKILL
 
 
 def test_a_bug_in_a_worker_is_no_refusal(fakes_in_workers: None) -> None:
