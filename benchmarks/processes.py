@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from math import inf
 from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import Any
@@ -84,7 +85,7 @@ class BenchProcess:
         """Waits until the subject is loaded. Raises BackendError with what the process said,
         RuntimeError with its traceback for a bug."""
         context = multiprocessing.get_context("spawn")
-        self._who = f"{spec.model} ({spec.form})"
+        self._who, self._late = f"{spec.model} ({spec.form})", False
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, spec, opener), daemon=False)
         self._process.start()
@@ -126,7 +127,9 @@ class BenchProcess:
         return self._answer()
 
     def _answer(self) -> Any:
-        if self.until is not None and not self._pipe.poll(max(0.0, self.until - perf_counter())):
+        left = inf if self.until is None else max(0.0, self.until - perf_counter())
+        if self._late or (left < inf and not self._pipe.poll(left)):
+            self._late = True
             self._process.kill()
             raise BackendError(f"{self._who}: no answer when the time was up")
         try:
