@@ -2,8 +2,8 @@
 
 Each subject's answers are compared with those of the deploy graph in float32 on the CPU, on the
 photos of the parity gate, before it is timed. A row that fails is recorded with its reason and the
-others go on. So is a row that the time does not suffice for. Subjects are opened, compiled and
-compared side by side, and timed one at a time.
+others go on. So is a row that the time does not suffice for. Subjects are opened and compared side
+by side, and timed one at a time; those of `torch.compile` come after all others.
 
 Floors: the deploy graph's matrix operations over the measured matrix rate, and the least bytes
 (weights once, photos in, answers out) over the measured bandwidth; the larger of the two. Float32
@@ -14,7 +14,7 @@ it (`NVIDIA_TF32_OVERRIDE=0` in the environment has).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -64,12 +64,13 @@ def engine(subject: Mapping[str, Any]) -> str:
 
 
 def gpu_specs(source: Spec, artifacts: Sequence[Path]) -> list[Spec]:
-    """PyTorch in all its forms, then every artifact on each engine that takes such a file; forms
-    that take long to start come last. Raises OptionError for a precision without a floor."""
-    quick = [form for form in TORCH_FORMS if form != "compiled"]
+    """PyTorch in all its forms, and every artifact on each engine that takes such a file.
+
+    Raises OptionError for a precision without a floor.
+    """
     found = [
         replace(source, form=form, precision=precision)
-        for form in quick
+        for form in TORCH_FORMS
         for precision in PRECISIONS
     ]
     for path in artifacts:
@@ -91,7 +92,7 @@ def gpu_specs(source: Spec, artifacts: Sequence[Path]) -> list[Spec]:
             for backend in ENGINES
             if backend.removesuffix(CUDA_GRAPH).removesuffix("-tensorrt") == flavour
         ]
-    return found + [replace(source, form="compiled", precision=p) for p in PRECISIONS]
+    return found
 
 
 def description(spec: Spec) -> Description:
@@ -175,6 +176,8 @@ def fill(
 
     def opened(spec: Spec) -> Any:
         """The bench of a subject, or why there is none."""
+        if clock() - start > limit_s:
+            return late
         try:
             return open_bench(spec)
         except FAILURES as error:
@@ -191,25 +194,20 @@ def fill(
             return str(error)
         return ""
 
-    late = f"not reached within {limit_s:.0f} s"
-    with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(SIDE_BY_SIDE))
+    def run(specs: Sequence[Spec], pool: Executor, stack: ExitStack) -> None:
+        """Open, compare and time these subjects."""
+        nonlocal rows, parity
         benches: dict[str, Any] = {}
         for spec, bench in zip(specs, pool.map(opened, specs), strict=True):
             if isinstance(bench, str):
                 miss(asdict(spec), batches, bench)
                 continue
             stack.enter_context(bench)
-            bench.until = start + limit_s / 2  # compiling leaves time for timing the others
+            bench.until = start + limit_s
             benches[bench.facts["name"] + bench.facts["backend"]] = bench
         if about is not None:
-            plain = replace(
-                source, form="deploy", device="cpu", precision="fp32", threads=cpu_count() or 1
-            )
-            with open_bench(plain) as bench:
-                reference = Remembered(bench.answers)
-                check = partial(check_answers, reference=reference, about=about, photos=photos)
-                parity = [one for found in pool.map(check, benches.values()) for one in found]
+            check = partial(check_answers, reference=reference, about=about, photos=photos)
+            parity += [one for found in pool.map(check, benches.values()) for one in found]
         for batch in sorted(batches):
             larger = [b for b in batches if b >= batch]
             whys = list(pool.map(started, benches.values(), [batch] * len(benches)))
@@ -229,6 +227,16 @@ def fill(
                     miss(bench.facts, [batch], str(error))
             finally:
                 log.close(finished=True)
+
+    late = f"not reached within {limit_s:.0f} s"
+    cpu = replace(source, form="deploy", device="cpu", precision="fp32", threads=cpu_count() or 1)
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool, ExitStack() as outer:
+        if photos:
+            reference = Remembered(outer.enter_context(open_bench(cpu)).answers)
+        # Compilers keep all cores busy, so that they start when nothing else is to be timed.
+        for compiled in (False, True):
+            with ExitStack() as stack:
+                run([spec for spec in specs if (spec.form == "compiled") == compiled], pool, stack)
     for row in rows:
         row["floor"] = floor(work, rates, row["subject"]["precision"], row["batch"])
     return save(

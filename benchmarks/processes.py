@@ -7,6 +7,8 @@ is outside every measurement.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -112,14 +114,24 @@ class BenchProcess:
         self._pipe.close()  # the worker sees the end of it and leaves
         self._process.join(10)
         if self._process.is_alive():
-            self._process.kill()
+            self._kill()
             self._process.join()
 
     def __enter__(self) -> BenchProcess:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:  # Ctrl-C, say, which reaches the parent alone
+            self._kill()
         self.close()
+
+    def _kill(self) -> None:
+        """End the process with those that it started: `torch.compile` has some that compile on."""
+        pid = self._process.pid
+        if pid and hasattr(os, "killpg"):
+            with suppress(ProcessLookupError):  # it has not come so far as to lead its group
+                os.killpg(pid, signal.SIGKILL)
+        self._process.kill()
 
     def _call(self, method: str, *arguments: Any) -> Any:
         with suppress(BrokenPipeError):  # the process is gone: the answer says so
@@ -130,7 +142,7 @@ class BenchProcess:
         left = inf if self.until is None else max(0.0, self.until - perf_counter())
         if self._late or (left < inf and not self._pipe.poll(left)):
             self._late = True
-            self._process.kill()
+            self._kill()
             raise BackendError(f"{self._who}: no answer when the time was up")
         try:
             good, value, trace = self._pipe.recv()
@@ -156,6 +168,8 @@ def apart(function: Callable[[Spec], Any], spec: Spec) -> Any:
 
 
 def _serve(pipe: Connection, spec: Spec, opener: Callable[[Spec], Subject]) -> None:
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
     try:
         bench = Bench(spec, opener, perf_counter)
         pipe.send((True, bench.facts, ""))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -219,18 +219,27 @@ class Artifact:
     @property
     def about_status(self) -> str:
         """What the status means, for a person."""
+        verdicts = self.sidecar.verdicts() if self.sidecar else {}
+        return self._about([place for place, passed in verdicts.items() if passed])
+
+    def _about(self, places: Sequence[str]) -> str:
+        """What the status means in these places, where every check passed."""
         if self.sidecar is None:
             return "unverified (no sidecar beside it)"
-        passed = {place for place, verdict in self.sidecar.verdicts().items() if verdict}
-        checks = [check for check in self.sidecar.parity if self.sidecar.place(check) in passed]
-        # Beside the comparing of photos there is one of places in a batch, with few of them.
-        whole = [check for check in checks if check.get("check", "photos") == "photos"]
-        counts = [check["photos"] for check in whole if "photos" in check]
+        checks = [check for check in self.sidecar.parity if self.sidecar.place(check) in places]
+        counts: dict[str, int] = {}  # by place
+        for check in checks:
+            # Beside the comparing of photos there is one of places in a batch, with few of them.
+            if check.get("check", "photos") == "photos" and "photos" in check:
+                place = self.sidecar.place(check)
+                counts[place] = min(check["photos"], counts.get(place, check["photos"]))
         if not self.sidecar.verified or not counts:
             return self.status
         against = str(checks[0].get("against", ""))  # of older files not known
         source = f"the answers of {against}" if against.endswith(".onnx") else "PyTorch's answers"
-        return f"verified (gives {source} on {min(counts)} photos)"
+        few, many = min(counts.values()), max(counts.values())
+        number = str(few) if few == many else f"{few} to {many}"
+        return f"verified (gives {source} on {number} photos)"
 
     def status_in(self, backend: str, device: str) -> str:
         """The status where this backend runs it on this device, as a `Backend` names them:
@@ -243,7 +252,7 @@ class Artifact:
         here = _place(backend, device)
         verdicts = self.sidecar.verdicts() if self.sidecar else {}
         if verdicts.get(here) or self.status == "unverified":
-            return self.about_status
+            return self._about([here])
         elsewhere = " and ".join(place for place, passed in verdicts.items() if passed)
         why = "gives other answers there" if here in verdicts else "never compared there"
         return f"unverified in {here} ({why}; verified in {elsewhere})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -149,10 +150,14 @@ def _severity(caveat: str) -> int:
 
 
 def gpu_table(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, Any]]) -> Table:
-    """Every row of which something was measured or tried; what was not says so, or why."""
+    """Every row of which something was measured or tried; its notes say why the rest was not."""
     table = [["engine", "precision", *(f"batch {batch}" for batch in BATCHES), "notes"]]
-    cells = {(one["name"], one["precision"], one["batch"]): one["why"] for one in missing}
+    cells: dict[tuple[str, str, int], str] = {}
     said: dict[tuple[str, str], dict[str, None]] = {}
+    for one in missing:
+        cells[one["name"], one["precision"], one["batch"]] = "–"
+        why = shorten(one["why"], 200, placeholder=" …")
+        said.setdefault((one["name"], one["precision"]), {})[f"– is: {why}"] = None
     for row in rows:
         who = engine(row["subject"]), row["subject"]["precision"]
         p50, floor = np.median(timing.inference(row["samples"])), row["floor"]["ms"]

@@ -1,5 +1,7 @@
 """Subjects that take the time they are told to, on a clock of their own, and results of theirs."""
 
+import fcntl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,10 @@ class FakeSubject:
         self.dies = spec.model == "dies"
         if spec.model == "planted":
             raise ValueError("a bug, not a refusal")
+        if spec.model == "parent":  # of a process that holds a lock on the file `spec.export`
+            with open(spec.export, "w") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                subprocess.Popen(["sleep", "600"], pass_fds=[held.fileno()])
 
     def infer(self, images: np.ndarray, clock: Clock) -> tuple[dict[str, np.ndarray], Sample]:
         if self.dies:

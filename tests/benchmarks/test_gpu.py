@@ -32,7 +32,7 @@ def gpu_run(out: Path, slow: str = "", fails: str = "") -> Any:
 
     def open_bench(spec: Spec) -> FakeBench:
         if spec.form == fails:
-            raise DsgnnError(f"{spec.form} does not work here")
+            raise DsgnnError(f"{spec.form} does\nnot work here")
         ms = 3.6e6 if spec.form == slow else 8.0
         kind = {"form": spec.form, "precision": spec.precision}
         name = f"{spec.form} {spec.precision}"
@@ -51,7 +51,8 @@ def test_the_gpu_table_holds_floors_and_reasons(tmp_path: Path) -> None:
     assert re.fullmatch(r"8\.\d* ÷ 2", table["PyTorch deploy graph", "fp32"][0])
     assert table["PyTorch deploy graph", "fp32"][1] == "never measured"  # batch 2
     assert re.fullmatch(r"32\.\d* ÷ 8", table["PyTorch deploy graph", "fp32"][2])
-    assert table["PyTorch CUDA graph", "bf16"][0] == "cuda-graph does not work here"
+    graph = table["PyTorch CUDA graph", "bf16"]
+    assert graph[0] == "–" and graph[-1] == "– is: cuda-graph does not work here"  # said once
     assert ("TensorRT", "fp16") not in table and "; TensorRT (fp32, fp16, bf16)" in never_measured(
         gpu_table(found["rows"], found["missing"])
     )
@@ -93,6 +94,14 @@ def test_the_gpu_table_stops_in_time(tmp_path: Path) -> None:
     assert found["rows"] == [] or {row["batch"] for row in found["rows"]} == {1}
     whys = {missing["why"] for missing in found["missing"]}
     assert "not reached within 540 s" in whys
+
+
+def test_compilers_start_when_nothing_else_is_to_be_timed(tmp_path: Path) -> None:
+    """And what they are too slow for does not cost the other rows."""
+    found = gpu_run(tmp_path, slow="compiled")
+    forms = [row["subject"]["form"] for row in found["rows"]]
+    assert len(forms) >= 18 and "compiled" not in forms[:18]  # three others, in three precisions
+    assert {row["name"] for row in found["missing"]} == {"PyTorch compiled"}
 
 
 def test_answers_are_compared_on_the_gpu_and_told() -> None:

@@ -1,5 +1,6 @@
 """From subjects to latency.json, with fake subjects on a fake clock: resume and refusals too."""
 
+import fcntl
 import json
 import os
 import signal
@@ -192,6 +193,22 @@ def test_a_worker_is_not_waited_for_when_the_time_is_up(fakes_in_workers: None) 
             worker.until = None
         worker._process.join(30)
         assert worker._process.exitcode == -signal.SIGKILL
+
+
+def test_what_a_worker_started_ends_with_it(fakes_in_workers: None, tmp_path: Path) -> None:
+    """`torch.compile` has processes of its own, which went on for minutes beside the next rows."""
+    path = tmp_path / "held"
+    with (
+        pytest.raises(KeyboardInterrupt),
+        BenchProcess(Spec("artifact", "parent", export=str(path)), FakeSubject) as worker,
+        open(path) as held,
+    ):
+        worker.run(1)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        raise KeyboardInterrupt
+    with open(path) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # waits until nobody has it
 
 
 def test_a_bug_in_a_worker_is_no_refusal(fakes_in_workers: None) -> None:

@@ -241,6 +241,53 @@ def test_cuda_session(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen["providers"] == ["CPUExecutionProvider"]
 
 
+class Watched:
+    """A real session that notes the shapes it was given."""
+
+    def __init__(self, session):
+        self.session, self.shapes = session, []
+
+    def run(self, names, feeds):
+        self.shapes.append(feeds["image"].shape)
+        return self.session.run(names, feeds)
+
+
+def test_on_a_gpu_no_session_meets_a_second_shape(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a convolution plans anew whenever its shape is not that of its last call, which made
+    `dsgnn-run` a hundred times slower on an H100 than one shape alone (1.3 photos per second). The
+    sessions here are real ones, on the CPU."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnx_backend, "KEPT_SHAPES", 4)
+    backend = open_backend(model, "onnxruntime", "cpu")
+    assert isinstance(backend, onnx_backend.OnnxRuntime)
+    opened, real = [Watched(backend._session)], backend._open_session
+
+    def open_session() -> Watched:
+        opened.append(Watched(real()))
+        return opened[-1]
+
+    backend._each_shape_alone, backend._open_session = True, open_session
+    backend._session = opened[0]
+    many = np.random.default_rng(0).integers(0, 256, (7, 96, 128, 3), np.uint8)
+    for _ in range(2):
+        for images in (many, many[:1], many[:4]):
+            outputs = backend.infer({"image": images})
+            for name, values in expected(images).items():
+                np.testing.assert_allclose(outputs[name], values, atol=1e-4)
+    assert [set(session.shapes) for session in opened] == [
+        {(size, 96, 128, 3)} for size in (4, 2, 1)
+    ]
+    for height in (64, 32, 4, 8):  # more shapes than are kept
+        backend.infer({"image": many[:1, :height]})
+    assert len(opened) == 7 and len(backend._sessions) == 4
+    model.write_bytes(BUNDLED.read_bytes())
+    with pytest.raises(BackendError, match="another file than when it was opened: open it again"):
+        backend.infer({"image": many[:3]})
+    backend.close()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_tensorrt_provider(
     precision: str,
