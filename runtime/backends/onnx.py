@@ -81,7 +81,6 @@ class OnnxRuntime(Backend):
         options.add_session_config_entry("session.x64quantprecision", "1")
         if use_cuda:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if use_cuda:
             options.log_severity_level = 3  # it warns of copies of sizes, which are a few bytes
 
         def open_session() -> Any:
@@ -158,7 +157,10 @@ class OnnxRuntime(Backend):
                 raise BackendError(
                     f"{self._artifact.path} is another file than when it was opened: open it again"
                 )
-            session = self._sessions[shapes] = self._open_session()
+            session = self._open_session()
+            if session.get_providers() != self._session.get_providers():
+                raise BackendError("the GPU has no room for a further shape of photos")
+            self._sessions[shapes] = session
             if len(self._sessions) > KEPT_SHAPES:
                 self._sessions.popitem(last=False)
             return session

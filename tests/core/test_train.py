@@ -31,7 +31,7 @@ from dsgnn.training.recipe import (
     Recipe,
     TrainingPlan,
 )
-from dsgnn.training.state import start
+from dsgnn.training.state import layout, start
 from dsgnn.training.step import Step
 from dsgnn.weights.checkpoint import load_checkpoint, origin_of
 
@@ -381,6 +381,18 @@ def test_two_processes_end_with_the_same_parameters(tiny, tiny_nano, assr, tmp_p
     errors = [(out / f"error{r}.txt").read_text() for r in range(2)]
     assert errors[0] == errors[1]
     assert re.search(r"nan on process 1 for blocks\d\.", errors[0])
+
+
+def test_a_strided_convolution_has_its_gradient_in_the_layout_of_training():
+    """In channels_last it crashed the process on a CPU with AVX-512."""
+    form = layout(torch.device("cpu"))
+    conv = torch.nn.Conv2d(8, 16, 1, 2, bias=False).to(memory_format=form)
+    images = torch.randn(2, 8, 40, 56).contiguous(memory_format=form)
+    for _ in range(20):
+        conv.weight.grad = None
+        conv(images.requires_grad_()).sum().backward()
+        expected = images.detach()[:, :, ::2, ::2].double().sum((0, 2, 3)).float()
+        torch.testing.assert_close(conv.weight.grad[..., 0, 0], expected.expand(16, 8))
 
 
 def test_the_command_trains_resumes_and_reports_wrong_use(assr, tmp_path, monkeypatch, tiny_nano):

@@ -246,6 +246,7 @@ class Watched:
 
     def __init__(self, session):
         self.session, self.shapes = session, []
+        self.get_providers = session.get_providers
 
     def run(self, names, feeds):
         self.shapes.append(feeds["image"].shape)
@@ -282,6 +283,10 @@ def test_on_a_gpu_no_session_meets_a_second_shape(
     for height in (64, 32, 4, 8):  # more shapes than are kept
         backend.infer({"image": many[:1, :height]})
     assert len(opened) == 7 and len(backend._sessions) == 4
+    with monkeypatch.context() as full:  # ONNX Runtime opens it on the CPU then, and prints why
+        full.setattr(opened[0], "get_providers", lambda: [CUDA, "CPUExecutionProvider"])
+        with pytest.raises(BackendError, match="no room for a further shape of photos"):
+            backend.infer({"image": many[:1, :16]})
     model.write_bytes(BUNDLED.read_bytes())
     with pytest.raises(BackendError, match="another file than when it was opened: open it again"):
         backend.infer({"image": many[:3]})
