@@ -202,8 +202,8 @@ def _differences(
 def layout(device: torch.device) -> torch.memory_format:
     """The memory format to train in: channels_last, which is faster, but not on CPUs.
 
-    There the gradient of a 1 × 1 convolution of stride 2, which every ResNet has, writes outside its
-    memory in that format and ends the process (PyTorch 2.14 and 2.15, with one thread or two; seen
-    on AMD EPYC and Intel Xeon with AVX-512; see also pytorch#136348).
+    There the gradient of a 1 × 1 convolution of stride 2, which every ResNet has, is computed
+    outside its memory in that format, which ends the process (PyTorch 2.14 with one thread or two
+    on an AMD EPYC, and 2.15 with two on an Intel Xeon; see also pytorch#136348).
     """
     return torch.contiguous_format if device.type == "cpu" else torch.channels_last
