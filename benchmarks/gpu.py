@@ -3,7 +3,8 @@
 Each subject's answers are compared with those of the deploy graph in float32 on the CPU, on the
 photos of the parity gate, before it is timed. A row that fails is recorded with its reason and the
 others go on. So is a row that the time does not suffice for. Subjects are opened and compared side
-by side, and timed one at a time; those of `torch.compile` come after all others.
+by side, and timed one at a time; those of `torch.compile` come after all others, and do not count
+where the run is asked whether it agrees with itself.
 
 Floors: the deploy graph's matrix operations over the measured matrix rate, and the least bytes
 (weights once, photos in, answers out) over the measured bandwidth; the larger of the two. Float32
@@ -30,7 +31,7 @@ from dsgnn.benchmarks.environment import conditions, conditions_since, environme
 from dsgnn.benchmarks.forms import ARTIFACT, PRECISIONS, TORCH_FORMS, Answers, Spec, read
 from dsgnn.benchmarks.latency import measure, noise
 from dsgnn.benchmarks.limits import BYTES, count_work, floor, gpu_rates
-from dsgnn.benchmarks.processes import BenchProcess, apart
+from dsgnn.benchmarks.processes import BenchProcess, LateError, apart
 from dsgnn.benchmarks.results import TurnLog, free, save
 from dsgnn.benchmarks.timing import Clock, Plan
 from dsgnn.runtime.artifact import Description, open_artifact
@@ -124,13 +125,16 @@ def check_answers(
     about: Description,
     photos: Sequence[np.ndarray],
 ) -> list[dict[str, Any]]:
-    """The parity gate's comparison for one bench; if it fails to answer, the reason."""
+    """The parity gate's comparison for one bench; if it fails to answer, the reason, and nothing
+    if it is too late for one."""
     from dsgnn.export.parity.comparison import compare
 
     precision = bench.facts["precision"]
     who = {"name": bench.facts["name"], "precision": precision}
     try:
         results = compare(reference, bench.answers, photos, replace(about, precision=precision))
+    except LateError:
+        return []
     except FAILURES as error:
         return [{**who, "passed": False, "failures": [str(error)[:500]]}]
     return [{**who, **result.to_dict()} for result in results]
@@ -145,7 +149,7 @@ def fill(
     *,
     limit_s: float = LIMIT_S,
     progress: bool = False,
-    open_bench: Callable[[Spec], Any] = BenchProcess,
+    open_bench: Callable[..., Any] = BenchProcess,
     call: Callable[..., Any] = apart,
     clock: Clock = perf_counter,
 ) -> dict[str, Any]:
@@ -179,7 +183,7 @@ def fill(
         if clock() - start > limit_s:
             return late
         try:
-            return open_bench(spec)
+            return open_bench(spec, until=start + limit_s)
         except FAILURES as error:
             return str(error)
 
@@ -203,7 +207,6 @@ def fill(
                 miss(asdict(spec), batches, bench)
                 continue
             stack.enter_context(bench)
-            bench.until = start + limit_s
             benches[bench.facts["name"] + bench.facts["backend"]] = bench
         if about is not None:
             check = partial(check_answers, reference=reference, about=about, photos=photos)
@@ -235,8 +238,14 @@ def fill(
             reference = Remembered(outer.enter_context(open_bench(cpu)).answers)
         # Compilers keep all cores busy, so that they start when nothing else is to be timed.
         for compiled in (False, True):
+            group = [spec for spec in specs if (spec.form == "compiled") == compiled]
             with ExitStack() as stack:
-                run([spec for spec in specs if (spec.form == "compiled") == compiled], pool, stack)
+                try:
+                    run(group, pool, stack)
+                except BaseException:  # Ctrl-C, say, which the processes do not hear of
+                    for process in BenchProcess.alive:
+                        process.kill()
+                    raise
     for row in rows:
         row["floor"] = floor(work, rates, row["subject"]["precision"], row["batch"])
     return save(
@@ -246,7 +255,7 @@ def fill(
         seed=source.seed,
         plan=asdict(PLAN),
         conditions=conditions_since(before),
-        noise=noise(rows),
+        noise=noise([row for row in rows if row["subject"]["form"] != "compiled"]),
         rows=rows,
         missing=missing,
         rates=rates,

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from math import inf
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import numpy as np
 
@@ -74,27 +75,41 @@ class Bench:
         return {"host_mib": peak_mib(), "device_mib": device}
 
 
+class LateError(BackendError):
+    """A subject that was not waited for any longer."""
+
+
 class BenchProcess:
     """A `Bench` in a process of its own; the same methods. Use it in a `with` block.
 
     until: if set, a time of `time.perf_counter`, after which an answer is not waited for: the
-    process is ended and the call raises BackendError.
+    process is ended and the call raises LateError.
     """
 
-    until: float | None = None
+    alive: ClassVar[WeakSet[BenchProcess]] = WeakSet()
+    until: float | None
 
-    def __init__(self, spec: Spec, opener: Callable[[Spec], Subject] = open_subject):
+    def __init__(
+        self,
+        spec: Spec,
+        opener: Callable[[Spec], Subject] = open_subject,
+        until: float | None = None,
+    ):
         """Waits until the subject is loaded. Raises BackendError with what the process said,
         RuntimeError with its traceback for a bug."""
+        self.until = until
         context = multiprocessing.get_context("spawn")
-        self._who, self._late = f"{spec.model} ({spec.form})", False
+        self._who = f"{spec.model} ({spec.form})"
+        self._late = self._ended = False
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, spec, opener), daemon=False)
         self._process.start()
+        self.alive.add(self)
         other.close()
         try:
             self.facts: dict[str, Any] = self._answer()
         except BaseException:
+            self.kill()
             self.close()
             raise
 
@@ -112,26 +127,32 @@ class BenchProcess:
 
     def close(self) -> None:
         self._pipe.close()  # the worker sees the end of it and leaves
-        self._process.join(10)
-        if self._process.is_alive():
-            self._kill()
-            self._process.join()
+        self._wait(10)
+        self.kill()
+        self._process.join()
+        self._ended = True
+
+    def kill(self) -> None:
+        """End the process with those that it started: `torch.compile` has some that compile on."""
+        pid = self._process.pid
+        if self._ended or not pid:
+            return
+        if hasattr(os, "killpg"):
+            with suppress(ProcessLookupError, PermissionError):  # none is left, or it is to come
+                os.killpg(pid, signal.SIGKILL)
+        self._process.kill()
 
     def __enter__(self) -> BenchProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:  # Ctrl-C, say, which reaches the parent alone
-            self._kill()
+            self.kill()
         self.close()
 
-    def _kill(self) -> None:
-        """End the process with those that it started: `torch.compile` has some that compile on."""
-        pid = self._process.pid
-        if pid and hasattr(os, "killpg"):
-            with suppress(ProcessLookupError):  # it has not come so far as to lead its group
-                os.killpg(pid, signal.SIGKILL)
-        self._process.kill()
+    def _wait(self, limit_s: float | None = None) -> None:
+        """Until the process has ended. Its number is still its own then, unlike after `join`."""
+        wait([self._process.sentinel], limit_s)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         with suppress(BrokenPipeError):  # the process is gone: the answer says so
@@ -142,12 +163,15 @@ class BenchProcess:
         left = inf if self.until is None else max(0.0, self.until - perf_counter())
         if self._late or (left < inf and not self._pipe.poll(left)):
             self._late = True
-            self._kill()
-            raise BackendError(f"{self._who}: no answer when the time was up")
+            self.kill()
+            raise LateError(f"{self._who}: no answer when the time was up")
         try:
             good, value, trace = self._pipe.recv()
         except (EOFError, ConnectionResetError):
+            self._wait()
+            self.kill()
             self._process.join()
+            self._ended = True
             raise BackendError(
                 f"the process of {self._who} ended with {self._process.exitcode}; -9 usually means "
                 "that the machine ran out of memory: measure fewer models or smaller batches at "
@@ -168,6 +192,7 @@ def apart(function: Callable[[Spec], Any], spec: Spec) -> Any:
 
 
 def _serve(pipe: Connection, spec: Spec, opener: Callable[[Spec], Subject]) -> None:
+    end_with_parent()
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     try:

@@ -238,8 +238,8 @@ class Artifact:
         against = str(checks[0].get("against", ""))  # of older files not known
         source = f"the answers of {against}" if against.endswith(".onnx") else "PyTorch's answers"
         few, many = min(counts.values()), max(counts.values())
-        number = str(few) if few == many else f"{few} to {many}"
-        return f"verified (gives {source} on {number} photos)"
+        more = "" if few == many else " or more"
+        return f"verified (gives {source} on {few} photos{more})"
 
     def status_in(self, backend: str, device: str) -> str:
         """The status where this backend runs it on this device, as a `Backend` names them:

@@ -157,17 +157,19 @@ def gpu_table(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, 
     for one in missing:
         cells[one["name"], one["precision"], one["batch"]] = "–"
         why = shorten(one["why"], 200, placeholder=" …")
-        said.setdefault((one["name"], one["precision"]), {})[f"– is: {why}"] = None
+        said.setdefault((one["name"], one["precision"]), {})[f"–: {why}"] = None
     for row in rows:
         who = engine(row["subject"]), row["subject"]["precision"]
         p50, floor = np.median(timing.inference(row["samples"])), row["floor"]["ms"]
         cells[*who, row["batch"]] = f"{brief(p50)} ÷ {brief(floor)}"
-        said.setdefault(who, {}).update(dict.fromkeys(notes(row)))
+        for note in notes(row):
+            where = f" (batch {row['batch']})" if note.startswith("drifts") else ""
+            said.setdefault(who, {})[note + where] = None
     for name, precisions in ROWS.items():
         for precision in dict.fromkeys((*precisions, *(p for who, p, _ in cells if who == name))):
             if any((who, of) == (name, precision) for who, of, _ in cells):
                 line = [cells.get((name, precision, batch), NEVER) for batch in BATCHES]
-                notes_of = ", ".join(said.get((name, precision), {})) or "–"
+                notes_of = "; ".join(said.get((name, precision), {})) or "–"
                 table.append([name, precision, *line, notes_of])
     return table
 

@@ -86,11 +86,20 @@ def answers_text(parity: Sequence[Mapping[str, Any]]) -> str:
     """Whose answers were not those of the CPU, as " A sentence.", or nothing without comparison."""
     if not parity:
         return ""
-    photos = min(one["photos"] for one in parity if "photos" in one)
-    failed = {one["name"]: one["failures"][0] for one in reversed(parity) if one["failures"]}
-    said = "; ".join(f"{name}: {why}" for name, why in reversed(failed.items()))
-    verdict = f"FAILED for {said}" if failed else "all agree"
-    return f" Answers compared with float32 on the CPU on {photos} photos: {verdict}."
+
+    def said(those: Sequence[Mapping[str, Any]]) -> str:
+        """Each name once, with the first reason."""
+        whys = {one["name"]: one["failures"][0] for one in reversed(those) if one["failures"]}
+        return "; ".join(f"{name}: {why}" for name, why in reversed(whys.items()))
+
+    compared = [one for one in parity if "photos" in one]
+    silent = said([one for one in parity if "photos" not in one])
+    left = f" Without an answer: {silent}." if silent else ""
+    if not compared:
+        return left
+    photos, failed = min(one["photos"] for one in compared), said(compared)
+    verdict = f"FAILED for {failed}" if failed else "all agree"
+    return f" Answers compared with float32 on the CPU on {photos} photos: {verdict}.{left}"
 
 
 def accuracy_lines(results: Results) -> list[str]:

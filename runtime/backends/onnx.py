@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import Future
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from threading import Lock
@@ -27,20 +28,22 @@ CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
 # What takes time. The rest computes sizes and indices, much of which ONNX Runtime keeps on the CPU.
 HEAVY = {"Conv", "ConvTranspose", "Einsum", "Gemm", "GridSample", "LayerNormalization", "MatMul"}
-# Sessions that are kept on a GPU. Photos of every form make 17 shapes at the bundled model's size.
-KEPT_SHAPES = 24
+PARTS = (16, 4, 1)  # photos of one inference on a GPU
+# Sessions that are kept on a GPU. Photos of every form have 17 sizes at the bundled model's size.
+KEPT_SHAPES = 17 * len(PARTS)
 DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class OnnxRuntime(Backend):
     """A session, whose `run` ONNX Runtime allows from several threads.
 
-    The provider's arena keeps the device memory that a call gives back, for the next one.
+    A session's arena keeps the device memory that a call gives back, for the next one.
 
-    By the CUDA provider each shape of the inputs has a session of its own, the KEPT_SHAPES latest:
-    since 1.20 a convolution plans anew whenever its shape is not that of its last call
-    (microsoft/onnxruntime#23006), which took 0.7 to 0.9 s for nano on an H100, against 8 ms of an
-    inference. So that batches make few shapes, they are computed in parts of 1, 2, 4, 8, … photos.
+    By the CUDA provider each shape of the inputs (photos, height, width) has a session of its own,
+    the KEPT_SHAPES latest, or fewer when the GPU has no memory for more: since 1.20 a convolution
+    plans anew whenever its shape is not that of its last call (microsoft/onnxruntime#23006), which
+    took 0.7 to 0.9 s for nano on an H100, against 8 ms of an inference. So that batches make few
+    shapes, they are computed in PARTS.
     """
 
     def __init__(
@@ -123,8 +126,9 @@ class OnnxRuntime(Backend):
         self.threads = threads
         self._artifact, self._open_session = artifact, open_session
         self._each_shape_alone = CUDA in loaded and not tensorrt
-        self._sessions: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
-        self._lock = Lock()
+        self._loaded = loaded
+        self._sessions: OrderedDict[tuple[tuple[int, ...], ...], Future[Any]] = OrderedDict()
+        self._lock = Lock()  # of the two above and the first session
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
@@ -134,36 +138,59 @@ class OnnxRuntime(Backend):
             return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
         parts: list[list[np.ndarray]] = []
         start, count = 0, len(next(iter(feeds.values())))
-        while start < count or not parts:
-            end = start + (1 << (count - start).bit_length() >> 1)  # the largest power of two
+        while start < count:
+            end = start + next(size for size in PARTS if size <= count - start)
             part = {name: value[start:end] for name, value in feeds.items()}
-            parts.append(self._session_of(part).run(names, part))
+            parts.append(self._run_alone(names, part))
             start = end
         if len(parts) > 1:
             parts = [[np.concatenate(values) for values in zip(*parts, strict=True)]]
         return dict(zip(names, parts[0], strict=True))
 
-    def _session_of(self, feeds: Mapping[str, np.ndarray]) -> Any:
-        """The session of these shapes; the one that was opened first is that of the first ones."""
+    def _run_alone(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Run the session of these shapes; if that fails, once more without the other sessions,
+        which may hold the memory that it needs."""
         shapes = tuple(value.shape for value in feeds.values())
+        try:
+            return self._session_of(shapes).run(names, feeds)
+        except Exception:
+            with self._lock:
+                others = [known for known in self._sessions if known != shapes]
+                for known in others:
+                    del self._sessions[known]
+            if not others:
+                raise
+        return self._session_of(shapes).run(names, feeds)
+
+    def _session_of(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        """The session of these shapes; the one that was opened first is that of the first ones."""
         with self._lock:
-            if shapes in self._sessions:
+            future = self._sessions.get(shapes)
+            if known := future is not None:
                 self._sessions.move_to_end(shapes)
-                return self._sessions[shapes]
-            if not self._sessions:
-                self._sessions[shapes] = self._session
-                return self._session
-            if sha256_of(self._artifact.path) != self._artifact.sha256:
-                raise BackendError(
-                    f"{self._artifact.path} is another file than when it was opened: open it again"
-                )
-            session = self._open_session()
-            if session.get_providers() != self._session.get_providers():
-                raise BackendError("the GPU has no room for a further shape of photos")
-            self._sessions[shapes] = session
-            if len(self._sessions) > KEPT_SHAPES:
-                self._sessions.popitem(last=False)
-            return session
+            else:
+                future = self._sessions[shapes] = Future()
+                first, self._session = self._session, None
+                if len(self._sessions) > KEPT_SHAPES:
+                    self._sessions.popitem(last=False)
+        if not known:
+            try:
+                future.set_result(first or self._open_further())
+            except BaseException as error:
+                with self._lock:
+                    self._sessions.pop(shapes, None)
+                future.set_exception(error)
+        return future.result()
+
+    def _open_further(self) -> Any:
+        if sha256_of(self._artifact.path) != self._artifact.sha256:
+            raise BackendError(
+                f"{self._artifact.path} is another file than when it was opened: open it again"
+            )
+        session = self._open_session()
+        if session.get_providers() != self._loaded:
+            raise BackendError("the GPU has no room for a further shape of photos")
+        return session
 
     def _release(self) -> None:
         del self._session, self._sessions, self._open_session

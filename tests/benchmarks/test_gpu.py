@@ -30,7 +30,7 @@ def gpu_run(out: Path, slow: str = "", fails: str = "") -> Any:
             return {"tflops": {"fp32": 50, "fp16": 500, "bf16": 500}, "gb_per_s": 1000}
         return {"operations": 1e11, "bytes_io": 1e6, "weights": 4e7}
 
-    def open_bench(spec: Spec) -> FakeBench:
+    def open_bench(spec: Spec, until: float = 0) -> FakeBench:
         if spec.form == fails:
             raise DsgnnError(f"{spec.form} does\nnot work here")
         ms = 3.6e6 if spec.form == slow else 8.0
@@ -52,7 +52,7 @@ def test_the_gpu_table_holds_floors_and_reasons(tmp_path: Path) -> None:
     assert table["PyTorch deploy graph", "fp32"][1] == "never measured"  # batch 2
     assert re.fullmatch(r"32\.\d* ÷ 8", table["PyTorch deploy graph", "fp32"][2])
     graph = table["PyTorch CUDA graph", "bf16"]
-    assert graph[0] == "–" and graph[-1] == "– is: cuda-graph does not work here"  # said once
+    assert graph[0] == "–" and graph[-1] == "–: cuda-graph does not work here"  # said once
     assert ("TensorRT", "fp16") not in table and "; TensorRT (fp32, fp16, bf16)" in never_measured(
         gpu_table(found["rows"], found["missing"])
     )

@@ -5,9 +5,10 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from dsgnn.benchmarks.forms import (
     specs,
 )
 from dsgnn.benchmarks.latency import add_floors, latency
-from dsgnn.benchmarks.processes import Bench, BenchProcess
+from dsgnn.benchmarks.processes import Bench, BenchProcess, LateError
 from dsgnn.benchmarks.timing import Plan
 from dsgnn.runtime.artifact import sidecar_path
 from dsgnn.runtime.errors import DsgnnError
@@ -185,7 +186,7 @@ def test_a_worker_is_not_waited_for_when_the_time_is_up(fakes_in_workers: None) 
     with BenchProcess(Spec("artifact", "model"), FakeSubject) as worker:
         worker.until = perf_counter() + 60
         assert worker.run(1)
-        os.kill(worker._process.pid or 0, signal.SIGSTOP)  # alive, and it does not answer
+        os.kill(worker._process.pid, signal.SIGSTOP)  # alive, and it does not answer
         worker.until = perf_counter() + 0.1
         for _ in range(2):  # not that it ran out of memory
             with pytest.raises(DsgnnError, match=r"model \(artifact\): no answer when the time"):
@@ -197,18 +198,29 @@ def test_a_worker_is_not_waited_for_when_the_time_is_up(fakes_in_workers: None) 
 
 def test_what_a_worker_started_ends_with_it(fakes_in_workers: None, tmp_path: Path) -> None:
     """`torch.compile` has processes of its own, which went on for minutes beside the next rows."""
-    path = tmp_path / "held"
-    with (
-        pytest.raises(KeyboardInterrupt),
-        BenchProcess(Spec("artifact", "parent", export=str(path)), FakeSubject) as worker,
-        open(path) as held,
-    ):
-        worker.run(1)
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        raise KeyboardInterrupt
-    with open(path) as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # waits until nobody has it
+    for case in ("interrupted", "late"):
+        path = tmp_path / case
+        with (
+            pytest.raises(KeyboardInterrupt if case == "interrupted" else LateError),
+            BenchProcess(Spec("artifact", "parent", export=str(path)), FakeSubject) as worker,
+            open(path) as held,
+        ):
+            worker.run(1)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if case == "interrupted":
+                raise KeyboardInterrupt
+            os.kill(worker._process.pid, signal.SIGSTOP)
+            worker.until = perf_counter()
+            worker.run(1)
+        with open(path) as held:
+            give_up = perf_counter() + 30
+            while True:
+                with suppress(BlockingIOError):
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                assert perf_counter() < give_up, "what the worker started goes on"
+                sleep(0.05)
 
 
 def test_a_bug_in_a_worker_is_no_refusal(fakes_in_workers: None) -> None:

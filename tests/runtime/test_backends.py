@@ -247,9 +247,13 @@ class Watched:
     def __init__(self, session):
         self.session, self.shapes = session, []
         self.get_providers = session.get_providers
+        self.fails = False  # in its first call
 
     def run(self, names, feeds):
         self.shapes.append(feeds["image"].shape)
+        if self.fails:
+            self.fails = False
+            raise RuntimeError("out of memory")
         return self.session.run(names, feeds)
 
 
@@ -271,25 +275,59 @@ def test_on_a_gpu_no_session_meets_a_second_shape(
 
     backend._each_shape_alone, backend._open_session = True, open_session
     backend._session = opened[0]
-    many = np.random.default_rng(0).integers(0, 256, (7, 96, 128, 3), np.uint8)
+    many = np.random.default_rng(0).integers(0, 256, (22, 96, 128, 3), np.uint8)
     for _ in range(2):
         for images in (many, many[:1], many[:4]):
             outputs = backend.infer({"image": images})
             for name, values in expected(images).items():
                 np.testing.assert_allclose(outputs[name], values, atol=1e-4)
-    assert [set(session.shapes) for session in opened] == [
-        {(size, 96, 128, 3)} for size in (4, 2, 1)
-    ]
+    sizes = [{shape[0] for shape in session.shapes} for session in opened]
+    assert sizes == [{16}, {4}, {1}]
     for height in (64, 32, 4, 8):  # more shapes than are kept
         backend.infer({"image": many[:1, :height]})
     assert len(opened) == 7 and len(backend._sessions) == 4
-    with monkeypatch.context() as full:  # ONNX Runtime opens it on the CPU then, and prints why
-        full.setattr(opened[0], "get_providers", lambda: [CUDA, "CPUExecutionProvider"])
-        with pytest.raises(BackendError, match="no room for a further shape of photos"):
-            backend.infer({"image": many[:1, :16]})
+    gone = weakref.ref(opened[0])
+    opened.clear()
+    gc.collect()
+    assert gone() is None  # nor does the first one hold its memory any longer
+
+
+def test_where_a_gpu_is_full_a_new_shape_takes_the_place_of_the_others(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime says so in one of three ways: it raises, it falls back to the CPU, or the call
+    fails."""
+    pytest.importorskip("onnxruntime")
+    backend = open_backend(model, "onnxruntime", "cpu")
+    assert isinstance(backend, onnx_backend.OnnxRuntime)
+    real, room = backend._open_session, ["raises", "falls back", "fails in the call"]
+    backend._each_shape_alone = True
+
+    def open_session() -> Watched:
+        session = Watched(real())
+        if len(backend._sessions) > 1:  # one is there beside this one
+            how = room.pop(0)
+            if how == "raises":
+                raise BackendError("out of memory")
+            if how == "falls back":
+                session.get_providers = lambda: ["another"]
+            else:
+                session.fails = True
+        return session
+
+    backend._open_session = open_session
+    for height in (96, 64, 32, 8):
+        assert backend.infer({"image": IMAGES[:1, :height]})["score"].shape[0] == 1
+        assert len(backend._sessions) == 1
+    assert not room
+    monkeypatch.setattr(backend, "_open_session", lambda: [][0])
+    for _ in range(2):  # and a failure is not remembered
+        with pytest.raises(BackendError, match="list index out of range"):
+            backend.infer({"image": IMAGES[:1, :4]})
+    monkeypatch.undo()
     model.write_bytes(BUNDLED.read_bytes())
     with pytest.raises(BackendError, match="another file than when it was opened: open it again"):
-        backend.infer({"image": many[:3]})
+        backend.infer({"image": IMAGES[:1, :12]})
     backend.close()
 
 
