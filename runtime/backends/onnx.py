@@ -128,7 +128,7 @@ class OnnxRuntime(Backend):
         self._each_shape_alone = CUDA in loaded and not tensorrt
         self._loaded = loaded
         self._sessions: OrderedDict[tuple[tuple[int, ...], ...], Future[Any]] = OrderedDict()
-        self._lock = Lock()  # of the two above and the first session
+        self._lock = Lock()  # of `_sessions`, and of `_session` until a shape has taken it
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
