@@ -150,14 +150,13 @@ def _severity(caveat: str) -> int:
 
 
 def gpu_table(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, Any]]) -> Table:
-    """Every row of which something was measured or tried; its notes say why the rest was not."""
+    """Every engine of which something was measured; its notes say why the rest was not."""
     table = [["engine", "precision", *(f"batch {batch}" for batch in BATCHES), "notes"]]
     cells: dict[tuple[str, str, int], str] = {}
     said: dict[tuple[str, str], dict[str, None]] = {}
     for one in missing:
         cells[one["name"], one["precision"], one["batch"]] = "–"
-        why = shorten(one["why"], 200, placeholder=" …")
-        said.setdefault((one["name"], one["precision"]), {})[f"–: {why}"] = None
+        said.setdefault((one["name"], one["precision"]), {})[f"–: {_reason(one)}"] = None
     for row in rows:
         who = engine(row["subject"]), row["subject"]["precision"]
         p50, floor = np.median(timing.inference(row["samples"])), row["floor"]["ms"]
@@ -165,24 +164,33 @@ def gpu_table(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, 
         for note in notes(row):
             where = f" (batch {row['batch']})" if note.startswith("drifts") else ""
             said.setdefault(who, {})[note + where] = None
+    measured = {(engine(row["subject"]), row["subject"]["precision"]) for row in rows}
     for name, precisions in ROWS.items():
-        for precision in dict.fromkeys((*precisions, *(p for who, p, _ in cells if who == name))):
-            if any((who, of) == (name, precision) for who, of, _ in cells):
+        for precision in dict.fromkeys((*precisions, *(p for who, p in measured if who == name))):
+            if (name, precision) in measured:
                 line = [cells.get((name, precision, batch), NEVER) for batch in BATCHES]
                 notes_of = "; ".join(said.get((name, precision), {})) or "–"
                 table.append([name, precision, *line, notes_of])
     return table
 
 
-def never_measured(table: Table) -> str:
-    """One line for all the rows that a GPU table should have and has not."""
+def never_measured(table: Table, missing: Sequence[Mapping[str, Any]]) -> str:
+    """One line for all the rows that a GPU table should have and has not, with the reasons that are
+    known."""
     there = {(row[0], row[1]) for row in table[1:]}
-    left = {
-        name: [precision for precision in precisions if (name, precision) not in there]
-        for name, precisions in ROWS.items()
-    }
-    said = [f"{name} ({', '.join(precisions)})" for name, precisions in left.items() if precisions]
+    reasons = {(one["name"], one["precision"]): f": {_reason(one)}" for one in missing}
+    said = []
+    for name, precisions in ROWS.items():
+        known = dict.fromkeys((*precisions, *(of for who, of in reasons if who == name)))
+        left = [precision for precision in known if (name, precision) not in there]
+        for why in dict.fromkeys(reasons.get((name, precision), "") for precision in left):
+            of = [precision for precision in left if reasons.get((name, precision), "") == why]
+            said.append(f"{name} ({', '.join(of)}{why})")
     return f"Never measured: {'; '.join(said)}." if said else ""
+
+
+def _reason(missing: Mapping[str, Any]) -> str:
+    return shorten(missing["why"], 120, placeholder=" …")
 
 
 def markdown(table: Table) -> str:

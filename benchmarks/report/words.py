@@ -127,4 +127,4 @@ def gpu_run(results: Results) -> tuple[str, str, Table]:
     about += answers_text(results["parity"])
     table = gpu_table(results["rows"], results["missing"])
     title = f"{networks(results)} on {name}".lstrip()
-    return title, f"{about} {never_measured(table)}".rstrip(), table
+    return title, f"{about} {never_measured(table, results['missing'])}".rstrip(), table

@@ -6,17 +6,20 @@ keeps: query by query in float32, below it each with the candidate's object of t
 candidate must keep the same objects at the artifact's own threshold.
 
 `compare_slots` compares the candidate with itself: one photo in every place of a batch, beside
-other photos, and after batches of other sizes. Engines have failed in each of these ways alone
-(NVIDIA/TensorRT#4813 and #4853, openvino#37103).
+other photos, and after batches of other sizes. `compare_threads` does so when several threads ask
+at once. Engines have failed in each of these ways alone (NVIDIA/TensorRT#4813 and #4853,
+openvino#37103; the last one was seen with ONNX Runtime's CUDA provider on an H100).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -26,7 +29,7 @@ from dsgnn.export.parity.limits import LIMITS, Parity, ParityError, broken_limit
 from dsgnn.runtime import samples
 from dsgnn.runtime.artifact import Description
 from dsgnn.runtime.disk.sources import IMAGE_SUFFIXES
-from dsgnn.runtime.errors import InputError
+from dsgnn.runtime.errors import DsgnnError, InputError
 from dsgnn.runtime.images import read_image
 from dsgnn.runtime.letterbox import Fixed, LongestSide, Rule, letterbox
 from dsgnn.runtime.photo.decoder import Decoders
@@ -40,6 +43,9 @@ Infer = Callable[[np.ndarray], Answers]
 
 BATCHES = (1, 3)
 WALK = (1, 3, 8)
+THREADS = 4  # as many as `dsgnn-run` lets work on a GPU
+THREADS_S = 2.0  # how long they ask, at least one round of the photos and at most ROUNDS
+ROUNDS = 64
 
 
 def parity_photos(folder: Path | None = None) -> list[np.ndarray]:
@@ -92,7 +98,8 @@ def gate(
     # Slots come first, while the candidate has seen no large batch: what such a batch leaves behind
     # would otherwise show as wrong answers of which nobody knows the cause.
     slots = compare_slots(candidate, photos, description, walk)
-    return [*compare(reference, candidate, photos, description, sizes), slots]
+    found = compare(reference, candidate, photos, description, sizes)
+    return [*found, slots, compare_threads(candidate, photos, description, sizes[0])]
 
 
 def compare(
@@ -140,15 +147,10 @@ def compare_slots(
         return batch
 
     first = answer([own] * low)[0]
-    tally = _Tally(description)
-    failures: list[str] = []
+    tally = _OwnTally(description)
 
     def check(got: Answers, where: str) -> None:
-        tally.add(first, got)
-        alone = _Tally(description)
-        alone.add(first, got)
-        if broken := alone.result(high).failures:
-            failures.append(f"{where}: {'; '.join(broken)}")
+        tally.check(first, got, where)
 
     for place, got in enumerate(answer([own] * high)):
         check(got, f"place {place} of a batch of {high} equal photos has another answer")
@@ -159,7 +161,31 @@ def compare_slots(
                 got = answer(beside(size, place, turn))[place]
                 check(got, f"a photo in place {place} of {size} depends on its neighbours")
     check(answer([own] * low)[0], f"a batch of {low} has another answer after others")
-    return replace(tally.result(high), check="slots", failures=tuple(failures[:1]))
+    return tally.record(high, "slots")
+
+
+def compare_threads(
+    candidate: Infer, photos: Sequence[np.ndarray], description: Description, size: int
+) -> Parity:
+    """The candidate's answers when several threads ask at once, against those one after another.
+
+    size: the smallest batch. The photos are asked for again and again while THREADS_S last. Raises
+    ParityError when the candidate fails in a thread.
+    """
+    batches = list(_batches(photos, description.input, size))
+    start = perf_counter()
+    alone = [candidate(images) for images in batches]
+    rounds = max(1, min(ROUNDS, int(THREADS_S / (perf_counter() - start))))
+    tally = _OwnTally(description)
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            answers = list(pool.map(candidate, batches * rounds))
+        except DsgnnError as error:
+            raise ParityError(f"fails when {THREADS} threads ask at once: {error}") from error
+    for wanted, found in zip(alone * rounds, answers, strict=True):
+        for want, got in zip(_rows(wanted), _rows(found), strict=True):
+            tally.check(want, got, f"another answer when {THREADS} threads ask at once")
+    return tally.record(size, "threads")
 
 
 def _one_size(photos: Sequence[np.ndarray], rule: Rule) -> list[np.ndarray]:
@@ -258,6 +284,26 @@ class _Tally:
         if failures and self.exchanged:
             failures = ("the outputs saliency and score are exchanged", *failures)
         return replace(result, failures=failures)
+
+
+class _OwnTally(_Tally):
+    """Compares a program with itself, and looks at each photo alone."""
+
+    def __init__(self, description: Description):
+        super().__init__(description)
+        self._description, self._failures = description, list[str]()
+
+    def check(self, want: Answers, got: Answers, where: str) -> None:
+        """As `add`. where: what differs if the two do."""
+        self.add(want, got)
+        alone = _Tally(self._description)
+        alone.add(want, got)
+        if broken := alone.result(1).failures:
+            self._failures.append(f"{where}: {'; '.join(broken)}")
+
+    def record(self, batch: int, check: str) -> Parity:
+        """As `result`, but what fails is the first photo that differed."""
+        return replace(self.result(batch), check=check, failures=tuple(self._failures[:1]))
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -98,7 +98,8 @@ class Parity:
     clearly separated pairs in the same order; attention_moved is the largest share of looks that
     lies elsewhere on a photo, None without attention; kept_otherwise counts the objects that one
     side clearly keeps and the other does not; check says what was compared, "photos" with the
-    reference or "slots" of the artifact's own batches; failures names the limits that were broken.
+    reference, "slots" of the artifact's own batches, or its answers to several "threads"; failures
+    names the limits that were broken.
     """
 
     batch: int
@@ -202,6 +203,8 @@ def table(results: Sequence[Parity]) -> str:
     for r in results:
         if r.check == "slots":
             lines.append(f"{r.batch:5d} one photo in {r.photos} places of batches up to this size")
+        elif r.check == "threads":
+            lines.append(f"{r.batch:5d} {r.photos} answers to threads that ask at once")
         else:
             lines.append(
                 f"{r.batch:5d} {r.photos:6d} {r.objects:7d}  {r.saliency_max:16.2e}  "

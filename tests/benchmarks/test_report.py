@@ -159,7 +159,7 @@ def test_a_caveat_of_all_rows_is_said_once() -> None:
 def test_gpu_rows_that_were_never_measured_are_one_line() -> None:
     table = gpu_table([], [])
     assert len(table) == 1
-    said = never_measured(table)
+    said = never_measured(table, [])
     assert said.startswith("Never measured: PyTorch as upstream (fp32, fp16, bf16); PyTorch deploy")
     assert said.count("(fp32, fp16, bf16)") == 10 and "TensorRT-RTX, CUDA graph" in said
 

@@ -3,16 +3,19 @@ name each, and must pass the sound network on which they were planted.
 
 The sound network answers each photo by itself, from its pixels alone.
 
-Ten faults stop a build or a start with a message that names them. Six are here. Sampling that was
-read as nearest and half precision that was asked for and not built are in test_sampling; a node on
-the CPU is in tests/runtime/test_backends, and a stale sidecar in tests/runtime/test_artifact.
+Eleven faults stop a build or a start with a message that names them. Seven are here. Sampling that
+was read as nearest and half precision that was asked for and not built are in test_sampling; a node
+on the CPU is in tests/runtime/test_backends, and a stale sidecar in tests/runtime/test_artifact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +31,7 @@ from dsgnn.export.parity.comparison import Answers, gate
 from dsgnn.export.parity.limits import ParityError
 from dsgnn.export.tensorrt import build_engine
 from dsgnn.runtime.artifact import Description
+from dsgnn.runtime.errors import BackendError
 from dsgnn.runtime.letterbox import Fixed
 
 COLOURS = Path(__file__).parents[1] / "runtime" / "colours.onnx"
@@ -86,6 +90,29 @@ class BatchWalk:
         return changed(sound(images), "masks", 0, np.negative) if stale else sound(images)
 
 
+class SharedBuffer:
+    """Right unless another thread asks meanwhile: the answers lie in one place."""
+
+    def __call__(self, images: np.ndarray) -> Answers:
+        self.answers = sound(images)
+        sleep(1e-4)
+        return self.answers
+
+
+class OneAtATime:
+    """Refuses what is asked while it works."""
+
+    def __init__(self) -> None:
+        self.free = Lock()
+
+    def __call__(self, images: np.ndarray) -> Answers:
+        if not self.free.acquire(blocking=False):
+            raise BackendError("CUDA failure 717")
+        with closing(SimpleNamespace(close=self.free.release)):
+            sleep(1e-3)
+            return sound(images)
+
+
 def halved_scores(images: np.ndarray) -> Answers:
     answers = sound(images)
     return {**answers, "score": answers["score"] / 2}
@@ -125,6 +152,7 @@ def test_a_sound_network_passes(precision: str, batch: tuple[int, ...]) -> None:
         (wide_profile, (1, 4, 8), "saliency differs"),
         (wide_profile, (), "place 0 of a batch of 8 equal photos has another answer"),
         (BatchWalk(), (), "a batch of 1 has another answer after one of 8"),
+        (SharedBuffer(), (), "another answer when 4 threads ask at once: saliency differs"),
         (halved_scores, (), "objects are kept by one side alone"),
         (swapped, (), "the outputs saliency and score are exchanged; saliency differs"),
     ],
@@ -140,6 +168,7 @@ def test_a_planted_fault_is_named(network: Callable, batch: tuple[int, ...], mes
         (neighbour_leak, "depends on its neighbours"),
         (wide_profile, "place 0 of a batch of 8 equal photos has another answer"),
         (BatchWalk(), "a batch of 1 has another answer after one of 8"),
+        (SharedBuffer(), "another answer when 4 threads ask at once"),
         (halved_scores, "objects are kept by one side alone"),
         (swapped, "the outputs saliency and score are exchanged"),
     ],
@@ -176,6 +205,11 @@ def test_a_planted_fault_stops_the_build(
 def test_scores_are_held_below_float32_too(network: Callable, message: str, precision: str) -> None:
     """Masks and order are as they were: only what is kept is another."""
     assert message in failures(network, precision)
+
+
+def test_a_failure_that_only_threads_meet_is_named() -> None:
+    with pytest.raises(ParityError, match="fails when 4 threads ask at once: CUDA failure 717"):
+        failures(OneAtATime())
 
 
 def test_an_output_that_is_missing_is_named() -> None:

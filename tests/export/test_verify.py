@@ -62,7 +62,8 @@ def test_a_file_without_sidecar_becomes_verified(nano, tmp_path: Path) -> None:
     assert result.output.rstrip().endswith("m.onnx: verified")
     sidecar = read_sidecar(path)
     assert sidecar is not None and sidecar.verified and sidecar.sha256 == sha256_of(path)
-    assert [check["batch"] for check in sidecar.parity] == [1, 3, 8]
+    checks = [(check["check"], check["batch"]) for check in sidecar.parity]
+    assert checks == [("photos", 1), ("photos", 3), ("slots", 8), ("threads", 1)]
     assert sidecar.parity[0]["against"] == checkpoint.name
     assert sidecar.parity[0]["backend"].startswith("onnxruntime on cpu")
     said = dsgnn_export("inspect", path).output
