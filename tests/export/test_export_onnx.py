@@ -53,8 +53,9 @@ def test_command_writes_a_verified_file(nano_exported: Path) -> None:
     assert description.about_weights == "trained on mine (train), 6 iterations"
     sidecar = json.loads((nano_exported / "nano.onnx.json").read_text())
     assert sidecar["schema"] == "dsgnn.sidecar/1" and sidecar["verified"] is True
-    *against_pytorch, slots = sidecar["parity"]
-    assert [check["batch"] for check in against_pytorch] == [1, 3] and slots["passed"]
+    *against_pytorch, slots, threads = sidecar["parity"]
+    assert [check["batch"] for check in against_pytorch] == [1, 3]
+    assert slots["passed"] and threads["passed"]
     assert all(check["photos"] == 6 and check["passed"] for check in against_pytorch)
     assert sidecar["verdicts"] == {"onnxruntime on cpu": True}
     assert sidecar["machine"]["libraries"]["torch"] and sidecar["build"]["nodes"] > 100

@@ -126,7 +126,7 @@ def test_command(
     assert read_description(path).precision == "int8"
     sidecar = read_sidecar(path)
     assert sidecar is not None and sidecar.build["calibration_photos"] == PHOTOS
-    assert [check["batch"] for check in sidecar.parity] == [1, 3, 8]
+    assert [check["batch"] for check in sidecar.parity] == [1, 3, 8, 1]
     image = letterbox(photos[0], Fixed(*SIZE))[0][None]
     for backend in ("onnxruntime", "openvino"):
         answers = open_backend(path, backend).infer({"image": image})

@@ -55,4 +55,4 @@ def test_it_passes_the_gate(
     sidecar, results = export_onnx(source, tmp_path / "r50-assr.onnx", photos, SIZE)
     assert sidecar.verified
     assert max(result.saliency_max for result in results) < 1e-4
-    assert [result.batch for result in results] == [1, 3, 8]
+    assert [result.batch for result in results] == [1, 3, 8, 1]
