@@ -15,12 +15,7 @@ KEPT = "the frames before that were ranked"  # the end of a message about what b
 
 
 class Ended(InputError):
-    """A source broke off before its end. The frames that came before are good.
-
-    notes: what a person should know of what was taken, where another process read the source.
-    """
-
-    notes: list[str] | None = None
+    """A source broke off before its end. The frames that came before are good."""
 
 
 @dataclass(frozen=True, eq=False)
