@@ -93,7 +93,7 @@ def replicas(
     """
     if count < 1:
         raise OptionError(f"a model needs at least 1 replica, got {count}")
-    needs = {model: _need(ranker) for model, ranker in rankers.items()}
+    needs = {model: need(ranker) for model, ranker in rankers.items()}
     cpus = count * sum(threads for threads, _ in needs.values())
     os.environ.setdefault(*QUEUE_KNOWN_S)
     with cluster(address, "serve", cpus) as ray:
@@ -116,7 +116,7 @@ def replicas(
                     serve.delete(f"{name}-{model}")
 
 
-def _need(ranker: Mapping[str, Any]) -> tuple[int, bool]:
+def need(ranker: Mapping[str, Any]) -> tuple[int, bool]:
     """What each worker needs: CPU threads, and whether a GPU."""
     gpu = str(ranker.get("device", "")).startswith("cuda") or (
         str(ranker.get("model") or "").endswith(ENGINES)
