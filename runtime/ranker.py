@@ -315,15 +315,11 @@ def model_path(model: str | Path | None) -> Path:
     if model is None or (str(model) == "nano" and not Path(model).is_file()):
         return BUNDLED
     path = Path(model)
-    if path.suffix == ".safetensors":
+    convert = "convert it with dsgnn-convert, and make an ONNX file of that"
+    remedies = {".safetensors": "make an ONNX file of it", ".pth": convert, ".pt": convert}
+    if remedy := remedies.get(path.suffix):
         raise ArtifactError(
-            f"{path.name} is a checkpoint, for PyTorch: make an ONNX file of it with dsgnn-export "
-            "onnx"
-        )
-    if path.suffix in (".pth", ".pt"):
-        raise ArtifactError(
-            f"{path.name} is a checkpoint, for PyTorch: convert it with dsgnn-convert, and make an "
-            "ONNX file of that with dsgnn-export onnx"
+            f"{path.name} is a checkpoint, for PyTorch: {remedy} with dsgnn-export onnx"
         )
     return path
 
