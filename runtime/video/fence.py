@@ -33,7 +33,7 @@ from dsgnn.runtime.fence import (
 )
 from dsgnn.runtime.images import keep_quiet
 from dsgnn.runtime.video.container import Pipe
-from dsgnn.runtime.video.feed import KEPT, Ended, Shot
+from dsgnn.runtime.video.feed import KEPT, Ended, Feed, Shot
 from dsgnn.runtime.video.film import open_film
 
 CHILD = f"from {__name__} import main; main()"
@@ -41,7 +41,7 @@ ERRORS = (Ended, InputError, OSError)
 TOO_LONG = f"reading it takes longer than {DECODE_S} s for one frame"
 
 
-class FencedFilm:
+class FencedFilm(Feed):
     """A film or an animation, as `open_film` gives it, that another process reads."""
 
     def __init__(self, source: Source, rate: float | None, max_pixels: int) -> None:
