@@ -89,11 +89,8 @@ class Workers(Protocol):
     """What ranks with one model. model: the `model` entry of results.json. shown: a line about it
     for a person."""
 
-    @property
-    def model(self) -> Mapping[str, Any]: ...
-
-    @property
-    def shown(self) -> str: ...
+    model: Mapping[str, Any]
+    shown: str
 
     async def rank(
         self, data: bytes, media: str, file: str, aspects: Aspects = ()
