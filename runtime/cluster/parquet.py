@@ -35,8 +35,8 @@ METADATA_KEY = b"dsgnn"
 PART_ROWS = 500  # results that a killed job loses at most, and does again when it is resumed
 READ_ROWS = 16  # images of a table held in a worker's memory
 MOVE = "move it, or choose another output folder"  # a part that a job must not touch
-NOTHING = InputError("its row has neither bytes nor a path")
-NO_NAME = InputError("its path holds the character of code 0, as no name does")
+NOTHING = "its row has neither bytes nor a path"
+NO_NAME = "its path holds the character of code 0, as no name does"
 COLUMNS = "bytes and/or path, or a column image of both"
 
 
@@ -87,10 +87,11 @@ class Piece:
                     record = record.get("image", record) or {}
                     path, data = record.get("path"), record.get("bytes")
                     if number in wanted:
-                        source = data
+                        # Each error is a new one: what is raised holds on to photos beside it.
+                        source = data or InputError(NOTHING)
                         if data is None and path:
-                            source = NO_NAME if "\0" in path else folder / path
-                        yield {"file": path, "table": self.name, "row": number}, source or NOTHING
+                            source = InputError(NO_NAME) if "\0" in path else folder / path
+                        yield {"file": path, "table": self.name, "row": number}, source
                     number += 1
 
 
