@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -104,17 +105,12 @@ traceback is a bug of ours: please report it.
 def main(
     sources: tuple[str, ...],
     out: Path,
-    model: Path | None,
     save: str,
     palette: str,
     aspect: str | None,
     fit: str,
-    threshold: float | None,
-    if_none: str,
-    specks: str,
     max_pixels: int,
     backend: str,
-    device: str,
     threads: int | None,
     lanes: int | None,
     every: int,
@@ -127,6 +123,7 @@ def main(
     steady: bool,
     show: bool,
     skip_existing: bool,
+    **ranking: Any,  # the other arguments of Ranker, by its names
 ) -> None:
     """Rank what people look at first in photos and videos.
 
@@ -173,7 +170,7 @@ def main(
             say(found, err=True)  # before it begins: a folder may be larger than one thinks
         threads = threads_of_run(found.sources, lanes, threads, backend)
         ranker = Ranker(
-            model, backend, device, threads, threshold, if_none, specks, max_pixels, untrusted=True
+            backend=backend, threads=threads, max_pixels=max_pixels, untrusted=True, **ranking
         )
         make_folder(out)
     with usage("--save"):

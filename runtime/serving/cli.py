@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import click
 
@@ -86,16 +87,12 @@ def main(
     replicas: int,
     batch: int | None,
     cluster: str | None,
-    threshold: float | None,
-    backend: str,
-    device: str,
-    threads: int | None,
-    specks: str,
     max_bytes: int,
     max_pixels: int,
     max_requests: int,
     max_connections: int,
     timeout: float,
+    **options: Any,  # the arguments of Ranker, by its names
 ) -> None:
     """Rank what people look at first in photos that come over HTTP, and show a page at /.
 
@@ -128,8 +125,6 @@ def main(
     from dsgnn.runtime.serving.listen import bind, listen, url
     from dsgnn.runtime.serving.models import parse_models, running
 
-    options = {"backend": backend, "device": device, "threads": threads, "threshold": threshold}
-    options["specks"] = specks
     with ExitStack() as stack:
         try:
             check_installed()
