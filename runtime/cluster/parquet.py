@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -280,10 +280,8 @@ def _model_of(path: Path, advice: str) -> dict[str, Any]:
     """What ranked the images of a part. Raises OptionError if it is not one of ours."""
     import pyarrow.parquet
 
-    try:
+    with suppress(KeyError, ValueError, OSError):
         facts = parse_document((pyarrow.parquet.read_schema(path).metadata or {})[METADATA_KEY])
         if facts["schema"] == RESULTS_SCHEMA:
             return facts["model"]
-    except (KeyError, ValueError, OSError):
-        pass
     raise OptionError(f"{path} is not of {RESULTS_SCHEMA}: {advice}")

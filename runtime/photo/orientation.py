@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 
 import numpy as np
 
@@ -32,12 +33,11 @@ def turned(image: np.ndarray, data: bytes) -> np.ndarray:
 
     OpenCV does neither. Source: ISO/IEC 23008-12, 6.5.10 and 6.5.12.
     """
-    try:
+    # There may be no such box, or it lies beyond the end.
+    with suppress(KeyError, IndexError, struct.error):
         for kind, start in properties(data):
             if kind == b"irot":
                 image = np.rot90(image, data[start] & 3)
             elif kind == b"imir":
                 image = image[:, ::-1] if data[start] & 1 else image[::-1]
-    except (KeyError, IndexError, struct.error):  # no such box, or it lies beyond the end
-        pass
     return image

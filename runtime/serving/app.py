@@ -27,7 +27,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from math import ceil
@@ -116,10 +116,8 @@ def negotiate(accept: str) -> str | None:
     for part in accept.lower().split(","):
         kind, *parameters = (piece.strip() for piece in part.split(";"))
         weights = [value[2:] for value in parameters if value.startswith("q=")]
-        try:
+        with suppress(ValueError):  # where it is no number the range is ignored
             ranges[kind] = float(weights[0]) if weights else 1.0
-        except ValueError:  # it is no number, so the range is ignored
-            continue
     best, most = None, 0.0
     for media in MEDIA:
         names = (media, media.partition("/")[0] + "/*", "*/*")
