@@ -17,6 +17,7 @@ from dsgnn.runtime.errors import DsgnnError
 from dsgnn.runtime.photo.headers import MAX_PIXELS
 
 HELP = {"help_option_names": ["-h", "--help"]}  # settings of every command
+DEFAULTS_SHOWN = {**HELP, "show_default": True}  # for those that tell the default of every option
 AT_LEAST_ONE = click.IntRange(1)
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -36,15 +35,6 @@ FONT = cv2.FONT_HERSHEY_DUPLEX
 BAND_PX = 1 << 17  # pixels of a photo that are worked on at a time
 PLATE = 0.78  # half the height of a plate, as a part of the disc's radius
 LETTERS = 0.9  # the height of the letters on a plate, as a part of the disc's radius
-
-
-class Drawable(Placed, Protocol):
-    """What is drawn of a ranked object."""
-
-    @property
-    def identity(self) -> int | None: ...
-    @property
-    def attention(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +73,7 @@ class _Badge:
         return x0 >= 0 and x1 <= w and free
 
 
-def draw_objects(image: np.ndarray, objects: Sequence[Drawable]) -> np.ndarray:
+def draw_objects(image: np.ndarray, objects: Sequence[Placed]) -> np.ndarray:
     """A new (h, w, 3) uint8 RGB picture; strokes and numbers scale with the photo.
 
     image: (h, w, 3) uint8 RGB, left unchanged. objects: most salient first, with masks of the
@@ -168,11 +158,11 @@ def _legend(canvas: np.ndarray, ramp: np.ndarray) -> None:
             start += long + gap
 
 
-def _colour(item: Drawable) -> tuple[int, int, int]:
+def _colour(item: Placed) -> tuple[int, int, int]:
     return RANK_COLOURS[min(item.rank, len(RANK_COLOURS)) - 1]
 
 
-def _tint(canvas: np.ndarray, image: np.ndarray, item: Drawable) -> None:
+def _tint(canvas: np.ndarray, image: np.ndarray, item: Placed) -> None:
     x0, y0, x1, y1 = item.box
     levels = np.arange(256, dtype=np.float32)[None, :, None]
     table = levels * (1 - TINT) + np.array(_colour(item), np.float32) * TINT  # (1, 256, 3)
@@ -190,7 +180,7 @@ def _bands(top: int, bottom: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + high, bottom))
 
 
-def _outline(canvas: np.ndarray, item: Drawable, stroke: int) -> None:
+def _outline(canvas: np.ndarray, item: Placed, stroke: int) -> None:
     """A line of the object's colour on a dark edge, so that it shows on any background."""
     x0, y0, x1, y1 = item.box
     grey = item.mask[y0:y1, x0:x1].view(np.uint8)
@@ -202,7 +192,7 @@ def _outline(canvas: np.ndarray, item: Drawable, stroke: int) -> None:
     cv2.drawContours(canvas, outlines, -1, _colour(item), stroke, cv2.LINE_AA)
 
 
-def _label_centres(shown: list[Drawable], h: int, w: int) -> list[tuple[float, float]]:
+def _label_centres(shown: list[Placed], h: int, w: int) -> list[tuple[float, float]]:
     """For each object an (x, y) deep inside its visible part, near the middle of it."""
     rows, columns = shrunk(h, w, LABEL_CELLS)
     top = np.zeros((rows, columns), np.int32)  # rank on top, 0 = none
@@ -234,7 +224,7 @@ def _inside(centre: tuple[float, float], radius: float, h: int, w: int) -> tuple
     return min(max(centre[0], margin), w - margin), min(max(centre[1], margin), h - margin)
 
 
-def _badges(shown: list[Drawable], radius: float, h: int, w: int) -> list[_Badge]:
+def _badges(shown: list[Placed], radius: float, h: int, w: int) -> list[_Badge]:
     """One for each object. The first share that has room for it says of what it is. A share that
     has no room is left out; of two that would lie on each other, the less salient object's."""
     badges = [

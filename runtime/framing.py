@@ -44,7 +44,8 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 
 
 class Placed(Protocol):
-    """What is needed of a ranked object; see dsgnn.runtime.ranking.RankedObject."""
+    """What is needed of a ranked object, here and to draw it; see
+    dsgnn.runtime.ranking.RankedObject."""
 
     @property
     def rank(self) -> int: ...
@@ -54,6 +55,10 @@ class Placed(Protocol):
     def mask(self) -> np.ndarray: ...
     @property
     def area(self) -> float: ...
+    @property
+    def identity(self) -> int | None: ...
+    @property
+    def attention(self) -> float | None: ...
 
 
 @dataclass(frozen=True)

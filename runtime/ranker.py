@@ -38,11 +38,6 @@ class Ranker:
     it), threshold, if_none, specks.
     """
 
-    artifact: Artifact
-    backend: Backend
-    threshold: float
-    if_none: str
-    specks: str
     _max_pixels: int = MAX_PIXELS
     _decoders: Decoders | None = None
     _made_by: tuple[Callable[..., Ranker], tuple[Any, ...]]  # what makes an equal one
@@ -269,8 +264,8 @@ class Ranker:
         padded, geometry = letterbox(photo, self.artifact.description.input)
         ready = perf_counter()
         file = str(image) if isinstance(image, str | Path) else None
-        times = 1e3 * (decoded - start), 1e3 * (ready - decoded)
-        return _Photo(photo, file, padded, geometry, *times)
+        times_ms = {"decode": 1e3 * (decoded - start), "preprocess": 1e3 * (ready - decoded)}
+        return _Photo(photo, file, padded, geometry, times_ms)
 
     def _rank(self, photos: list[_Photo]) -> list[Ranking]:
         """One inference over photos of equal padded size."""
@@ -293,13 +288,9 @@ class Ranker:
                 self.specks,
                 facts.nms_iou,
             )
-            times = {
-                "decode": photo.decode_ms,
-                "preprocess": photo.preprocess_ms,
-                "inference": inference_ms,
-                "postprocess": 1e3 * (perf_counter() - start),
-            }
-            told = replace(ranking, timings_ms=times, image=photo.image, file=photo.file)
+            times_ms = {**photo.times_ms, "inference": inference_ms}
+            times_ms["postprocess"] = 1e3 * (perf_counter() - start)
+            told = replace(ranking, timings_ms=times_ms, image=photo.image, file=photo.file)
             rankings.append(told)
         return rankings
 
@@ -307,14 +298,13 @@ class Ranker:
 @dataclass(frozen=True, eq=False)
 class _Photo:
     """A photo ready for the network. image: as read. file: its path, if any. padded: (H, W, 3)
-    uint8. Times of the two stages so far."""
+    uint8. times_ms: of the two stages so far."""
 
     image: np.ndarray
     file: str | None
     padded: np.ndarray
     geometry: Geometry
-    decode_ms: float
-    preprocess_ms: float
+    times_ms: dict[str, float]
 
 
 def model_path(model: str | Path | None) -> Path:
@@ -325,15 +315,11 @@ def model_path(model: str | Path | None) -> Path:
     if model is None or (str(model) == "nano" and not Path(model).is_file()):
         return BUNDLED
     path = Path(model)
-    if path.suffix == ".safetensors":
+    convert = "convert it with dsgnn-convert, and make an ONNX file of that"
+    remedies = {".safetensors": "make an ONNX file of it", ".pth": convert, ".pt": convert}
+    if remedy := remedies.get(path.suffix):
         raise ArtifactError(
-            f"{path.name} is a checkpoint, for PyTorch: make an ONNX file of it with dsgnn-export "
-            "onnx"
-        )
-    if path.suffix in (".pth", ".pt"):
-        raise ArtifactError(
-            f"{path.name} is a checkpoint, for PyTorch: convert it with dsgnn-convert, and make an "
-            "ONNX file of that with dsgnn-export onnx"
+            f"{path.name} is a checkpoint, for PyTorch: {remedy} with dsgnn-export onnx"
         )
     return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -49,15 +50,9 @@ def main(
     cluster: str,
     workers: int | None,
     batch: int,
-    model: Path | None,
-    threshold: float | None,
-    backend: str,
-    device: str,
     threads: int | None,
-    if_none: str,
-    specks: str,
-    max_pixels: int,
     skip_existing: bool,
+    **ranking: Any,  # the other arguments of Ranker, by its names
 ) -> None:
     """Rank images on many machines, by Ray, into Parquet.
 
@@ -87,9 +82,7 @@ def main(
         found = find_sources(sources, out)
         if len(found.sources) > len(sources) or found.passed_over:
             say(found, err=True)  # before it begins: a folder may be larger than one thinks
-        make_ranker, gpu = ranker_for(
-            model, backend, device, threads, threshold, if_none, specks, max_pixels
-        )
+        make_ranker, gpu = ranker_for(threads=threads, **ranking)
         make_folder(out)
     try:
         summary = run_on_ray(

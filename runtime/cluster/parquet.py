@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +35,8 @@ METADATA_KEY = b"dsgnn"
 PART_ROWS = 500  # results that a killed job loses at most, and does again when it is resumed
 READ_ROWS = 16  # images of a table held in a worker's memory
 MOVE = "move it, or choose another output folder"  # a part that a job must not touch
-NOTHING = InputError("its row has neither bytes nor a path")
-NO_NAME = InputError("its path holds the character of code 0, as no name does")
+NOTHING = "its row has neither bytes nor a path"
+NO_NAME = "its path holds the character of code 0, as no name does"
 COLUMNS = "bytes and/or path, or a column image of both"
 
 
@@ -87,10 +87,11 @@ class Piece:
                     record = record.get("image", record) or {}
                     path, data = record.get("path"), record.get("bytes")
                     if number in wanted:
-                        source = data
+                        # Each error is a new one: what is raised holds on to photos beside it.
+                        source = data or InputError(NOTHING)
                         if data is None and path:
-                            source = NO_NAME if "\0" in path else folder / path
-                        yield {"file": path, "table": self.name, "row": number}, source or NOTHING
+                            source = InputError(NO_NAME) if "\0" in path else folder / path
+                        yield {"file": path, "table": self.name, "row": number}, source
                     number += 1
 
 
@@ -279,10 +280,8 @@ def _model_of(path: Path, advice: str) -> dict[str, Any]:
     """What ranked the images of a part. Raises OptionError if it is not one of ours."""
     import pyarrow.parquet
 
-    try:
+    with suppress(KeyError, ValueError, OSError):
         facts = parse_document((pyarrow.parquet.read_schema(path).metadata or {})[METADATA_KEY])
         if facts["schema"] == RESULTS_SCHEMA:
             return facts["model"]
-    except (KeyError, ValueError, OSError):
-        pass
     raise OptionError(f"{path} is not of {RESULTS_SCHEMA}: {advice}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from dsgnn.runtime.errors import ArtifactError, BackendError, DsgnnError
 
-Told = tuple[dict[str, Any], str]  # what ranks, for records and for a person
+Told = tuple[Mapping[str, Any], str]  # what ranks, for records and for a person
 OTHERS_S = 60.0  # seconds that the other machines have, after one has answered
 SAME = "put the same file at the same path, and the same libraries, on every machine"
 

@@ -13,7 +13,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from time import monotonic
@@ -74,13 +74,11 @@ class _Lines:
     def add(self, record: Mapping[str, Any]) -> None:
         end, waiting = self._state
         self._state = end, waiting + json.dumps(record).encode() + b"\n"
-        try:
+        with suppress(OSError):  # tried again with the next record, and at the end
             self.flush()
             if monotonic() - self._synced > SYNC_S:
                 os.fsync(self._file.fileno())
                 self._synced = monotonic()
-        except OSError:  # tried again with the next record, and at the end
-            pass
 
     def flush(self) -> None:
         """Write what waits, all or nothing. Raises OSError."""
@@ -101,13 +99,11 @@ def _recover(path: Path, journal: Path, name: str) -> None:
     head, records = _read(journal)
     if not records:
         return
-    try:
+    with suppress(*DAMAGE):
         earlier = read_document(path)
         old = earlier.pop(name) if isinstance(earlier, dict) else []
         if earlier == head and isinstance(old, list):
             records = {**{record["file"]: record for record in old}, **records}
-    except DAMAGE:
-        pass
     _write(path, head, name, (json.dumps(record).encode() for record in records.values()))
 
 
@@ -115,16 +111,13 @@ def _read(journal: Path) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
     """The head and the records by their `file`, up to the first line that is cut or damaged."""
     head: dict[str, Any] = {}
     records: dict[str, Mapping[str, Any]] = {}
-    with journal.open("rb") as lines:
-        try:
-            head = dict(parse_document(next(lines, b"")))
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    break
-                record = parse_document(line)
-                records[record["file"]] = record
-        except DAMAGE:
-            pass
+    with journal.open("rb") as lines, suppress(*DAMAGE):
+        head = dict(parse_document(next(lines, b"")))
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            record = parse_document(line)
+            records[record["file"]] = record
     return head, records
 
 

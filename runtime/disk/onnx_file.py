@@ -53,12 +53,9 @@ def check_whole(path: Path) -> None:
 
 def _ends_with_number(data: bytes, number: int) -> bool:
     """Whether the last bytes are this number as protobuf may write it, such as a text's length."""
-    for start in range(len(data)):
-        if all(byte >= 0x80 for byte in data[start:-1]) and data[-1] < 0x80:
-            value = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(data[start:]))
-            if value == number:
-                return True
-    return False
+    if not data or data[-1] >= 0x80:  # more of the number would follow
+        return False
+    return any(_varint(data, start) == (number, len(data)) for start in range(len(data)))
 
 
 def _fields(data: mmap.mmap, position: int, end: int) -> list[tuple[int, int, int]]:
@@ -85,7 +82,7 @@ def _fields(data: mmap.mmap, position: int, end: int) -> list[tuple[int, int, in
     return fields
 
 
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
+def _varint(data: mmap.mmap | bytes, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[position]

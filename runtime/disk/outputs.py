@@ -273,4 +273,4 @@ def _mpeg4_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[h2
 
 
 def forget(_: Any) -> None:
-    """Drop a record: this takes the place of a file that was not asked for."""
+    """Keep no record, and know of none: for a run without them."""

@@ -8,37 +8,30 @@ limit on pixels is set as well; it is read when OpenCV is loaded, so before the 
 from __future__ import annotations
 
 import os
-import struct
-import subprocess
 import sys
 import threading
-import traceback
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
 from dsgnn.runtime.errors import BackendError, InputError
 from dsgnn.runtime.fence import (
     DECODE_S,
-    end,
-    exactly,
+    Answer,
+    Child,
+    answer_all,
     limit_memory,
     limit_time,
-    spawn,
     stay_quiet,
-    took_too_long,
 )
 from dsgnn.runtime.images import ImageSource, keep_quiet, picture_or_bytes, read_image
 from dsgnn.runtime.photo.headers import MAX_PIXELS, ImageTooLargeError
 
 PATIENCE = 6  # an answer may take so many times the processor time, as others use it too
-MAX_TEXT = 1 << 20  # bytes of an answer in words
 START_S = 60.0  # seconds for the process to start, on a busy machine
 CHILD = f"from {__name__} import main; main()"
-# A request is the length of the photo and the photo. An answer is one of these kinds and two
-# numbers: height and width, before the pixels; or the length of the text, and 0, before the text.
-REQUEST, ANSWER = struct.Struct("<Q"), struct.Struct("<BQQ")
-PIXELS, UNREADABLE, TOO_LARGE, BUG, STARTED = range(5)
+ERRORS = (ImageTooLargeError, InputError)
 
 
 class Decoder:
@@ -57,7 +50,7 @@ class Decoder:
         the limits, RuntimeError for a bug of ours in the process, with its traceback."""
         self.start()
         with self._busy:
-            return self._decode(data)
+            return self._ask("decode", PATIENCE * self._limit_s, data)
 
     def start(self) -> None:
         """Wait until a photo can be decoded, with a new process if the last one has ended. A call
@@ -67,34 +60,17 @@ class Decoder:
         """
         with self._busy:
             if self._process.poll() is not None:
-                end(self._process)
+                self._process.end()
                 self._process, self._started = self._spawn(), False
             try:
                 if not self._started:
-                    self._answer(START_S, threading.Event())
+                    self._ask("start", START_S)
                     self._started = True
-            except EOFError:
+            except InputError:
                 raise BackendError(
                     "the process that decodes photos has ended at its start: is there too little "
                     "memory, or a limit on processes?"
                 ) from None
-
-    def _decode(self, data: bytes) -> np.ndarray:
-        late = threading.Event()
-        try:
-            request = REQUEST.pack(len(data)) + data
-            kind, height, width, body = self._answer(PATIENCE * self._limit_s, late, request)
-        except (EOFError, BrokenPipeError):
-            status = self._process.wait()
-            if late.is_set() or took_too_long(status):
-                raise InputError(f"decoding it takes longer than {self._limit_s} s") from None
-            raise InputError("its decoder crashed on it") from None
-        if kind == PIXELS:
-            return body.reshape(height, width, 3)
-        said = body.tobytes().decode()
-        if kind in (UNREADABLE, TOO_LARGE):
-            raise (InputError if kind == UNREADABLE else ImageTooLargeError)(said)
-        raise RuntimeError(f"a bug in the decoding process:\n{said}")
 
     def stop(self) -> None:
         """Give up the photo that another thread is decoding: its call raises InputError."""
@@ -109,36 +85,19 @@ class Decoder:
     def close(self) -> None:
         """End the process, after the photo that another thread may be decoding."""
         with self._busy:
-            end(self._process)
+            self._process.end()
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        pixels, limit_s = self._max_pixels, self._limit_s
-        return spawn(CHILD, pixels, pixels, limit_s, stdin=subprocess.PIPE)
+    def _spawn(self) -> Child:
+        return Child(CHILD, ERRORS, self._max_pixels, self._limit_s)
 
-    def _answer(
-        self, limit_s: float, late: threading.Event, request: bytes = b""
-    ) -> tuple[int, int, int, np.ndarray]:
-        """Send a request and read one answer. Kills the process after limit_s and sets `late`;
-        then, and when the process has ended by itself, raises EOFError or BrokenPipeError."""
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
-
-        def kill() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(limit_s, kill)
+    def _ask(self, what: str, patience_s: float, data: bytes = b"") -> np.ndarray:
+        """Ask the process, and kill it if it does not answer in time."""
+        timer = threading.Timer(patience_s, self._process.give_up)
         timer.daemon = True
         timer.start()
         try:
-            process.stdin.write(request)
-            process.stdin.flush()
-            kind, height, width = ANSWER.unpack(exactly(process.stdout, ANSWER.size).tobytes())
-            if height * width > self._max_pixels:  # someone else has taken over the process
-                process.kill()
-                raise EOFError
-            size = height * width * 3 if kind == PIXELS else height % MAX_TEXT
-            return kind, height, width, exactly(process.stdout, size)
+            too_long = f"decoding it takes longer than {self._limit_s} s"
+            return self._process.ask(what, too_long, data)[1]
         finally:
             timer.cancel()
 
@@ -177,36 +136,19 @@ class Decoders:
 
 def main() -> None:
     """Decode the photos that come on standard input until it is closed."""
-    source, out = sys.stdin.buffer, stay_quiet()
+    asks, out = sys.stdin.buffer, stay_quiet()
     keep_quiet()
     max_pixels, limit_s = int(sys.argv[1]), int(sys.argv[2])
     limit_memory(max_pixels)
 
-    def answer(kind: int, height: int, width: int, body: bytes | memoryview) -> None:
-        try:
-            out.write(ANSWER.pack(kind, height, width))
-            out.write(body)
-            out.flush()
-        except BrokenPipeError:  # nobody waits for it any more
-            os._exit(0)
-
-    answer(STARTED, 0, 0, b"")
-    while head := source.read(REQUEST.size):
-        (size,) = REQUEST.unpack(head)
-        data = source.read(size)
+    def answer(question: dict[str, Any], data: bytes) -> Answer:
+        if question["ask"] == "start":
+            return {}, None
         limit_time(limit_s)
         try:
-            pixels = np.ascontiguousarray(read_image(data, max_pixels))
-        except InputError as error:
-            text = str(error).encode()
-            kind = TOO_LARGE if isinstance(error, ImageTooLargeError) else UNREADABLE
-            answer(kind, len(text), 0, text)
+            return {}, read_image(data, max_pixels)
         except MemoryError:
-            text = b"there is not enough memory for an image of this size"
-            answer(UNREADABLE, len(text), 0, text)
-        except Exception:
-            text = traceback.format_exc().encode()
-            answer(BUG, len(text), 0, text)
-        else:
-            height, width, _ = pixels.shape
-            answer(PIXELS, height, width, pixels.data.cast("B"))
+            said = "there is not enough memory for an image of this size"
+            raise InputError(said) from None
+
+    answer_all(asks, out, answer, ERRORS, "decoding process")

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 
 import numpy as np
 
 from dsgnn.runtime.photo.boxes import properties
+from dsgnn.runtime.photo.tiff import first_number
 
 
 def exif_orientation(block: bytes) -> int:
     """The orientation tag (0x0112) of a TIFF-style EXIF block, 1…8; 1 when absent or damaged."""
-    order = {b"II": "<", b"MM": ">"}.get(block[:2])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(order + "I", block, 4)
-        (entries,) = struct.unpack_from(order + "H", block, start)
-        for entry in range(entries):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", block, start + 2 + 12 * entry)
-            if tag == 0x0112:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:  # the tag lies beyond the end
-        pass
-    return 1
+    value = first_number(block, 0x0112)
+    return value if 1 <= value <= 8 else 1
 
 
 def oriented(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -42,12 +33,11 @@ def turned(image: np.ndarray, data: bytes) -> np.ndarray:
 
     OpenCV does neither. Source: ISO/IEC 23008-12, 6.5.10 and 6.5.12.
     """
-    try:
+    # There may be no such box, or it lies beyond the end.
+    with suppress(KeyError, IndexError, struct.error):
         for kind, start in properties(data):
             if kind == b"irot":
                 image = np.rot90(image, data[start] & 3)
             elif kind == b"imir":
                 image = image[:, ::-1] if data[start] & 1 else image[::-1]
-    except (KeyError, IndexError, struct.error):  # no such box, or it lies beyond the end
-        pass
     return image

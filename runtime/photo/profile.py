@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -165,12 +166,10 @@ def _numbers(data: bytes) -> tuple[int, int]:
         at = data.find(b"cICP", 0, data.find(b"IDAT"))
         return (data[at + 4], data[at + 5]) if at > 0 else (2, 2)
     if data[4:8] == b"ftyp":
-        try:
+        with suppress(struct.error, IndexError, KeyError):
             for kind, start in properties(data):
                 if kind == b"colr" and data[start : start + 4] == b"nclx":
                     return struct.unpack_from(">HH", data, start + 4)
-        except (struct.error, IndexError, KeyError):
-            pass
     return 2, 2
 
 

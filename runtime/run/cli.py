@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from dsgnn.runtime.console import (
-    HELP,
+    DEFAULTS_SHOWN,
     OneCommand,
     if_none_option,
     lanes_option,
@@ -42,13 +43,12 @@ traceback is a bug of ours: please report it.
 """
 
 
-@click.command(cls=OneCommand, context_settings=HELP, epilog=NAMES)
+@click.command(cls=OneCommand, context_settings=DEFAULTS_SHOWN, epilog=NAMES)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @out_option(metavar="DIR")
 @click.option(
     "--save",
     default="overlay,json",
-    show_default=True,
     metavar="KINDS",
     help=f"What to write: some of {','.join(KINDS)}.",
 )
@@ -56,7 +56,6 @@ traceback is a bug of ours: please report it.
     "--palette",
     type=click.Choice(["assr", "irsr"]),
     default="assr",
-    show_default=True,
     help="Greys of the map: 255 229 204 178 153 by rank, or shares of 255.",
 )
 @click.option(
@@ -68,7 +67,6 @@ traceback is a bug of ours: please report it.
     "--fit",
     type=click.Choice(FITS),
     default="crop",
-    show_default=True,
     help="Where the first object does not fit into a crop of a photo: cut it, or keep it whole and "
     "fill the rest of the frame with black or with the photo blurred.",
 )
@@ -80,8 +78,10 @@ traceback is a bug of ours: please report it.
 @if_none_option
 @specks_option
 @max_pixels_option
-@click.option("--every", type=int, default=1, show_default=True, help="Rank each N-th frame.")
-@click.option("--start", type=float, default=0.0, metavar="S", help="Second to start at.")
+@click.option("--every", type=int, default=1, help="Rank each N-th frame.")
+@click.option(
+    "--start", type=float, default=0.0, show_default=False, metavar="S", help="Second to start at."
+)
 @click.option("--end", type=float, metavar="S", help="Second to end before.")
 @click.option("--max-frames", type=int, metavar="N", help="Rank at most N frames of a video.")
 @click.option("--rate", type=float, help="Frames per second of a source that tells none.")
@@ -92,13 +92,11 @@ traceback is a bug of ours: please report it.
     "--batch",
     type=int,
     default=1,
-    show_default=True,
     help="Frames per inference, as far as the model takes them, and 32 at most.",
 )
 @click.option(
     "--steady/--no-steady",
     default=True,
-    show_default=True,
     help="Objects of a video keep their identity, and ranks do not flicker.",
 )
 @click.option("--show", is_flag=True, help="Show videos in a window while they are ranked.")
@@ -107,17 +105,12 @@ traceback is a bug of ours: please report it.
 def main(
     sources: tuple[str, ...],
     out: Path,
-    model: Path | None,
     save: str,
     palette: str,
     aspect: str | None,
     fit: str,
-    threshold: float | None,
-    if_none: str,
-    specks: str,
     max_pixels: int,
     backend: str,
-    device: str,
     threads: int | None,
     lanes: int | None,
     every: int,
@@ -130,6 +123,7 @@ def main(
     steady: bool,
     show: bool,
     skip_existing: bool,
+    **ranking: Any,  # the other arguments of Ranker, by its names
 ) -> None:
     """Rank what people look at first in photos and videos.
 
@@ -176,7 +170,7 @@ def main(
             say(found, err=True)  # before it begins: a folder may be larger than one thinks
         threads = threads_of_run(found.sources, lanes, threads, backend)
         ranker = Ranker(
-            model, backend, device, threads, threshold, if_none, specks, max_pixels, untrusted=True
+            backend=backend, threads=threads, max_pixels=max_pixels, untrusted=True, **ranking
         )
         make_folder(out)
     with usage("--save"):

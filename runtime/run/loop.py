@@ -220,7 +220,7 @@ def rank_sources(
             path = out / TABLE["json"].run
             record = stack.enter_context(results_file(path, ranker.describe()))
         sheets = stack.enter_context(Sheets(out, inputs)) if "sheet" in kinds else None
-        earlier = Earlier(out, ranker.describe(), video.to_dict()) if skip_existing else None
+        done = Earlier(out, ranker.describe(), video.to_dict()).done if skip_existing else forget
         files = RunFiles(ranker, record, sheets, video)
         left = dict(enumerate(targets))
 
@@ -228,10 +228,7 @@ def rank_sources(
             del left[task.number]
             files.keep(photo)
 
-        tasks = (
-            Task(number, target, earlier.done(target) if earlier else None)
-            for number, target in enumerate(targets)
-        )
+        tasks = (Task(number, target, done(target)) for number, target in enumerate(targets))
         try:
             for beside, group in groupby(tasks, lambda task: lanes > 1 and task.is_photo):
                 pairs = side_by_side(files.photo, group, lanes if beside else 1, late)
@@ -241,7 +238,7 @@ def rank_sources(
                         yield from files.outcomes(task, photo)
         except BaseException:
             for target in left.values():
-                if (entry := earlier.done(target) if earlier else None) is not None:
+                if (entry := done(target)) is not None:
                     keep_earlier(target, entry, record)
             raise
 

@@ -27,7 +27,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from math import ceil
@@ -89,11 +89,8 @@ class Workers(Protocol):
     """What ranks with one model. model: the `model` entry of results.json. shown: a line about it
     for a person."""
 
-    @property
-    def model(self) -> Mapping[str, Any]: ...
-
-    @property
-    def shown(self) -> str: ...
+    model: Mapping[str, Any]
+    shown: str
 
     async def rank(
         self, data: bytes, media: str, file: str, aspects: Aspects = ()
@@ -119,10 +116,8 @@ def negotiate(accept: str) -> str | None:
     for part in accept.lower().split(","):
         kind, *parameters = (piece.strip() for piece in part.split(";"))
         weights = [value[2:] for value in parameters if value.startswith("q=")]
-        try:
+        with suppress(ValueError):  # where it is no number the range is ignored
             ranges[kind] = float(weights[0]) if weights else 1.0
-        except ValueError:  # it is no number, so the range is ignored
-            continue
     best, most = None, 0.0
     for media in MEDIA:
         names = (media, media.partition("/")[0] + "/*", "*/*")

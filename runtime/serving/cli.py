@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import click
 
 from dsgnn.runtime.console import (
-    HELP,
+    DEFAULTS_SHOWN,
     OneCommand,
     backend_option,
     device_option,
@@ -18,7 +19,7 @@ from dsgnn.runtime.console import (
 from dsgnn.runtime.errors import DsgnnError
 
 
-@click.command(cls=OneCommand, context_settings=HELP)
+@click.command(cls=OneCommand, context_settings=DEFAULTS_SHOWN)
 @click.option(
     "--model",
     "models",
@@ -30,7 +31,6 @@ from dsgnn.runtime.errors import DsgnnError
 @click.option(
     "--host",
     default="127.0.0.1",
-    show_default=True,
     help="Address to listen on; 0.0.0.0 for every network this machine is in.",
 )
 @click.option(
@@ -43,14 +43,12 @@ from dsgnn.runtime.errors import DsgnnError
     "--port",
     type=click.IntRange(0, 65535),
     default=8000,
-    show_default=True,
     help="Port to listen on; 0 for a free one.",
 )
 @click.option(
     "--replicas",
     type=int,
     default=1,
-    show_default=True,
     help="Copies of each model that rank side by side.",
 )
 @click.option(
@@ -70,25 +68,16 @@ from dsgnn.runtime.errors import DsgnnError
 @device_option("cpu or cuda; several replicas have a GPU each, in processes of Ray.")
 @threads_option("CPU threads of one inference.  [default: 2]", kind=int)
 @specks_option
-@click.option(
-    "--max-bytes", type=int, default=20_000_000, show_default=True, help="Bytes of one request."
-)
-@click.option(
-    "--max-pixels", type=int, default=50_000_000, show_default=True, help="Pixels of one photo."
-)
-@click.option(
-    "--max-requests", type=int, default=128, show_default=True, help="Requests held at once."
-)
+@click.option("--max-bytes", type=int, default=20_000_000, help="Bytes of one request.")
+@click.option("--max-pixels", type=int, default=50_000_000, help="Pixels of one photo.")
+@click.option("--max-requests", type=int, default=128, help="Requests held at once.")
 @click.option(
     "--max-connections",
     type=int,
     default=512,
-    show_default=True,
     help="Open connections; one address may have half of them.",
 )
-@click.option(
-    "--timeout", type=float, default=30.0, show_default=True, help="Seconds until the answer."
-)
+@click.option("--timeout", type=float, default=30.0, help="Seconds until the answer.")
 @click.version_option(package_name="dsgnn")
 def main(
     models: tuple[str, ...],
@@ -98,16 +87,12 @@ def main(
     replicas: int,
     batch: int | None,
     cluster: str | None,
-    threshold: float | None,
-    backend: str,
-    device: str,
-    threads: int | None,
-    specks: str,
     max_bytes: int,
     max_pixels: int,
     max_requests: int,
     max_connections: int,
     timeout: float,
+    **options: Any,  # the arguments of Ranker, by its names
 ) -> None:
     """Rank what people look at first in photos that come over HTTP, and show a page at /.
 
@@ -140,8 +125,6 @@ def main(
     from dsgnn.runtime.serving.listen import bind, listen, url
     from dsgnn.runtime.serving.models import parse_models, running
 
-    options = {"backend": backend, "device": device, "threads": threads, "threshold": threshold}
-    options["specks"] = specks
     with ExitStack() as stack:
         try:
             check_installed()

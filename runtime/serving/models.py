@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from dsgnn.runtime.artifact import ENGINES
 from dsgnn.runtime.errors import OptionError
 from dsgnn.runtime.ranker import BUNDLED, model_path
 from dsgnn.runtime.serving.app import ServeLimits, Workers
+from dsgnn.runtime.serving.replicas import name_for, need, replicas
+from dsgnn.runtime.serving.worker import PhotoWorker
 
 
 def parse_models(texts: Sequence[str]) -> dict[str, Path | None]:
@@ -55,21 +56,14 @@ def running(
     Raises DsgnnError or OSError for a model that cannot be loaded, or workers that do not fit.
     """
     rankers = {name: {**options, "model": file} for name, file in models.items()}
-    on_gpu = str(options.get("device", "")).startswith("cuda") or any(
-        str(file).endswith(ENGINES) for file in models.values()
-    )
-    if address is None and on_gpu and count > 1:
+    if address is None and count > 1 and any(need(ranker)[1] for ranker in rankers.values()):
         address = "local"
     with ExitStack() as stack:
         if address is not None:
-            from dsgnn.runtime.serving.replicas import name_for, replicas
-
             yield stack.enter_context(
                 replicas(rankers, limits, count, batch, address, name_for(bound))
             )
         else:
-            from dsgnn.runtime.serving.worker import PhotoWorker
-
             here: dict[str, Workers] = {}
             for name, ranker in rankers.items():
                 worker = PhotoWorker(ranker, batch, limits.max_pixels, count)

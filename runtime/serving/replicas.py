@@ -93,7 +93,7 @@ def replicas(
     """
     if count < 1:
         raise OptionError(f"a model needs at least 1 replica, got {count}")
-    needs = {model: _need(ranker) for model, ranker in rankers.items()}
+    needs = {model: need(ranker) for model, ranker in rankers.items()}
     cpus = count * sum(threads for threads, _ in needs.values())
     os.environ.setdefault(*QUEUE_KNOWN_S)
     with cluster(address, "serve", cpus) as ray:
@@ -108,7 +108,19 @@ def replicas(
             for model, ranker in rankers.items():
                 app = f"{name}-{model}"
                 serve.delete(app)  # what an earlier process left, which holds its GPUs
-                running[model] = _run(ray, app, dict(ranker), needs[model], limits, count, batch)
+                worker = (dict(ranker), batch, limits.max_pixels)
+                threads, gpu = needs[model]
+                resources = {"num_cpus": threads, "num_gpus": 1 if gpu else 0}
+                told = probe(ray, _describe, worker, resources)
+                deployment = serve.deployment(
+                    num_replicas=count,
+                    max_ongoing_requests=limits.max_requests,
+                    graceful_shutdown_timeout_s=limits.timeout_s,
+                    ray_actor_options=resources,
+                )
+                bound = deployment(PhotoWorker).bind(*worker)
+                handle = serve.run(bound, name=app, route_prefix=None)
+                running[model] = Replicas(handle, app, *told)
             yield running
         finally:
             if address != "local":
@@ -116,7 +128,7 @@ def replicas(
                     serve.delete(f"{name}-{model}")
 
 
-def _need(ranker: Mapping[str, Any]) -> tuple[int, bool]:
+def need(ranker: Mapping[str, Any]) -> tuple[int, bool]:
     """What each worker needs: CPU threads, and whether a GPU."""
     gpu = str(ranker.get("device", "")).startswith("cuda") or (
         str(ranker.get("model") or "").endswith(ENGINES)
@@ -128,31 +140,6 @@ def _describe(ranker: Mapping[str, Any], batch: int | None, max_pixels: int) -> 
     worker = PhotoWorker(ranker, batch, max_pixels)
     worker.close()
     return worker.model, worker.shown
-
-
-def _run(
-    ray: Any,
-    app: str,
-    ranker: Mapping[str, Any],
-    need: tuple[int, bool],
-    limits: ServeLimits,
-    count: int,
-    batch: int | None,
-) -> Replicas:
-    """Start the workers of one model."""
-    from ray import serve
-
-    needs = {"num_cpus": need[0], "num_gpus": 1 if need[1] else 0}
-    worker = (ranker, batch, limits.max_pixels)
-    told = probe(ray, _describe, worker, needs)
-    deployment = serve.deployment(
-        num_replicas=count,
-        max_ongoing_requests=limits.max_requests,
-        graceful_shutdown_timeout_s=limits.timeout_s,
-        ray_actor_options=needs,
-    )
-    handle = serve.run(deployment(PhotoWorker).bind(*worker), name=app, route_prefix=None)
-    return Replicas(handle, app, *told)
 
 
 def check_room(nodes: Sequence[Mapping[str, float]], count: int, threads: int, gpu: bool) -> None:

@@ -76,7 +76,7 @@ class PhotoWorker:
         self._max_pixels = max_pixels
         rankers = [Ranker(**ranker) for _ in range(lanes)]
         limit = choose_batch(batch, rankers[0])
-        self.model = rankers[0].describe()
+        self.model: Mapping[str, Any] = rankers[0].describe()
         copies = f", {lanes} copies" if lanes > 1 else ""
         self.shown = f"{rankers[0]}, batches of up to {limit}{copies}"
         self._ranking = ThreadPoolExecutor(lanes, "dsgnn-rank")

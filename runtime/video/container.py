@@ -6,7 +6,7 @@ import io
 import struct
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from dsgnn.runtime.disk import signatures
 from dsgnn.runtime.disk.files import check_unicode
@@ -151,12 +151,6 @@ def origin_s(container: InputContainer, stream: VideoStream) -> float:
     return max(begins, min(0.0, first))
 
 
-class Readable(Protocol):
-    """What PyAV reads from. Some of these can be seeked too."""
-
-    def read(self, size: int) -> bytes: ...
-
-
 class Pipe:
     """A pipe of which the first bytes can be looked at. It is read without Python's buffer: a
     thread that waits inside the buffer when Python exits would crash it."""
@@ -178,7 +172,7 @@ class Pipe:
         return part
 
 
-def standard_video() -> Readable:
+def standard_video() -> IO[bytes] | Pipe:
     """Standard input as PyAV can read it.
 
     An MP4 whose index stands behind its pictures is copied from a pipe to a temporary file first.

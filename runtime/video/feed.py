@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -15,12 +14,7 @@ KEPT = "the frames before that were ranked"  # the end of a message about what b
 
 
 class Ended(InputError):
-    """A source broke off before its end. The frames that came before are good.
-
-    notes: what a person should know of what was taken, where another process read the source.
-    """
-
-    notes: list[str] | None = None
+    """A source broke off before its end. The frames that came before are good."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +33,7 @@ class Shot:
     picture: Callable[[], np.ndarray]
 
 
-class Feed(Protocol):
+class Feed:
     """Where frames come from.
 
     rate: frames per second on average, as the source states it. declared: the number of frames that
@@ -48,18 +42,19 @@ class Feed(Protocol):
     """
 
     rate: float
-    declared: int
+    declared = 0
     notes: list[str]
-    has_sound: bool
+    has_sound = False
 
     def shots(self, start_s: float) -> Iterator[Shot]:
         """Give the frames in order. Some before `start_s` may be left out, and keep their numbers.
 
         Raises Ended where the source breaks off.
         """
+        raise NotImplementedError
 
     def release(self) -> None:
-        """Close the source."""
+        """Close the source, where anything is kept open."""
 
 
 def steady_shots(rate: float, pictures: Iterator[Callable[[], np.ndarray]]) -> Iterator[Shot]:

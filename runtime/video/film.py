@@ -61,7 +61,7 @@ def open_film(
     return Film(source, rate, max_pixels, renew)
 
 
-class Film:
+class Film(Feed):
     """A feed of one video stream; see the head of this module. It is read once."""
 
     def __init__(
@@ -325,10 +325,8 @@ def _seconds(timed: Packet | VideoFrame, ticks: int | None) -> float:
     return float((ticks or 0) * (timed.time_base or 0))
 
 
-class _WebP:
+class _WebP(Feed):
     """An animated WebP, which FFmpeg does not read; by OpenCV, a few pictures at a time."""
-
-    has_sound = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -356,6 +354,3 @@ class _WebP:
             raise Ended(f"frame {start} or one behind it cannot be decoded; {KEPT}")
         shown = [ms if ms > 10 else 100 for ms in part.durations]
         return list(zip(part.frames, shown, strict=True))
-
-    def release(self) -> None:
-        """No file is kept open."""

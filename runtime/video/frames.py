@@ -160,10 +160,8 @@ def _open(source: Source, select: Selection, fenced: int | None) -> Feed:
     return FencedFilm(source, select.rate, fenced)
 
 
-class _Camera:
+class _Camera(Feed):
     """A camera of this machine, opened by OpenCV. The time of a frame is when it came."""
-
-    declared, has_sound = 0, False
 
     def __init__(self, number: int, rate: float | None) -> None:
         self._capture = _capture(number)
@@ -199,10 +197,8 @@ def _capture(number: int) -> cv2.VideoCapture:
     return cv2.VideoCapture(number)
 
 
-class _Numbered:
+class _Numbered(Feed):
     """Numbered images such as shot%04d.png: all that exist, by their number; gaps are closed."""
-
-    has_sound = False
 
     def __init__(self, pattern: str, rate: float, fenced: int | None) -> None:
         self._paths = numbered(pattern)
@@ -225,10 +221,9 @@ class _Numbered:
             self._decoders.close()
 
 
-class _Raw:
-    """Frames of width × height × 3 bytes, RGB, one after the other on standard input."""
-
-    declared, has_sound = 0, False
+class _Raw(Feed):
+    """Frames of width × height × 3 bytes, RGB, one after the other on standard input. That stays
+    open."""
 
     def __init__(self, stream: BinaryIO, size: tuple[int, int], rate: float) -> None:
         # It is read without its buffer: a thread that waits inside the buffer when Python exits
@@ -256,9 +251,6 @@ class _Raw:
             if not data:
                 return
             yield np.frombuffer(data, np.uint8).reshape(height, width, 3).view
-
-    def release(self) -> None:
-        """Standard input stays open."""
 
 
 def parse_raw(text: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ items after they were handed over.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from queue import Full, Queue
 from threading import Event, Thread
 from typing import Generic, TypeVar
@@ -36,11 +36,9 @@ def read_ahead(items: Iterator[Item], size: int) -> Generator[Item, None, None]:
 
     def put(item: Item | _End) -> bool:
         while not unwanted.is_set():
-            try:
+            with suppress(Full):
                 queue.put(item, timeout=WAIT_S)
                 return True
-            except Full:
-                continue
         return False
 
     def work() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from math import inf
 from pathlib import Path
 
@@ -177,15 +177,13 @@ def _second_pass(
         writers = list(_open(stack, target, windows, rate, sounds))
         decoded = stack.enter_context(closing(read_ahead(iter(frames), DECODED)))
         done, count = 0, len(windows[0].boxes)
-        try:
+        with suppress(Ended):  # it broke off there the first time too, which is told
             for frame in decoded:
                 if done == count:
                     break
                 for window, write in zip(windows, writers, strict=True):
                     _write(write, frame, window.boxes[done], select.start_s)
                 done += 1
-        except Ended:  # it broke off there the first time too, which is told
-            pass
         if done < count:
             raise InputError(
                 f"its crops end after {done} of {count} frames: the file has changed meanwhile"

@@ -280,7 +280,8 @@ class Presence:
             self._show(self._last[0].duration_s)
             self._last = None
         entries: list[dict[str, Any]] = [
-            {"identity": identity, **_rounded(entry)} for identity, entry in self.objects.items()
+            {"identity": identity, **{name: round(value, 6) for name, value in entry.items()}}
+            for identity, entry in self.objects.items()
         ]
         entries.sort(key=lambda entry: (-entry["rank_1_s"], entry["identity"]))
         width, height = self.size
@@ -292,13 +293,6 @@ class Presence:
             "seconds": round(self.seconds, 6),
             "objects": entries,
         }
-
-
-def _rounded(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: round(value, 6) if isinstance(value, float) else value
-        for name, value in entry.items()
-    }
 
 
 def _write_summary(target: OutputFiles, head: Mapping[str, Any], presence: Presence) -> None:

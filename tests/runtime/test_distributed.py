@@ -30,7 +30,7 @@ from dsgnn.runtime.cluster.parquet import Parts
 from dsgnn.runtime.cluster.probe import SAME
 from dsgnn.runtime.disk.files import claimed
 from dsgnn.runtime.disk.sources import find_sources
-from dsgnn.runtime.errors import BackendError, FolderBusyError
+from dsgnn.runtime.errors import BackendError, FolderBusyError, InputError
 from dsgnn.runtime.photo.headers import READABLE
 from dsgnn.runtime.run.loop import rank_sources
 
@@ -142,6 +142,16 @@ def test_a_worker_is_killed_half_way(
             assert row == {"width": None, "height": None, "objects": None, "error": image["error"]}
         else:
             assert row == {**image, "error": None}
+
+
+def test_rows_that_hold_nothing_have_errors_of_their_own(tmp_path: Path) -> None:
+    """An error that is raised again and again holds on to the photos of every batch it was in."""
+    table = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"path": [None, None, "a\0.png", "b\0.png"]}), table)
+    (piece,) = parquet.pieces_of_table(table, "a.parquet")
+    errors = [error for _, error in piece.images(tmp_path)]
+    assert all(isinstance(error, InputError) for error in errors)
+    assert len({id(error) for error in errors}) == 4
 
 
 def test_tables_bad_rows_and_a_resumed_job(
