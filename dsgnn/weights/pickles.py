@@ -246,12 +246,12 @@ def _read_archive(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
 
 
 def _read_stream(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-        end = check_pickle(view)
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        end = check_pickle(data)
         if _Unpickler(file).load() != MAGIC:
             raise CheckpointError(f"{path}: is a pickle, but was not written by torch.save")
         for _ in range(4):
-            end = check_pickle(view, end)
+            end = check_pickle(data, end)
     if _Unpickler(file).load() != PROTOCOL:
         raise CheckpointError(f"{path}: is a pickle, but was not written by torch.save")
     _require_little(path, _Unpickler(file).load()["little_endian"])
