@@ -64,8 +64,8 @@ class CompositeScenes:
     """Scenes, each a function of (seed, split, number), of the files in the folders, and of what
     predicts the looks.
 
-    predict_looks: gives the objects their shares of looks. cutouts: folder of RGBA images,
-    sub-folders name the kind. backgrounds: folder of images. coco: folder with `instances.json` and
+    predict_looks: gives the objects their shares of looks. cutouts: folder of RGBA images, which
+    may have folders in it. backgrounds: folder of images. coco: folder with `instances.json` and
     `images/`, or such a file. Any of the three may be None. split: "train" or "test"; a fifth of
     the files by name (`held_out`) and the COCO photos whose id is divisible by 5 belong to "test".
     size: longest side in pixels, aspect at random, or (H, W). max_objects: salient ones of a scene
