@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,7 +103,7 @@ def evaluate(
     if out is not None:
         brief = {name: value for name, value in figures.items() if name != "per_image"}
         write_whole(out / "metrics.json", (json.dumps(brief, indent=1) + "\n").encode())
-        _write_csv(out / "per_image.csv", images)
+        write_csv(out / "per_image.csv", images)
         draw_worst(out / "worst", rank, samples, images, worst)
     return figures
 
@@ -181,10 +181,10 @@ def in_query_order(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
     return masks, np.array([item.saliency for item in objects])
 
 
-def _write_csv(path: Path, images: list[dict[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of the same names."""
     text = io.StringIO()
-    if images:
-        writer = csv.DictWriter(text, images[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(images)
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     write_whole(path, text.getvalue().encode())
