@@ -19,8 +19,8 @@ from dsgnn.pixel_decoder import (
     EncoderLayer,
     FPNPixelDecoder,
     cell_centres,
+    level_positions,
     resize,
-    sine_position,
 )
 
 
@@ -103,7 +103,8 @@ class DeployDeformable(nn.Module):
         shapes = position = None
         if size is not None:
             shapes = [(size[0] // s, size[1] // s) for s in (32, 16, 8)]
-            position = self._position(shapes, decoder.levels.detach().double())
+            levels = decoder.levels.detach().double()
+            position = level_positions(shapes, levels, levels)
         self.attentions = nn.ModuleList(
             DeployMSDA(layer.attention, shapes, position)
             for layer in all_of(decoder.layers, EncoderLayer)
@@ -111,23 +112,13 @@ class DeployDeformable(nn.Module):
         self.layers = decoder.layers
         self.folded = size is not None
 
-    @staticmethod
-    def _position(shapes: list[Size], levels: Tensor) -> Tensor:
-        C = levels.shape[1]
-        return torch.cat(
-            [
-                sine_position(h, w, C, levels).flatten(1).T + level
-                for (h, w), level in zip(shapes, levels, strict=True)
-            ]
-        )  # (N, C)
-
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Size]]:
         inputs = [conv(x) for conv, x in zip(self.inputs, reversed(maps[1:]), strict=True)]
         shapes = [(x.shape[-2], x.shape[-1]) for x in inputs]
         x = torch.cat([x.flatten(2) for x in inputs], 2).transpose(1, 2)  # (B, N, C)
         position = centres = x
         if not self.folded:
-            position = self._position(shapes, self.levels)
+            position = level_positions(shapes, self.levels, self.levels)
             centres = torch.cat([cell_centres(h, w, x) for h, w in shapes])
         layers = all_of(self.layers, EncoderLayer)
         for layer, attention in zip(layers, self.attentions, strict=True):
