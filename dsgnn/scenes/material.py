@@ -254,5 +254,11 @@ def shrink(image: np.ndarray, longest: int) -> np.ndarray:
     scale = longest / max(image.shape[:2])
     if scale >= 1:
         return image
-    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    h, w = (max(1, round(side * scale)) for side in image.shape[:2])
+    return resized(image, (h, w), shrinks=True)
+
+
+def resized(image: np.ndarray, size: tuple[int, int], shrinks: bool) -> np.ndarray:
+    """To size (h, w), by the mean of what falls on a pixel where the image shrinks."""
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, size[::-1], interpolation=interpolation)
