@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dsgnn.data import open_data
+from dsgnn.data.coco import stack_masks
 from dsgnn.data.people import only_measures
 from dsgnn.data.ranks import PREDICTED
 from dsgnn.data.records import Samples, palette_of, ranks_from
@@ -175,9 +176,7 @@ def recording(
 def in_query_order(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
     """A ranking's masks (P, h, w) bool and saliencies (P,), by query."""
     objects = sorted(ranking.objects, key=lambda item: item.query)
-    masks = np.zeros((len(objects), ranking.height, ranking.width), bool)
-    for mask, item in zip(masks, objects, strict=True):
-        mask[:] = item.mask
+    masks = stack_masks([item.mask for item in objects], (ranking.height, ranking.width))
     return masks, np.array([item.saliency for item in objects])
 
 
