@@ -36,9 +36,10 @@ class DeployMSDA(nn.Module):
         # The rows are in the order level, head, point, (x, y); the logits: head, level, point.
         offsets = attention.sampling_offsets
         weight = offsets.weight.detach().double().view(HEADS, LEVELS, POINTS, 2, -1)
-        self.offset_weight = constant(weight.transpose(0, 1).flatten(0, 3))
+        weight = weight.transpose(0, 1).flatten(0, 3)
         bias = offsets.bias.detach().double().view(HEADS, LEVELS, POINTS, 2).transpose(0, 1)
-        self.offset_bias = constant(bias.reshape(-1, 1))
+        bias = bias.reshape(-1, 1)
+        self.offset_weight, self.offset_bias = constant(weight), constant(bias)
         self.logit_weight = constant(attention.attention_weights.weight)
         self.logit_bias = constant(attention.attention_weights.bias[:, None])
         self.value_weight = constant(attention.value_proj.weight)
@@ -49,11 +50,10 @@ class DeployMSDA(nn.Module):
             centres = torch.cat([cell_centres(h, w, position.double()) for h, w in shapes])
             scale = torch.tensor([[2 / w, 2 / h] for h, w in shapes], dtype=torch.float64)
             scale = scale[:, None, None].expand(-1, HEADS, POINTS, -1).reshape(-1, 1)
-            offset_weight = weight.transpose(0, 1).flatten(0, 3) * scale
+            weight = weight * scale
             at = 2 * centres.T.repeat(LEVELS * HEADS * POINTS, 1) - 1  # (L·M·P·2, N)
-            shift = offset_weight @ position.double().T + bias.reshape(-1, 1) * scale + at
-            self.offset_weight = constant(offset_weight)
-            self.offset_bias = constant(shift)
+            self.offset_weight = constant(weight)
+            self.offset_bias = constant(weight @ position.double().T + bias * scale + at)
             logits = attention.attention_weights
             self.logit_bias = constant(
                 logits.weight.double() @ position.double().T + logits.bias.double()[:, None]
