@@ -6,7 +6,6 @@ the baselines, are in `dsgnn.gaze_measures`. Only checkpoints need PyTorch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from dsgnn.data.coco import Photo
 from dsgnn.data.gaze import GazePhoto
 from dsgnn.data.people import MeasuredPhoto, open_people
 from dsgnn.data.sample import without_objects
-from dsgnn.evaluation.loop import in_lanes, in_query_order, recording, write_csv
+from dsgnn.evaluation.loop import in_lanes, in_query_order, recording, write_figures
 from dsgnn.evaluation.rankers import Rank, lanes_of, open_ranker, threads_of
 from dsgnn.gaze_measures import (
     FIGURES,
@@ -29,7 +28,6 @@ from dsgnn.gaze_measures import (
     summarise_gaze,
     union_figures,
 )
-from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.errors import DataError
 from dsgnn.runtime.ranking import Ranking
 
@@ -86,8 +84,7 @@ def evaluate(
         "by_source": _by_source(photos, measured),
     }
     if out is not None:
-        write_whole(out / "metrics.json", (json.dumps(result, indent=1) + "\n").encode())
-        write_csv(out / "per_image.csv", _per_image(names, counts, measured))
+        write_figures(out, result, _per_image(names, counts, measured))
     return result
 
 

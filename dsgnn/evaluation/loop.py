@@ -103,8 +103,7 @@ def evaluate(
     figures |= summarise(images, protocol, palette)
     if out is not None:
         brief = {name: value for name, value in figures.items() if name != "per_image"}
-        write_whole(out / "metrics.json", (json.dumps(brief, indent=1) + "\n").encode())
-        write_csv(out / "per_image.csv", images)
+        write_figures(out, brief, images)
         draw_worst(out / "worst", rank, samples, images, worst)
     return figures
 
@@ -180,10 +179,13 @@ def in_query_order(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
     return masks, np.array([item.saliency for item in objects])
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of the same names."""
+def write_figures(
+    out: Path, figures: Mapping[str, Any], images: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write metrics.json and per_image.csv into a folder. images: of the same names each."""
+    write_whole(out / "metrics.json", (json.dumps(figures, indent=1) + "\n").encode())
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer = csv.DictWriter(text, images[0], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
+    writer.writerows(images)
+    write_whole(out / "per_image.csv", text.getvalue().encode())
