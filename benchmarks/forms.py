@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -270,7 +269,8 @@ class TorchSubject:
         if on_gpu:
             torch.cuda.set_device(self._device.index or 0)  # events, streams and graphs are of it
             torch.backends.cudnn.allow_tf32 = False  # as everywhere here, float32 is float32
-        self._dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[spec.precision]
+        types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+        self._dtype = types[spec.precision]
         if not on_gpu:
             torch.set_num_threads(spec.threads)
         network: Any = source.model
@@ -322,22 +322,18 @@ class TorchSubject:
         self._network = None
 
     def _compute(self, image: Any) -> tuple[Any, ...]:
+        import torch
+
         from dsgnn.model import normalise
 
-        with self._precision():
+        # a cache of cast weights would outlive the pool of a captured graph
+        cache = self._form != "cuda-graph"
+        kind, half = self._device.type, self._dtype != torch.float32
+        with torch.autocast(kind, self._dtype, enabled=half, cache_enabled=cache):
             if self._form != "upstream":
                 return self._network(image)
             out = self._network(normalise(image), training_outputs=True)
             return out.answers()
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        import torch
-
-        if self._dtype is None:
-            return nullcontext()
-        # a cache of cast weights would outlive the pool of a captured graph
-        cache = self._form != "cuda-graph"
-        return torch.autocast(self._device.type, self._dtype, cache_enabled=cache)
 
     def _replay(self, image: Any) -> tuple[Any, ...]:
         """One captured graph per batch size; its first use warms up on a side stream."""

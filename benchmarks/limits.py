@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from time import perf_counter
+from timeit import repeat
 from typing import Any
 
 from dsgnn.benchmarks.forms import Spec, read
@@ -100,12 +100,7 @@ def cpu_rates(spec: Spec) -> dict[str, Any]:
 
     def best_s(work: Callable[[], Any]) -> float:
         work()
-        times = []
-        for _ in range(10):
-            start = perf_counter()
-            work()
-            times.append(perf_counter() - start)
-        return min(times)
+        return min(repeat(work, number=1, repeat=10))
 
     torch.set_num_threads(spec.threads)
     side, cells, channels, size = 2048, 96, 256, 1 << 28

@@ -131,7 +131,7 @@ class DSGNN(nn.Module):
         for x, level in zip(memory, self.levels, strict=True):
             h, w = x.shape[-2:]
             value = x.flatten(2).transpose(1, 2) + level  # (B, K, C)
-            key = value + sine_position(h, w, x.shape[1], x).flatten(1).T
+            key = value + sine_position(h, w, x.shape[1], x)
             levels.append((key, value, (h, w)))
         return levels
 

@@ -4,133 +4,106 @@ A pickle is a program for a small machine with a stack and a memo. Python's unpi
 comes: 247 bytes can make it take 4 GB for a memo of that index, values inside one another some
 hundred thousand times crash the interpreter when they are compared, and forty values that each hold
 the one before twice keep it busy for ever. `check_pickle` follows the program with the depth and
-the size of each value in its place. The instructions are those of protocols 0 to 5, see Python's
-`pickletools`.
+the size of each value in its place. Python's `pickletools` knows what each instruction takes from
+the stack and leaves there.
 """
 
 from __future__ import annotations
 
+import io
+import mmap
 import pickle
+import pickletools
+from typing import Any
 
 DEPTH = 100  # of values inside one another; checkpoints and annotations have about ten
 SHARED = 100  # values that a pickle may build for each of its bytes, by using some again
 
-_LINES = {b: 1 for b in b"ILFSVPgp"} | {b: 2 for b in b"ci"}  # arguments that are lines of text
-_FIXED = (  # bytes of an argument, by the instruction
-    {b: 1 for b in b"Kqh\x80\x82"}
-    | {b: 2 for b in b"M\x83"}
-    | {b: 4 for b in b"Jrj\x84"}
-    | {b: 8 for b in b"G\x95"}
-)
-_COUNTED = (  # bytes of the length of an argument
-    {b: 1 for b in b"UC\x8c\x8a"} | {b: 4 for b in b"TBX\x8b"} | {b: 8 for b in b"\x8d\x8e\x96"}
-)
-_ATOMS = frozenset(b"IJKMLFGSTUBCVXPN]})c\x82\x83\x84\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x96\x97")
-_MADE_OF = {  # one value of so many
-    **{b: 1 for b in b"\x85Q\x98"},
-    **{b: 2 for b in b"\x86R\x81\x93"},
-    **{b: 3 for b in b"\x87\x92"},
-}
-_PUT_INTO = {ord("a"): 1, ord("s"): 2, ord("b"): 1}  # so many go into the value below them
-_MADE_TO_MARK = frozenset(b"tldio\x91")
-_PUT_TO_MARK = frozenset(b"eu\x90")
+_INSTRUCTIONS = {found.code.encode("latin1"): found for found in pickletools.opcodes}
+_PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_GETS = {"GET", "BINGET", "LONG_BINGET"}
+_MAKE_ATOMS = {
+    found.name for found in pickletools.opcodes if found.stack_after and not found.stack_before
+} - {*_GETS, "MARK"}
+_PUT_INTO = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
 _MARK = (-1, 0)
 _ATOM = (0, 1)
 
 
-def check_pickle(data: bytes | memoryview, start: int = 0) -> int:
+def check_pickle(data: bytes | mmap.mmap, start: int = 0) -> int:
     """Follow one pickle in `data`; gives where it ends.
 
     Raises pickle.UnpicklingError for values too deep or too many, and a memo of more places than
     the pickle has bytes; also for bytes that are no whole pickle.
     """
+    file: Any = io.BytesIO(data) if isinstance(data, bytes) else data
+    file.seek(start)
     try:
-        return _follow(data, start)
-    except IndexError:
+        _follow(file, start)
+    except (IndexError, KeyError, ValueError):
         raise pickle.UnpicklingError("it is no whole pickle") from None
+    return file.tell()
 
 
-def _follow(data: bytes | memoryview, start: int) -> int:
+def _follow(file: Any, start: int) -> None:
     stack: list[tuple[int, int]] = []  # depth and size of each value
     memo: dict[int, tuple[int, int]] = {}
-    at = start
-    while True:
-        code = data[at]
-        at += 1
-        argument = at
-        if code in _FIXED:
-            at += _FIXED[code]
-        elif code in _COUNTED:
-            at += _COUNTED[code]
-            at += int.from_bytes(data[argument:at], "little")
-        elif code in _LINES:
-            for _ in range(_LINES[code]):
-                at = _line_end(data, at)
-        if at > len(data):
-            raise IndexError
-        if code == ord("."):
-            return at
-        if code in b"qrp\x94":
-            place = len(memo) if code == 0x94 else _number(data, argument, at, code == ord("p"))
-            if place > at - start:
+    while code := file.read(1):
+        if (instruction := _INSTRUCTIONS.get(code)) is None:
+            raise pickle.UnpicklingError(f"it has an unknown instruction {code[0]:#x}")
+        name = instruction.name
+        argument: Any = _argument(file, instruction.arg, name) if instruction.arg else None
+        if name in _MAKE_ATOMS:
+            stack.append(_ATOM)
+        elif name == "STOP":
+            return
+        elif name in _PUTS:
+            place = len(memo) if argument is None else argument
+            if place > file.tell() - start:
                 raise pickle.UnpicklingError(f"it has a memo of {place:,} places")
             memo[place] = stack[-1]
-        elif code in b"hjg":
-            place = _number(data, argument, at, code == ord("g"))
-            if place not in memo:
-                raise IndexError
-            stack.append(memo[place])
-        elif code == ord("("):
+        elif name in _GETS:
+            stack.append(memo[argument])
+        elif name == "MARK":
             stack.append(_MARK)
-        elif code in b"01":
-            while stack.pop() != _MARK and code == ord("1"):
-                pass
-        elif code == ord("2"):
+        elif name == "DUP":
             stack.append(stack[-1])
-        elif code in _MADE_OF:
-            stack.append(_joined([stack.pop() for _ in range(_MADE_OF[code])], at - start))
-        elif code in _MADE_TO_MARK:
-            stack.append(_joined(_to_mark(stack), at - start))
-        elif code in _PUT_INTO:
-            parts = [stack.pop() for _ in range(_PUT_INTO[code])]
-            stack.append(_with(stack.pop(), parts, at - start))
-        elif code in _PUT_TO_MARK:
-            parts = _to_mark(stack)
-            stack.append(_with(stack.pop(), parts, at - start))
-        elif code in _ATOMS:
-            stack.append(_ATOM)
-        elif code not in b"\x80\x95":
-            raise pickle.UnpicklingError(f"it has an unknown instruction {code:#x}")
+        else:
+            taken = _taken(stack, instruction)
+            if instruction.stack_after:
+                whole = taken.pop() if name in _PUT_INTO else _ATOM
+                stack.append(_with(whole, taken, file.tell() - start))
+    raise IndexError
 
 
-def _number(data: bytes | memoryview, start: int, end: int, text: bool) -> int:
-    if not text:
-        return int.from_bytes(data[start:end], "little")
-    digits = bytes(data[start : end - 1])
-    if not digits.isdigit() or len(digits) > 10:
+def _argument(file: Any, kind: pickletools.ArgumentDescriptor, name: str) -> Any:
+    """What follows an instruction of this name, as far as it matters here. Text in lines is not
+    decoded, as `pickletools` takes ASCII only."""
+    if kind.n != pickletools.UP_TO_NEWLINE:
+        return kind.reader(file)
+    lines = [file.readline() for _ in range(2 if name in ("GLOBAL", "INST") else 1)]
+    if not lines[-1].endswith(b"\n"):
         raise IndexError
-    return int(digits)
+    return int(lines[0]) if name in ("PUT", "GET") else None
 
 
-def _line_end(data: bytes | memoryview, at: int) -> int:
-    while data[at] != 0x0A:
-        at += 1
-    return at + 1
-
-
-def _to_mark(stack: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _taken(
+    stack: list[tuple[int, int]], instruction: pickletools.OpcodeInfo
+) -> list[tuple[int, int]]:
+    """What an instruction takes from the stack, the top first."""
+    before = instruction.stack_before
+    if pickletools.markobject not in before:
+        return [stack.pop() for _ in before]
     parts = []
     while (part := stack.pop()) != _MARK:
         parts.append(part)
+    if before[0] is not pickletools.markobject:  # what they are put into
+        parts.append(stack.pop())
     return parts
 
 
-def _joined(parts: list[tuple[int, int]], length: int) -> tuple[int, int]:
-    """A value of these parts. length: bytes of the pickle so far."""
-    return _with(_ATOM, parts, length)
-
-
 def _with(whole: tuple[int, int], parts: list[tuple[int, int]], length: int) -> tuple[int, int]:
+    """A value with these parts in it. length: bytes of the pickle so far."""
     depth, size = whole
     for inner, more in parts:
         depth, size = max(depth, inner + 1), size + more

@@ -27,7 +27,7 @@ def resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
 
 
 def sine_position(height: int, width: int, channels: int, like: Tensor) -> Tensor:
-    """The sine encoding of every cell's position: (channels, height, width).
+    """The sine encoding of the cells' positions, row by row: (height · width, channels).
 
     The first half of the channels encodes y, the second half x.
     """
@@ -42,7 +42,16 @@ def sine_position(height: int, width: int, channels: int, like: Tensor) -> Tenso
 
     y = axis(height).T[:, :, None].expand(half, height, width)
     x = axis(width).T[:, None, :].expand(half, height, width)
-    return torch.cat((y, x)).to(like.dtype)  # (channels, height, width)
+    return torch.cat((y, x)).to(like.dtype).flatten(1).T
+
+
+def level_positions(shapes: list[tuple[int, int]], levels: Tensor, like: Tensor) -> Tensor:
+    """The positions of the cells of all levels, each with the vector of its level: (N, C).
+
+    shapes: (h, w) of each level. levels: (L, C). like: of the type of the encoding.
+    """
+    parts = zip(shapes, levels, strict=True)
+    return torch.cat([sine_position(h, w, len(level), like) + level for (h, w), level in parts])
 
 
 def cell_centres(height: int, width: int, like: Tensor) -> Tensor:
@@ -150,12 +159,7 @@ class DeformablePixelDecoder(nn.Module):
         inputs = [conv(x) for conv, x in zip(self.inputs, reversed(maps[1:]), strict=True)]
         shapes = [(x.shape[-2], x.shape[-1]) for x in inputs]
         x = torch.cat([x.flatten(2).transpose(1, 2) for x in inputs], 1)  # (B, N, C)
-        position = torch.cat(
-            [
-                sine_position(h, w, x.shape[-1], x).flatten(1).T + level
-                for (h, w), level in zip(shapes, self.levels, strict=True)
-            ]
-        )  # (N, C)
+        position = level_positions(shapes, self.levels, x)
         centres = torch.cat([cell_centres(h, w, x) for h, w in shapes])  # (N, 2)
         for layer in self.layers:
             x = layer(x, position, centres, shapes)

@@ -103,7 +103,7 @@ class PeakSeeds(nn.Module):
         cells = torch.where(peak, score, score - 100).flatten(1).topk(self.queries).indices
         index = cells[:, :, None].expand(-1, -1, C)  # (B, Q, C)
         features = memory.flatten(2).transpose(1, 2).gather(1, index)
-        position = sine_position(h, w, C, memory).flatten(1).T.expand(B, -1, -1).gather(1, index)
+        position = sine_position(h, w, C, memory).expand(B, -1, -1).gather(1, index)
         return self.feature(features), position, heat, cells
 
 

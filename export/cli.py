@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -286,21 +287,14 @@ def inspect(artifact: Path) -> None:
 @click.option("--gpu", is_flag=True, help="Run an ONNX file on GPUs instead of CPUs.")
 @click.option(
     "--delay",
+    "delay_ms",
     type=float,
     default=5.0,
     show_default=True,
     metavar="MS",
     help="A request waits at most so long for others to share its inference with.",
 )
-def triton(
-    sources: tuple[Path, ...],
-    out: Path,
-    name: str | None,
-    max_batch: int | None,
-    instances: int,
-    gpu: bool,
-    delay: float,
-) -> None:
+def triton(sources: tuple[Path, ...], out: Path, **options: Any) -> None:
     """Write a model of Triton Inference Server: an ONNX file, or engines of one network for several
     generations of GPUs, of which Triton takes the one that fits.
 
@@ -317,7 +311,7 @@ def triton(
         from dsgnn.export.triton import write_repository
 
     with needs("triton"), refusals():
-        folder = write_repository(sources, out, name, max_batch, instances, gpu, delay)
+        folder = write_repository(sources, out, **options)
     click.echo(f"{folder}: start Triton with --model-repository {out}")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -282,14 +283,9 @@ def cold_start(path: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def keep_logs(logs: Path, chosen: int, tried: int) -> None:
     """Of the tests of the search only the logs of the chosen one stay, as "server"."""
-    for number in range(tried):
-        folder = logs / f"server-{number}"
-        if number == chosen:
-            folder.rename(logs / "server")
-            continue
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+    (logs / f"server-{chosen}").rename(logs / "server")
+    for number in set(range(tried)) - {chosen}:
+        shutil.rmtree(logs / f"server-{number}")
 
 
 def table(results: Mapping[str, Any]) -> list[list[str]]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dsgnn.data.assr import AssrReader
+from dsgnn.data.binary import BinaryReader
+from dsgnn.data.coco import CocoReader
+from dsgnn.data.gaze import ANNOTATIONS, GazeReader
+from dsgnn.data.irsr import IrsrReader
+from dsgnn.data.ranks import PredictLooks, needed
+from dsgnn.data.records import Joined, Samples, Subset, for_validation
+from dsgnn.data.sifr import SifrReader
 from dsgnn.runtime.errors import DataError, OptionError
-
-if TYPE_CHECKING:
-    from dsgnn.data.ranks import PredictLooks
-    from dsgnn.data.records import Samples
 
 FORMS = """
   ASSR         obj_seg_data_{split}.json, images/, rank_order/
@@ -43,8 +47,6 @@ def open_data(
     FileNotFoundError for files that are missing and DataError for a folder that is not recognised
     or is broken.
     """
-    from dsgnn.data.records import Joined
-
     if not split or not all(split.split("+")):
         raise OptionError(f"split must be a name or names joined by +, got {split!r}")
     parts = [_open_one(str(spec), name, predict_looks, problems) for name in split.split("+")]
@@ -59,25 +61,15 @@ def _open_one(
     root = Path(spec)
     if not root.exists():
         raise FileNotFoundError(f"no data at {root}; expected one of{FORMS}")
-    if (root / "fixations.json").is_file():
-        from dsgnn.data.gaze import GazeReader
-
+    if (root / ANNOTATIONS).is_file():
         return GazeReader(root, split)
     if (root / "masks").is_dir():
-        from dsgnn.data.binary import BinaryReader
-
         return BinaryReader(root, split, predict_looks)
     if any(root.glob("obj_seg_data_*.json")):
-        from dsgnn.data.assr import AssrReader
-
         return AssrReader(root, split)
     if any(root.glob("Annotations/*.pkl")):
-        from dsgnn.data.irsr import IrsrReader
-
         return IrsrReader(root, split)
     if any(root.glob("*/*_annotations.json")):
-        from dsgnn.data.sifr import SifrReader
-
         return SifrReader(root, split)
     return _open_coco(root, split, predict_looks, problems)
 
@@ -91,8 +83,6 @@ def _open_coco(
     the rest for train. Photos that the file itself holds out are for val too, and those that it
     keeps for measuring against people are for neither.
     """
-    from dsgnn.data.coco import CocoReader
-    from dsgnn.data.records import Subset, for_validation
 
     def file_of(name: str) -> Path | None:
         stems = name, f"instances_{name}"
@@ -123,7 +113,6 @@ def _open_coco(
 
 def _open_composite(spec: str, split: str, predict_looks: PredictLooks | None) -> Samples:
     """Scenes of the test split's material for test, and other ones of the same for val."""
-    from dsgnn.data.ranks import needed
     from dsgnn.scenes.composite import CompositeScenes
 
     _, count, *folder = spec.split(":", 2)

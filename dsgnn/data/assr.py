@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 from dsgnn.data.records import (
     RankedImages,
@@ -39,18 +40,14 @@ class AssrReader(RankedImages):
 
     def __init__(self, root: Path | str, split: str) -> None:
         check_split(split, PUBLISHED_IMAGES)
-        self.root, self.split = Path(root), split
+        self.root = Path(root)
         self.published_images = PUBLISHED_IMAGES[split]
-        self._path = self.root / f"obj_seg_data_{split}.json"
-        self._entries = read_json(self._path, list)
+        path = self.root / f"obj_seg_data_{split}.json"
+        super().__init__(split, path, read_json(path, list), with_val=True)
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def record(self, index: int) -> Record:
-        where = f"{self._path}: [{index}]"
-        name = inside(field(self._entries[index], "img", str, where), f"{where}.img")
-        found = objects(self._entries[index], "object_data", where)
+    def _record(self, entry: Any, where: str) -> Record:
+        name = inside(field(entry, "img", str, where), f"{where}.img")
+        found = objects(entry, "object_data", where)
         rank_path = self.root / "rank_order" / self.split / f"{name}.json"
         try:
             content = read_json(rank_path, dict)

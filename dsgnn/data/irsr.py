@@ -22,7 +22,7 @@ import numpy as np
 
 from dsgnn.data.records import (
     SPLITS,
-    PublishedInTwo,
+    RankedImages,
     Record,
     check_split,
     field,
@@ -37,7 +37,7 @@ from dsgnn.runtime.errors import DataError
 PUBLISHED_IMAGES = {"test": 2929}
 
 
-class IrsrReader(PublishedInTwo):
+class IrsrReader(RankedImages):
     """One split of IRSR: train (without the images held out), val (those) or test.
 
     root: the folder with the files above. Raises OptionError for another split, FileNotFoundError
@@ -55,7 +55,7 @@ class IrsrReader(PublishedInTwo):
         entries = load_plain_pickle(path)
         if not isinstance(entries, list):
             raise DataError(f"{path} must hold a list, got a {type(entries).__name__}")
-        super().__init__(split, path, entries)
+        super().__init__(split, path, entries, with_val=False)
 
     def _record(self, entry: Any, where: str) -> Record:
         field(entry, "file_name", str, where)

@@ -95,44 +95,33 @@ class RankedImages(ABC):
 
     palette = "irsr"
     published_images: int | None = None
-    split: str
 
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def record(self, index: int) -> Record:
-        """Entry number `index`, 0…len-1, checked. Raises DataError if it is broken."""
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.record(range(len(self))[index]).load()
-
-
-class PublishedInTwo(RankedImages):
-    """A split of a set that was published as train and test, in one file of annotations each.
-
-    val is one training image in 20, held out by its file name (`for_validation`).
-    """
-
-    def __init__(self, split: str, path: Path, entries: Sequence[Any]) -> None:
-        """path: the file of annotations, for messages. entries: what it lists."""
+    def __init__(self, split: str, path: Path, entries: Sequence[Any], with_val: bool) -> None:
+        """path: the file of annotations, for messages. entries: what it lists. with_val: val was
+        published too. Where it was not, one training image in 20 is held out for it by its file
+        name (`for_validation`), and both splits are of the same file."""
         self.split, self._path, self._entries = split, path, entries
+        whole = with_val or split == "test"
         self._indices = [
             index
             for index, entry in enumerate(entries)
-            if split == "test" or for_validation(file_name(entry)) == (split == "val")
+            if whole or for_validation(file_name(entry)) == (split == "val")
         ]
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def record(self, index: int) -> Record:
+        """Entry number `index`, 0…len-1, checked. Raises DataError if it is broken."""
         entry = self._indices[index]
         return self._record(self._entries[entry], f"{self._path}: [{entry}]")
 
     @abstractmethod
     def _record(self, entry: Any, where: str) -> Record:
         """One entry, checked. where: its place, for messages."""
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.record(range(len(self))[index]).load()
 
 
 class Joined:

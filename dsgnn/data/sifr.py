@@ -15,7 +15,7 @@ from typing import Any
 
 from dsgnn.data.records import (
     SPLITS,
-    PublishedInTwo,
+    RankedImages,
     Record,
     check_split,
     field,
@@ -27,7 +27,7 @@ from dsgnn.data.records import (
 )
 
 
-class SifrReader(PublishedInTwo):
+class SifrReader(RankedImages):
     """One split of SIFR: train (without the images held out), val (those) or test.
 
     root: the folder with the files above. Raises OptionError for another split, FileNotFoundError
@@ -39,7 +39,7 @@ class SifrReader(PublishedInTwo):
         folder = "test" if split == "test" else "train"
         self._folder = Path(root) / folder
         path = self._folder / f"{folder}_annotations.json"
-        super().__init__(split, path, read_json(path, list))
+        super().__init__(split, path, read_json(path, list), with_val=False)
 
     def _record(self, entry: Any, where: str) -> Record:
         found = objects(entry, "annotations", where)

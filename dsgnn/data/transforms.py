@@ -70,12 +70,8 @@ class ImageTruth:
 
     def to(self, device: torch.device) -> ImageTruth:
         """The same on another device."""
-        return ImageTruth(
-            self.masks.to(device),
-            self.ranks.to(device),
-            None if self.foreground is None else self.foreground.to(device),
-            None if self.attention is None else self.attention.to(device),
-        )
+        given = {name: part for name, part in vars(self).items() if part is not None}
+        return ImageTruth(**{name: part.to(device) for name, part in given.items()})
 
 
 @dataclass(frozen=True)
@@ -90,21 +86,17 @@ class Examples:
 
 def example(sample: Sample) -> Example:
     """A sample as it is."""
-    h, w = sample.image.shape[:2]
-    if sample.foreground is not None:
-        foreground = sample.foreground
-    else:
+    foreground = sample.foreground
+    if foreground is None:
         foreground = np.asarray(sample.masks.any(0), np.int8)
-    attention = torch.zeros(1, 1)
-    if sample.attention is not None:
-        attention = torch.from_numpy(sample.attention)
+    attention = np.zeros((1, 1), np.float32) if sample.attention is None else sample.attention
     return Example(
         tv_tensors.Image(torch.from_numpy(sample.image).permute(2, 0, 1)),
         tv_tensors.Mask(torch.from_numpy(sample.masks)),
         torch.from_numpy(sample.ranks),
         sample.name,
         tv_tensors.Mask(torch.from_numpy(foreground)[None]),
-        _cells(attention, (h, w)),
+        _cells(torch.from_numpy(attention), sample.image.shape[:2]),
     )
 
 
@@ -133,33 +125,28 @@ def augment(sample: Sample, kind: str, size: int, generator: torch.Generator) ->
         item = replace(item, image=_developed(item.image, generator))
         if _uniform(generator) < PART:
             item = _part(item, generator)
-    image, masks, foreground = item.image, item.masks, item.foreground
-    attention = item.attention
+    layers, attention = [item.image, item.masks, item.foreground], item.attention
     if _uniform(generator) < 0.5:
-        image, masks, foreground = (F.horizontal_flip(x) for x in (image, masks, foreground))
-        attention = attention.flip(-1)
-    h, w = image.shape[-2:]
+        layers, attention = [F.horizontal_flip(x) for x in layers], attention.flip(-1)
+    h, w = item.image.shape[-2:]
     if kind == "jitter":
         low, high = JITTER
         longest = max(1, round(size * (low + (high - low) * _uniform(generator))))
         resized = LongestSide(longest).geometry(h, w).resized
-        image, masks, foreground = (_resize(x, resized) for x in (image, masks, foreground))
-        h, w = image.shape[-2:]
+        h, w = resized
         top, left = (int(_uniform(generator) * (max(0, side - size) + 1)) for side in (h, w))
         window = top, left, min(h, size), min(w, size)
-        image, masks, foreground = (F.crop(x, *window) for x in (image, masks, foreground))
+        layers = [F.crop(_resize(x, resized), *window) for x in layers]
         attention = torch.zeros(1, 1)  # what people look at in a part is not known
         padded = size, size
     elif kind in ("flip", "photo"):
         geometry = LongestSide(size).geometry(h, w)
-        image, masks, foreground = (
-            _resize(x, geometry.resized) for x in (image, masks, foreground)
-        )
+        layers = [_resize(x, geometry.resized) for x in layers]
         attention = _cells(attention, geometry.resized)
         padded = geometry.padded
     else:
         raise OptionError(f'augmentation must be "jitter", "flip" or "photo", got {kind!r}')
-    image, masks, foreground = (_pad(x, padded) for x in (image, masks, foreground))
+    image, masks, foreground = (_pad(x, padded) for x in layers)
     return _without_vanished(Example(image, masks, item.ranks, item.name, foreground, attention))
 
 
@@ -213,9 +200,8 @@ def _part(item: Example, generator: torch.Generator) -> Example:
     left_over = masks.flatten(1).sum(1) >= VISIBLE * item.masks.flatten(1).sum(1)  # (G,)
     foreground[:, masks[~left_over].any(0)] = -1
     ranks = _closed_up(item.ranks[left_over])
-    nowhere = torch.zeros(1, 1)
     kept = tv_tensors.Mask(masks[left_over])
-    return Example(image, kept, ranks, item.name, foreground, nowhere)
+    return Example(image, kept, ranks, item.name, foreground, torch.zeros(1, 1))
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -6,9 +6,6 @@ the baselines, are in `dsgnn.gaze_measures`. Only checkpoints need PyTorch.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from dsgnn.data.coco import Photo
 from dsgnn.data.gaze import GazePhoto
 from dsgnn.data.people import MeasuredPhoto, open_people
 from dsgnn.data.sample import without_objects
-from dsgnn.evaluation.loop import in_lanes, in_query_order, recording
+from dsgnn.evaluation.loop import in_lanes, in_query_order, recording, write_figures
 from dsgnn.evaluation.rankers import Rank, lanes_of, open_ranker, threads_of
 from dsgnn.gaze_measures import (
     FIGURES,
@@ -31,7 +28,6 @@ from dsgnn.gaze_measures import (
     summarise_gaze,
     union_figures,
 )
-from dsgnn.runtime.disk.files import write_whole
 from dsgnn.runtime.errors import DataError
 from dsgnn.runtime.ranking import Ranking
 
@@ -88,8 +84,7 @@ def evaluate(
         "by_source": _by_source(photos, measured),
     }
     if out is not None:
-        write_whole(out / "metrics.json", (json.dumps(result, indent=1) + "\n").encode())
-        write_whole(out / "per_image.csv", _per_image(names, counts, measured).encode())
+        write_figures(out, result, _per_image(names, counts, measured))
     return result
 
 
@@ -131,17 +126,16 @@ def _by_source(
 
 def _per_image(
     names: Sequence[str], counts: Sequence[int], measured: Sequence[PhotoFigures]
-) -> str:
-    """The model's own figures of each photo, as CSV."""
+) -> list[dict[str, Any]]:
+    """The model's own figures of each photo."""
     shown = [figure for figure in FIGURES if any(figure in photo for photo in measured)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "objects", *shown])
+    rows: list[dict[str, Any]] = []
     for name, count, photo in zip(names, counts, measured, strict=True):
-        tallies = [photo.get(figure, {}).get(MODEL, (0.0, 0)) for figure in shown]
-        values = [total / number if number else "" for total, number in tallies]
-        writer.writerow([name, count, *values])
-    return text.getvalue()
+        rows.append({"name": name, "objects": count})
+        for figure in shown:
+            total, number = photo.get(figure, {}).get(MODEL, (0.0, 0))
+            rows[-1][figure] = total / number if number else ""
+    return rows
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dsgnn.data import open_data
+from dsgnn.data.coco import stack_masks
 from dsgnn.data.people import only_measures
 from dsgnn.data.ranks import PREDICTED
 from dsgnn.data.records import Samples, palette_of, ranks_from
@@ -102,8 +103,7 @@ def evaluate(
     figures |= summarise(images, protocol, palette)
     if out is not None:
         brief = {name: value for name, value in figures.items() if name != "per_image"}
-        write_whole(out / "metrics.json", (json.dumps(brief, indent=1) + "\n").encode())
-        _write_csv(out / "per_image.csv", images)
+        write_figures(out, brief, images)
         draw_worst(out / "worst", rank, samples, images, worst)
     return figures
 
@@ -175,16 +175,17 @@ def recording(
 def in_query_order(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
     """A ranking's masks (P, h, w) bool and saliencies (P,), by query."""
     objects = sorted(ranking.objects, key=lambda item: item.query)
-    masks = np.zeros((len(objects), ranking.height, ranking.width), bool)
-    for mask, item in zip(masks, objects, strict=True):
-        mask[:] = item.mask
+    masks = stack_masks([item.mask for item in objects], (ranking.height, ranking.width))
     return masks, np.array([item.saliency for item in objects])
 
 
-def _write_csv(path: Path, images: list[dict[str, Any]]) -> None:
+def write_figures(
+    out: Path, figures: Mapping[str, Any], images: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write metrics.json and per_image.csv into a folder. images: of the same names each."""
+    write_whole(out / "metrics.json", (json.dumps(figures, indent=1) + "\n").encode())
     text = io.StringIO()
-    if images:
-        writer = csv.DictWriter(text, images[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(images)
-    write_whole(path, text.getvalue().encode())
+    writer = csv.DictWriter(text, images[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(images)
+    write_whole(out / "per_image.csv", text.getvalue().encode())

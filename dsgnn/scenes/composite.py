@@ -46,7 +46,7 @@ from dsgnn.data.ranks import (
 from dsgnn.data.sample import Sample
 from dsgnn.runtime.errors import OptionError
 from dsgnn.scenes import procedural
-from dsgnn.scenes.material import FURNITURE, Cutout, Library
+from dsgnn.scenes.material import FURNITURE, Cutout, Library, resized
 from dsgnn.scenes.paint import Layer, develop, flatten, make_layer
 
 SHARES = {"photo": 0.35, "cutouts": 0.25, "copies": 0.22, "procedural": 0.10, "empty": 0.08}
@@ -64,8 +64,8 @@ class CompositeScenes:
     """Scenes, each a function of (seed, split, number), of the files in the folders, and of what
     predicts the looks.
 
-    predict_looks: gives the objects their shares of looks. cutouts: folder of RGBA images,
-    sub-folders name the kind. backgrounds: folder of images. coco: folder with `instances.json` and
+    predict_looks: gives the objects their shares of looks. cutouts: folder of RGBA images, which
+    may have folders in it. backgrounds: folder of images. coco: folder with `instances.json` and
     `images/`, or such a file. Any of the three may be None. split: "train" or "test"; a fifth of
     the files by name (`held_out`) and the COCO photos whose id is divisible by 5 belong to "test".
     size: longest side in pixels, aspect at random, or (H, W). max_objects: salient ones of a scene
@@ -281,9 +281,7 @@ class CompositeScenes:
         part = chosen[y : y + ch, x : x + cw]
         if rng.random() < 0.5:
             part = cv2.flip(part, 1)
-        part = cv2.resize(
-            part, frame[::-1], interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
-        )
+        part = resized(part, frame, scale > 1)
         if rng.random() < 0.2:  # out of focus
             part = cv2.GaussianBlur(part, (0, 0), rng.uniform(0.8, 3))
         return part
@@ -358,9 +356,7 @@ def crop_photo(
     x, y, cw, ch = int(x), int(y), max(1, int(cw)), max(1, int(ch))
     sx, sy = frame[1] / cw, frame[0] / ch
     part = image[y : y + ch, x : x + cw]
-    part = cv2.resize(
-        part, frame[::-1], interpolation=cv2.INTER_AREA if sx < 1 else cv2.INTER_LINEAR
-    )
+    part = resized(part, frame, sx < 1)
     turned = _turning(turn, frame)
     if turned is not None:
         part = cv2.warpAffine(

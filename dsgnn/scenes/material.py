@@ -1,8 +1,8 @@
 """Material for composite scenes: what a folder of cut-outs, of backgrounds or of photos gives.
 
-Any folder of RGBA images is a folder of cut-outs (the sub-folder names the kind, such as
-`animals/birds`), any folder of images one of backgrounds. Every file is held out for testing or
-not by its name alone (`held_out`), so that a split never changes when files are added.
+Any folder of RGBA images is a folder of cut-outs, any folder of images one of backgrounds. Every
+file is held out for testing or not by its name alone (`held_out`), so that a split never changes
+when files are added.
 
 `dsgnn.scenes.collect` makes both out of installed packages.
 """
@@ -43,12 +43,13 @@ def held_out(name: str) -> bool:
 @dataclass(frozen=True)
 class Cutout:
     """One object with alpha. rgba: (h, w, 4) uint8, colours multiplied by alpha, so that it can be
-    resized and blurred as it is. cut: which of the left, top, right and bottom edges cut the
-    object in its photo, so must lie on the frame's edge.
+    resized and blurred as it is. kind: what its annotation calls it, "" without one. cut: which of
+    the left, top, right and bottom edges cut the object in its photo, so must lie on the frame's
+    edge.
     """
 
     rgba: np.ndarray
-    kind: str
+    kind: str = ""
     cut: tuple[bool, bool, bool, bool] = (False, False, False, False)
 
 
@@ -65,7 +66,7 @@ def image_files(folder: Path | str) -> list[Path]:
     return files
 
 
-def read_cutout(path: Path, kind: str) -> Cutout:
+def read_cutout(path: Path) -> Cutout:
     """Read an RGBA image at most `CUTOUT_PX` long, cropped to where it is not transparent.
 
     Raises DataError when the file is not an image with an alpha channel or is all transparent.
@@ -77,7 +78,7 @@ def read_cutout(path: Path, kind: str) -> Cutout:
     if w == 0:
         raise DataError(f"{path}: the image is transparent everywhere")
     rgba = cv2.cvtColor(bgra[y : y + h, x : x + w], cv2.COLOR_BGRA2RGBA)
-    return Cutout(shrink(premultiplied(rgba), CUTOUT_PX), kind)
+    return Cutout(shrink(premultiplied(rgba), CUTOUT_PX))
 
 
 def premultiplied(rgba: np.ndarray) -> np.ndarray:
@@ -133,7 +134,7 @@ def mask_cutout(image: np.ndarray, mask: np.ndarray) -> Cutout | None:
     inside = x > 2 and y > 2 and x + w < mask.shape[1] - 2 and y + h < mask.shape[0] - 2
     if not inside or cv2.countNonZero(parts[0].view(np.uint8)) < MIN_COPY_PX**2:
         return None
-    return Cutout(_cut_out(image, parts[0].view(np.uint8)), "salient")
+    return Cutout(_cut_out(image, parts[0].view(np.uint8)))
 
 
 def _cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -184,9 +185,6 @@ class Library:
     ) -> None:
         test = split == "test"
         self.cutout_files = _files_of_split(cutouts, test)
-        self.cutout_kinds = [
-            path.relative_to(cutouts or "").parent.as_posix() for path in self.cutout_files
-        ]
         self.background_files = _files_of_split(backgrounds, test)
         photos = read_photos(coco) if coco else []
         # Photos that are kept for measuring against people are neither trained nor chosen on, those
@@ -211,9 +209,7 @@ class Library:
         self._cache: dict[tuple[str, int], Any] = {}
 
     def cutout(self, i: int) -> Cutout:
-        return self._cached(
-            "cutout", i, lambda: read_cutout(self.cutout_files[i], self.cutout_kinds[i])
-        )
+        return self._cached("cutout", i, lambda: read_cutout(self.cutout_files[i]))
 
     def background(self, i: int) -> np.ndarray:
         return self._cached("background", i, lambda: read_background(self.background_files[i]))
@@ -258,5 +254,11 @@ def shrink(image: np.ndarray, longest: int) -> np.ndarray:
     scale = longest / max(image.shape[:2])
     if scale >= 1:
         return image
-    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    h, w = (max(1, round(side * scale)) for side in image.shape[:2])
+    return resized(image, (h, w), shrinks=True)
+
+
+def resized(image: np.ndarray, size: tuple[int, int], shrinks: bool) -> np.ndarray:
+    """To size (h, w), by the mean of what falls on a pixel where the image shrinks."""
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, size[::-1], interpolation=interpolation)

@@ -9,7 +9,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from dsgnn.scenes.material import Cutout
+from dsgnn.scenes.material import Cutout, resized
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def make_layer(
     if rng.random() < 0.5:
         patch, cut = cv2.flip(patch, 1), (cut[2], cut[1], cut[0], cut[3])
     scale = long_px / max(patch.shape[:2])
-    size = tuple(max(2, round(side * scale)) for side in patch.shape[1::-1])
-    patch = cv2.resize(patch, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    h, w = (max(2, round(side * scale)) for side in patch.shape[:2])
+    patch = resized(patch, (h, w), scale < 1)
     if not any(cut) and rng.random() < 0.6:
         patch = _rotated(patch, rng.normal(0, 10))
     sigma = rng.uniform(0.3, 0.9) if not faint else rng.uniform(0.8, 2.5)

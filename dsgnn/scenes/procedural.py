@@ -10,8 +10,6 @@ import numpy as np
 
 from dsgnn.scenes.material import Cutout, premultiplied
 
-SHAPE_KIND = "object"
-
 
 def texture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     """A gradient, cloud, stripe or checker texture, size (H, W): (H, W, 3) uint8 RGB."""
@@ -60,7 +58,7 @@ def shape(rng: np.random.Generator, size_px: int = 112) -> Cutout:
     for _ in range(int(rng.integers(0, 3))):  # objects of several colours are still one object
         part = _ramp(rng, (height, width), 1.0) > rng.uniform(0.3, 0.7)
         colours[part] = texture(rng, (height, width))[part]
-    return Cutout(premultiplied(np.dstack([colours, alpha])), SHAPE_KIND)
+    return Cutout(premultiplied(np.dstack([colours, alpha])))
 
 
 def _ramp(rng: np.random.Generator, size: tuple[int, int], length: float) -> np.ndarray:

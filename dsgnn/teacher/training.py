@@ -176,8 +176,7 @@ def _batches(
 
 def _groups(network: GazeNetwork, recipe: GazeRecipe) -> list[dict]:
     backbone = [p for p in network.backbone.parameters() if p.requires_grad]
-    known = set(map(id, network.backbone.parameters()))
-    readout = [p for p in network.parameters() if id(p) not in known]
+    readout = [p for name, p in network.named_parameters() if not name.startswith("backbone.")]
     return [
         {"params": readout, "lr": recipe.learning_rate},
         {"params": backbone, "lr": recipe.backbone_rate},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -26,9 +26,16 @@ from dsgnn.weights.pickles import read_tensors
 
 SCHEMA = "dsgnn.checkpoint/1"
 
+# A rule for names: a pattern, and what takes its place.
+Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 # Upstream's name → ours: the first prefix that fits, and then all of its rules in order. Parts
 # that no rule names are called the same.
-_RENAMES = {
+_LAYER: Rules = (
+    (r"ffns\.0\.layers\.0\.0\.", "ffn.0."),
+    (r"ffns\.0\.layers\.1\.", "ffn.2."),
+    (r"norms\.(\d)\.", lambda m: f"norm{int(m[1]) + 1}."),
+)
+_RENAMES: dict[str, Rules] = {
     "backbone.": (
         (r"^backbone\.patch_embed\.projection\.", "backbone.body.patch_embed.proj."),
         (r"^backbone\.norm(\d)\.", r"backbone.norms.\1."),
@@ -36,6 +43,8 @@ _RENAMES = {
         (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
         (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
         (r"^backbone\.stages\.(\d)\.blocks\.", r"backbone.body.layers_\1.blocks."),
+        # the published Swin merges at the end of a stage, timm at the start of the next
+        (r"stages\.(\d)\.downsample\.", lambda m: f"body.layers_{int(m[1]) + 1}.downsample."),
         (r"^backbone\.(?!body|norms)", "backbone.body."),
     ),
     "panoptic_head.pixel_decoder.": (
@@ -50,10 +59,7 @@ _RENAMES = {
         (r"level_encoding\.weight", "levels"),
         (r"encoder\.layers", "layers"),
         (r"attentions\.0\.", "attention."),
-        (r"ffns\.0\.layers\.0\.0\.", "ffn.0."),
-        (r"ffns\.0\.layers\.1\.", "ffn.2."),
-        (r"norms\.0\.", "norm1."),
-        (r"norms\.1\.", "norm2."),
+        *_LAYER,
     ),
     "panoptic_head.rank_head.": (
         (r"^panoptic_head\.rank_head\.", "graph."),
@@ -84,12 +90,9 @@ _RENAMES = {
         (r"edge_extractor\.FAM\.", "edges.node_attention."),
         (r"edge_extractor\.ARM\.", "edges.edge_attention."),
         (r"edge_extractor\.edge_proj\.", "edges.project."),
-        (r"layers\.bnv1\.", "layers.0.norm_node."),
-        (r"layers\.bnv2\.", "layers.1.norm_node."),
-        (r"layers\.bne1\.", "layers.0.norm_edge."),
-        (r"layers\.bne2\.", "layers.1.norm_edge."),
-        (r"layers\.([UVABE])1\.", r"layers.0.\1."),
-        (r"layers\.([UVABE])2\.", r"layers.1.\1."),
+        (r"layers\.(\w+)(\d)\.", lambda m: f"layers.{int(m[2]) - 1}.{m[1]}."),
+        (r"\.bnv\.", ".norm_node."),
+        (r"\.bne\.", ".norm_edge."),
     ),
     "panoptic_head.": (
         (r"^panoptic_head\.", ""),
@@ -104,17 +107,13 @@ _RENAMES = {
         (r"^(shape|texture)_transformer_decoder\.", r"\1."),
         (r"attentions\.0\.attn\.", "cross_attention."),
         (r"attentions\.1\.attn\.", "self_attention."),
-        (r"ffns\.0\.layers\.0\.0\.", "ffn.0."),
-        (r"ffns\.0\.layers\.1\.", "ffn.2."),
-        (r"norms\.0\.", "norm1."),
-        (r"norms\.1\.", "norm2."),
-        (r"norms\.2\.", "norm3."),
+        *_LAYER,
     ),
 }
 
 
-def renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
-    """The name after all rules in their order, each a pattern and what takes its place."""
+def renamed(name: str, rules: Rules) -> str:
+    """The name after all rules in their order."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
@@ -122,16 +121,8 @@ def renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
 
 def upstream_name(name: str) -> str:
     """Our name of an upstream parameter."""
-    for prefix, rules in _RENAMES.items():
-        if name.startswith(prefix):
-            name = renamed(name, rules)
-            break
-    # the published Swin merges at the end of a stage, timm at the start of the next
-    return re.sub(
-        r"^backbone\.body\.stages\.(\d)\.downsample\.",
-        lambda m: f"backbone.body.layers_{int(m[1]) + 1}.downsample.",
-        name,
-    )
+    fitting = (rules for prefix, rules in _RENAMES.items() if name.startswith(prefix))
+    return renamed(name, next(fitting, ()))
 
 
 def upstream_value(name: str, value: Tensor) -> Tensor:

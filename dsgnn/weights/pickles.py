@@ -67,15 +67,7 @@ class _Inert:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
-    def __setstate__(self, state: Any) -> None: ...
-
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
-    def append(self, item: Any) -> None: ...
-
-    def extend(self, items: Any) -> None: ...
-
-    def add(self, item: Any) -> None: ...
+    __setstate__ = __setitem__ = append = extend = add = __init__
 
 
 class _Dict(dict):
@@ -246,12 +238,12 @@ def _read_archive(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
 
 
 def _read_stream(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-        end = check_pickle(view)
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        end = check_pickle(data)
         if _Unpickler(file).load() != MAGIC:
             raise CheckpointError(f"{path}: is a pickle, but was not written by torch.save")
         for _ in range(4):
-            end = check_pickle(view, end)
+            end = check_pickle(data, end)
     if _Unpickler(file).load() != PROTOCOL:
         raise CheckpointError(f"{path}: is a pickle, but was not written by torch.save")
     _require_little(path, _Unpickler(file).load()["little_endian"])

@@ -23,15 +23,24 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dsgnn.model import MEAN, STD
+from dsgnn.model import DSGNN, MEAN, STD
 from dsgnn.runtime.errors import CheckpointError
-from dsgnn.weights.checkpoint import read_safetensors, renamed, upstream_name, upstream_value
+from dsgnn.weights.checkpoint import (
+    Rules,
+    read_safetensors,
+    renamed,
+    upstream_name,
+    upstream_value,
+)
 from dsgnn.weights.pickles import read_tensors
+
+if TYPE_CHECKING:
+    from dsgnn.teacher.network import GazeNetwork
 
 
 @dataclass(frozen=True)
@@ -67,10 +76,11 @@ class Destination(NamedTuple):
 
 
 # transformers' name → ours, all rules in order. Files keep the names of version 4; version 5 has
-# others in memory. `{branch}` stands for both decoders.
-_TRANSFORMERS = (
+# others in memory. `{branch}` stands for both decoders; <0>, <1> and <2> for query, key and value.
+# Stages and layers count from 0 there and 1 here; the norms the other way round.
+_TRANSFORMERS: Rules = (
     (r"^model\.pixel_level_module\.encoder\.(swin\.)?", "backbone.body."),
-    (r"^backbone\.body\.hidden_states_norms\.stage(\d)\.", r"backbone.norms.[\1]."),
+    (r"body\.hidden_states_norms\.stage(\d)\.", lambda m: f"norms.{int(m[1]) - 1}."),
     (r"^model\.pixel_level_module\.decoder\.", "pixel_decoder."),
     (r"^model\.transformer_module\.decoder\.", "{branch}."),
     (r"^model\.transformer_module\.level_embed\.weight", "levels"),
@@ -79,15 +89,15 @@ _TRANSFORMERS = (
     # ResNet
     (r"\.embedder\.embedder\.convolution\.", ".conv1."),
     (r"\.embedder\.embedder\.normalization\.", ".bn1."),
-    (r"\.encoder\.stages\.(\d)\.layers\.(\d+)\.", r".layer[\1].\2."),
-    (r"\.layer\.(\d)\.convolution\.", r".conv[\1]."),
-    (r"\.layer\.(\d)\.normalization\.", r".bn[\1]."),
+    (r"\.encoder\.stages\.(\d)\.layers\.(\d+)\.", lambda m: f".layer{int(m[1]) + 1}.{m[2]}."),
+    (r"\.layer\.(\d)\.convolution\.", lambda m: f".conv{int(m[1]) + 1}."),
+    (r"\.layer\.(\d)\.normalization\.", lambda m: f".bn{int(m[1]) + 1}."),
     (r"\.shortcut\.convolution\.", ".downsample.0."),
     (r"\.shortcut\.normalization\.", ".downsample.1."),
     # Swin; timm puts the merge at the start of the next stage
     (r"\.embeddings\.patch_embeddings\.projection\.", ".patch_embed.proj."),
     (r"\.embeddings\.norm\.", ".patch_embed.norm."),
-    (r"^(backbone\.body)\.encoder\.layers\.(\d)\.downsample\.", r"\1.layers_[\2].downsample."),
+    (r"\.encoder\.layers\.(\d)\.downsample\.", lambda m: f".layers_{int(m[1]) + 1}.downsample."),
     (r"^(backbone\.body)\.encoder\.layers\.(\d)\.", r"\1.layers_\2."),
     (r"\.attention\.(self|relative_position_bias)\.(relative_position)", r".attn.\2"),
     (r"\.attention\.(self\.query|q_proj)\.", ".attn.qkv.<0>"),
@@ -107,14 +117,13 @@ _TRANSFORMERS = (
     (r"^pixel_decoder\.encoder\.layers\.", "pixel_decoder.layers."),
     (r"^(pixel_decoder\.layers\.\d+)\.self_attn\.", r"\1.attention."),
     (r"^(pixel_decoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.norm1."),
-    (r"^(pixel_decoder\.layers\.\d+)\.fc1\.", r"\1.ffn.0."),
-    (r"^(pixel_decoder\.layers\.\d+)\.fc2\.", r"\1.ffn.2."),
     (r"^(pixel_decoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm2."),
+    # layers of pixel and query decoders
+    (r"(\.layers\.\d+)\.fc1\.", r"\1.ffn.0."),
+    (r"(\.layers\.\d+)\.fc2\.", r"\1.ffn.2."),
     # query decoders
     (r"^\{branch\}\.layernorm\.", "{branch}.heads.norm."),
-    (r"^\{branch\}\.mask_predictor\.mask_embedder\.0\.0\.", "{branch}.heads.embed.0."),
-    (r"^\{branch\}\.mask_predictor\.mask_embedder\.1\.0\.", "{branch}.heads.embed.2."),
-    (r"^\{branch\}\.mask_predictor\.mask_embedder\.2\.0\.", "{branch}.heads.embed.4."),
+    (r"\.mask_predictor\.mask_embedder\.(\d)\.0\.", lambda m: f".heads.embed.{2 * int(m[1])}."),
     (r"^(\{branch\}\.layers\.\d+)\.cross_attn\.", r"\1.cross_attention."),
     (r"^(\{branch\}\.layers\.\d+)\.cross_attn_layer_norm\.", r"\1.norm1."),
     (r"^(\{branch\}\.layers\.\d+)\.self_attn\.out_proj\.", r"\1.self_attention.out_proj."),
@@ -122,12 +131,10 @@ _TRANSFORMERS = (
     (r"^(\{branch\}\.layers\.\d+)\.self_attn\.k_proj\.", r"\1.self_attention.in_proj_<1>"),
     (r"^(\{branch\}\.layers\.\d+)\.self_attn\.v_proj\.", r"\1.self_attention.in_proj_<2>"),
     (r"^(\{branch\}\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.norm2."),
-    (r"^(\{branch\}\.layers\.\d+)\.fc1\.", r"\1.ffn.0."),
-    (r"^(\{branch\}\.layers\.\d+)\.fc2\.", r"\1.ffn.2."),
     (r"^(\{branch\}\.layers\.\d+)\.final_layer_norm\.", r"\1.norm3."),
 )
 # The framework's version 3 → version 2, whose names `upstream_name` knows.
-_FRAMEWORK = (
+_FRAMEWORK: Rules = (
     (r"(pixel_decoder\.encoder\.layers\.\d+\.)self_attn\.", r"\1attentions.0."),
     (r"(transformer_decoder\.layers\.\d+\.)cross_attn\.", r"\1attentions.0."),
     (r"(transformer_decoder\.layers\.\d+\.)self_attn\.", r"\1attentions.1."),
@@ -139,23 +146,7 @@ _FRAMEWORK = (
 )
 
 
-class _Described(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def backbone(self) -> str: ...
-
-
-class Initialisable(Protocol):
-    """A network that weights can be loaded into: its configuration names it and its backbone."""
-
-    @property
-    def config(self) -> _Described: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
-
-
-def initialise(model: Initialisable, path: Path) -> Report:
+def initialise(model: DSGNN | GazeNetwork, path: Path) -> Report:
     """Load into `model` what fits of the file (or folder) at `path`.
 
     Raises CheckpointError when it is missing, not readable safely, or nothing in it fits; or, of a
@@ -282,16 +273,10 @@ def _our_input(name: str, value: Tensor, source: dict[str, Tensor]) -> Tensor:
 
 def _from_transformers(name: str) -> list[Destination]:
     name = renamed(name, _TRANSFORMERS)
-    name = re.sub(r"\[(\d)\]", lambda found: str(_shift(name, int(found[1]))), name)
     third = re.search(r"<(\d)>", name)
     name = re.sub(r"<\d>", "", name)
     part = int(third[1]) if third else None
     return [Destination(branch, part) for branch in _branches(name, "shape", "texture")]
-
-
-def _shift(name: str, number: int) -> int:
-    """Stages and layers count from 0 in transformers and 1 here; the norms the other way round."""
-    return number - 1 if ".norms.[" in name else number + 1
 
 
 def _from_framework(name: str) -> list[Destination]:

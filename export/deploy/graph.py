@@ -103,10 +103,8 @@ class DeployGraphHead(nn.Module):
         if isinstance(head, DomainSeparationHead):
             self.encode_t = DeployGraphEncoder(head.encode_t)
             self.common = DeployGraphEncoder(head.common)
-            self.fuse_s, self.fuse_t = (
-                DeployGraphEncoder(head.fuse_s),
-                DeployGraphEncoder(head.fuse_t),
-            )
+            self.fuse_s = DeployGraphEncoder(head.fuse_s)
+            self.fuse_t = DeployGraphEncoder(head.fuse_t)
             self.fuse = _without_dropout(head.fuse)
 
     def forward(self, queries: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

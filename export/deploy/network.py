@@ -38,11 +38,6 @@ def _deploy_backbone(backbone: Backbone) -> Backbone:
     return backbone
 
 
-def _sine(shape: Size, like: Tensor) -> Tensor:
-    """The sine encoding of the positions in a level: (K, C), with C and type of `like`, (…, C)."""
-    return sine_position(*shape, like.shape[-1], like).flatten(1).T
-
-
 class DeployGraph(nn.Module):
     """The whole network for inference.
 
@@ -78,9 +73,9 @@ class DeployGraph(nn.Module):
         self.graph_head = DeployGraphHead(model.graph)
         self.sine = nn.ParameterList()
         if size is not None:
-            self.sine.extend(
-                constant(_sine((size[0] // s, size[1] // s), levels)) for s in (32, 16, 8)
-            )
+            shapes = [(size[0] // s, size[1] // s) for s in (32, 16, 8)]
+            C = model.config.width
+            self.sine.extend(constant(sine_position(h, w, C, levels)) for h, w in shapes)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """image: (B, H, W, 3) uint8, letterboxed RGB.
@@ -101,7 +96,8 @@ class DeployGraph(nn.Module):
         else:
             queries = [branch.features.expand(B, -1, -1) for branch in self.branches]
             positions = [branch.positions for branch in self.branches]
-        sine = list(self.sine) or [_sine(shape, tokens[0]) for shape in shapes]
+        C, like = self.config.width, tokens[0]
+        sine = list(self.sine) or [sine_position(h, w, C, like) for h, w in shapes]
         keys = [(x + p).transpose(1, 2) for x, p in zip(tokens, sine, strict=True)]  # (B, C, K)
         small = [resize(features, shape).flatten(2) for shape in shapes]  # (B, C', K)
         for i in range(self.config.layers):

@@ -19,8 +19,8 @@ from dsgnn.pixel_decoder import (
     EncoderLayer,
     FPNPixelDecoder,
     cell_centres,
+    level_positions,
     resize,
-    sine_position,
 )
 
 
@@ -36,9 +36,10 @@ class DeployMSDA(nn.Module):
         # The rows are in the order level, head, point, (x, y); the logits: head, level, point.
         offsets = attention.sampling_offsets
         weight = offsets.weight.detach().double().view(HEADS, LEVELS, POINTS, 2, -1)
-        self.offset_weight = constant(weight.transpose(0, 1).flatten(0, 3))
+        weight = weight.transpose(0, 1).flatten(0, 3)
         bias = offsets.bias.detach().double().view(HEADS, LEVELS, POINTS, 2).transpose(0, 1)
-        self.offset_bias = constant(bias.reshape(-1, 1))
+        bias = bias.reshape(-1, 1)
+        self.offset_weight, self.offset_bias = constant(weight), constant(bias)
         self.logit_weight = constant(attention.attention_weights.weight)
         self.logit_bias = constant(attention.attention_weights.bias[:, None])
         self.value_weight = constant(attention.value_proj.weight)
@@ -49,11 +50,10 @@ class DeployMSDA(nn.Module):
             centres = torch.cat([cell_centres(h, w, position.double()) for h, w in shapes])
             scale = torch.tensor([[2 / w, 2 / h] for h, w in shapes], dtype=torch.float64)
             scale = scale[:, None, None].expand(-1, HEADS, POINTS, -1).reshape(-1, 1)
-            offset_weight = weight.transpose(0, 1).flatten(0, 3) * scale
+            weight = weight * scale
             at = 2 * centres.T.repeat(LEVELS * HEADS * POINTS, 1) - 1  # (L·M·P·2, N)
-            shift = offset_weight @ position.double().T + bias.reshape(-1, 1) * scale + at
-            self.offset_weight = constant(offset_weight)
-            self.offset_bias = constant(shift)
+            self.offset_weight = constant(weight)
+            self.offset_bias = constant(weight @ position.double().T + bias * scale + at)
             logits = attention.attention_weights
             self.logit_bias = constant(
                 logits.weight.double() @ position.double().T + logits.bias.double()[:, None]
@@ -103,7 +103,8 @@ class DeployDeformable(nn.Module):
         shapes = position = None
         if size is not None:
             shapes = [(size[0] // s, size[1] // s) for s in (32, 16, 8)]
-            position = self._position(shapes, decoder.levels.detach().double())
+            levels = decoder.levels.detach().double()
+            position = level_positions(shapes, levels, levels)
         self.attentions = nn.ModuleList(
             DeployMSDA(layer.attention, shapes, position)
             for layer in all_of(decoder.layers, EncoderLayer)
@@ -111,23 +112,13 @@ class DeployDeformable(nn.Module):
         self.layers = decoder.layers
         self.folded = size is not None
 
-    @staticmethod
-    def _position(shapes: list[Size], levels: Tensor) -> Tensor:
-        C = levels.shape[1]
-        return torch.cat(
-            [
-                sine_position(h, w, C, levels).flatten(1).T + level
-                for (h, w), level in zip(shapes, levels, strict=True)
-            ]
-        )  # (N, C)
-
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Size]]:
         inputs = [conv(x) for conv, x in zip(self.inputs, reversed(maps[1:]), strict=True)]
         shapes = [(x.shape[-2], x.shape[-1]) for x in inputs]
         x = torch.cat([x.flatten(2) for x in inputs], 2).transpose(1, 2)  # (B, N, C)
         position = centres = x
         if not self.folded:
-            position = self._position(shapes, self.levels)
+            position = level_positions(shapes, self.levels, self.levels)
             centres = torch.cat([cell_centres(h, w, x) for h, w in shapes])
         layers = all_of(self.layers, EncoderLayer)
         for layer, attention in zip(layers, self.attentions, strict=True):

@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from dsgnn.runtime.artifact import sha256_of
 from dsgnn.runtime.disk.files import cache_folder, write_whole
 from dsgnn.runtime.errors import BackendError
 from dsgnn.runtime.fence import WITH_PARENT
@@ -99,12 +100,8 @@ def _cache() -> Path:
 
 def _wrong(folder: Path) -> list[str]:
     """The names of FILES that are missing in a folder or have another hash."""
-
-    def right(name: str, expected: str) -> bool:
-        path = folder / name
-        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == expected
-
-    return [name for name, expected in FILES.items() if not right(name, expected)]
+    paths = {name: folder / name for name in FILES}
+    return [n for n, path in paths.items() if not path.is_file() or sha256_of(path) != FILES[n]]
 
 
 def _download(place: Path) -> Path:

@@ -49,9 +49,9 @@ def test_msda_equals_a_loop_over_points():
 
 def test_sine_position_by_its_formula():
     position = sine_position(3, 5, 32, torch.zeros(1))
-    assert position.shape == (32, 3, 5)
+    assert position.shape == (3 * 5, 32)
     for c, y, x in ((0, 0, 0), (1, 2, 4), (7, 1, 3), (16, 2, 1), (31, 0, 4), (22, 1, 0)):
         k, (i, n) = c % 16, (y, 3) if c < 16 else (x, 5)  # y first
         angle = (i + 1) / (n + 1e-6) * 2 * np.pi / 10000 ** (2 * (k // 2) / 16)
         expected = np.sin(angle) if k % 2 == 0 else np.cos(angle)
-        assert position[c, y, x].item() == pytest.approx(expected, abs=1e-5)
+        assert position[y * 5 + x, c].item() == pytest.approx(expected, abs=1e-5)

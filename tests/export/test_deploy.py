@@ -75,7 +75,7 @@ def test_graph_heads(queries: int, batch: int) -> None:
 def test_cross_attention_with_blocked_rows(queries: int, batch: int) -> None:
     attention = shake(nn.MultiheadAttention(C, HEADS, batch_first=True))
     memory, level = torch.randn(batch, 6 * 7, C), torch.randn(C)
-    sine = sine_position(6, 7, C, memory).flatten(1).T
+    sine = sine_position(6, 7, C, memory)
     query = torch.randn(batch, queries, C)
     logits = torch.randn(batch, queries, 6, 7)
     logits[:, 0] = -1.0  # blocked everywhere: opened entirely
