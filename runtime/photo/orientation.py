@@ -8,13 +8,23 @@ from contextlib import suppress
 import numpy as np
 
 from dsgnn.runtime.photo.boxes import properties
-from dsgnn.runtime.photo.tiff import first_number
 
 
 def exif_orientation(block: bytes) -> int:
     """The orientation tag (0x0112) of a TIFF-style EXIF block, 1…8; 1 when absent or damaged."""
-    value = first_number(block, 0x0112)
-    return value if 1 <= value <= 8 else 1
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", block, 4)
+        (entries,) = struct.unpack_from(order + "H", block, start)
+        for entry in range(entries):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", block, start + 2 + 12 * entry)
+            if tag == 0x0112:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:  # the tag lies beyond the end
+        pass
+    return 1
 
 
 def oriented(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -44,12 +44,7 @@ def is_camera_raw(data: bytes) -> bool:
 
 def compression(data: bytes) -> str:
     """The name of a compression that cannot be read, or an empty text."""
-    return COMPRESSIONS.get(first_number(data, 259), "")
-
-
-def first_number(data: bytes, tag: int) -> int:
-    """The first value of a tag of whole numbers of the first page; 0 if there is none."""
-    return _number(data, _first(data), tag)
+    return COMPRESSIONS.get(_number(data, _first(data), 259), "")
 
 
 def pages(data: bytes) -> int:
