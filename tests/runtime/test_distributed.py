@@ -461,7 +461,9 @@ def test_the_command_starts_a_cluster_of_its_own(model: Path, tmp_path: Path) ->
     said = done.stdout.splitlines()
     assert said[0].startswith("2 images ranked, 4 objects; ms per image: decode ")
     assert "save" not in said[0] and said[1:] == [f"1 input failed: {paths[1]}"]
-    first, *others = [line for line in done.stderr.splitlines() if line[0] != "["]  # Ray's log
+    lines = [line for line in done.stderr.splitlines() if line[0] != "["]  # those are Ray's log
+    found, first, *others = lines
+    assert found == "photos and videos found: 3"
     assert first.startswith("colours.onnx: colours, trained weights") and " worker" in first
     assert others == [f"{paths[1]}: it is not an image ({READABLE} is expected)"]
     assert sorted(row["file"] for row in rows_of(tmp_path / "out")) == sorted(map(str, paths))
