@@ -74,12 +74,13 @@ def send(
 
 
 def resident_kb(pid: int) -> int:
-    """Memory of a process and of those that it started."""
+    """Memory of a process and of those that it started; one that has just ended has none."""
     children = " ".join(
         path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")
     ).split()
-    held = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(held[1]) + sum(resident_kb(int(child)) for child in children)
+    status = Path(f"/proc/{pid}/status")
+    held = re.search(r"VmRSS:\s+(\d+)", status.read_text() if status.exists() else "")
+    return int(held[1] if held else 0) + sum(resident_kb(int(child)) for child in children)
 
 
 def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
