@@ -185,7 +185,8 @@ def write_figures(
     """Write metrics.json and per_image.csv into a folder. images: of the same names each."""
     write_whole(out / "metrics.json", (json.dumps(figures, indent=1) + "\n").encode())
     text = io.StringIO()
-    writer = csv.DictWriter(text, images[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(images)
+    if images:
+        writer = csv.DictWriter(text, images[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(images)
     write_whole(out / "per_image.csv", text.getvalue().encode())
