@@ -22,6 +22,7 @@ from typing import IO, Any, NoReturn
 
 import numpy as np
 
+from dsgnn.runtime.disk.documents import parse_document
 from dsgnn.runtime.errors import InputError
 
 PIPE_BYTES = 1 << 20  # so that a photo or frame goes through in few pieces, on Linux
@@ -81,9 +82,8 @@ class Child(subprocess.Popen[bytes]):
             self.asks.write(json.dumps(question).encode() + b"\n")
             self.asks.write(more)
             self.asks.flush()
-            told: dict[str, Any] = json.loads(self.stdout.readline(MAX_LINE))
-            height, width = map(int, told.get("size", (0, 0)))
-            if height * width > self.max_pixels:  # someone else has taken over the process
+            told, height, width = _understood(self.stdout.readline(MAX_LINE))
+            if height * width > self.max_pixels:
                 raise EOFError
             picture = np.empty((height, width, 3), np.uint8)
             if self.stdout.readinto(picture.data) < picture.size:  # type: ignore[attr-defined]
@@ -96,7 +96,7 @@ class Child(subprocess.Popen[bytes]):
             known = {kind.__name__: kind for kind in self._errors}
             if error["kind"] in known:
                 raise known[error["kind"]](*error["said"])
-            raise RuntimeError("a bug in the {}:\n{}".format(*error["said"]))
+            raise RuntimeError("a bug in the " + ":\n".join(map(str, error["said"])))
         return told, picture
 
     def give_up(self) -> None:
@@ -112,6 +112,23 @@ class Child(subprocess.Popen[bytes]):
             if pipe is not None:
                 with suppress(BrokenPipeError):  # by what it never read
                     pipe.close()
+
+
+def _understood(line: bytes) -> tuple[dict[str, Any], int, int]:
+    """What an answer says, and the height and width of its picture; 0 and 0 where it has none.
+
+    Raises ValueError for what `answer_all` never says: someone else has taken over the process.
+    """
+    match told := parse_document(line):
+        case {"size": [int(height), int(width)]}:
+            return told, height, width
+        case {"error": {"kind": str() | None, "said": [_, *_]}}:
+            return told, 0, 0
+        case {"size": _} | {"error": _}:
+            raise ValueError("an answer of another form")
+        case {}:
+            return told, 0, 0
+    raise ValueError("an answer that is no object")
 
 
 def end_with_parent() -> None:

@@ -331,6 +331,32 @@ def test_a_photo_that_its_decoder_does_not_survive() -> None:
     decoder.close()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[1]",
+        '"text"',
+        "null",
+        100_000 * "[",
+        '{"size": "ab"}',
+        '{"size": [1e999, 1]}',
+        '{"size": [-1, -1]}',
+        '{"size": [99999, 99999]}',
+        '{"error": "text"}',
+        '{"error": {"kind": [], "said": ["text"]}}',
+    ],
+    ids=lambda said: said[:20],
+)
+def test_a_process_that_a_photo_has_taken_over(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it answers in place of a picture is the photo's fault, and no bug of ours."""
+    answers = f"for said in ('{{}}', {said!r}): sys.stdin.readline(); print(said, flush=True)"
+    monkeypatch.setattr(decoder_module, "CHILD", f"import sys\n{answers}")
+    decoder = Decoder()
+    with pytest.raises(InputError, match="its decoder crashed on it"):
+        decoder(encode(".png"))
+    decoder.close()
+
+
 def test_threads_share_the_processes(model: Path) -> None:
     """Each thread that decodes has a process; those that are free are used again."""
     decoders = Decoders()
