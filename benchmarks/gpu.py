@@ -36,6 +36,7 @@ from dsgnn.benchmarks.results import TurnLog, free, save
 from dsgnn.benchmarks.timing import Clock, Plan
 from dsgnn.runtime.artifact import Description, open_artifact
 from dsgnn.runtime.backends import CUDA_GRAPH
+from dsgnn.runtime.disk.files import claimed
 from dsgnn.runtime.errors import DsgnnError, OptionError
 
 FILE = "gpu.json"
@@ -157,7 +158,8 @@ def fill(
 
     photos: (h, w, 3) uint8 RGB each, to compare answers on; without any, nothing is compared.
     call: `processes.apart`. Raises BackendError when there is no GPU, OptionError when
-    `out` holds a table or an artifact is of a precision without a floor.
+    `out` holds a table or an artifact is of a precision without a floor, and FolderBusyError while
+    another run is writing into it.
     """
     target, start = free(out / FILE), clock()
     specs = gpu_specs(source, artifacts)
@@ -233,7 +235,7 @@ def fill(
 
     late = f"not reached within {limit_s:.0f} s"
     cpu = replace(source, form="deploy", device="cpu", precision="fp32", threads=cpu_count() or 1)
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool, ExitStack() as outer:
+    with claimed(out), ThreadPoolExecutor(SIDE_BY_SIDE) as pool, ExitStack() as outer:
         if photos:
             reference = Remembered(outer.enter_context(open_bench(cpu)).answers)
         # Compilers keep all cores busy, so that they start when nothing else is to be timed.

@@ -17,6 +17,7 @@ from dsgnn.benchmarks.limits import count_work, cpu_rates, floor
 from dsgnn.benchmarks.processes import BenchProcess, apart
 from dsgnn.benchmarks.results import SUBJECT, TurnLog, columns, free, save
 from dsgnn.benchmarks.timing import END_TO_END, Clock, Plan, Sample
+from dsgnn.runtime.disk.files import claimed
 from dsgnn.runtime.errors import OptionError
 
 FILE = "latency.json"
@@ -46,11 +47,12 @@ def latency(
     """Measure and write out/latency.json; returns what it says.
 
     open_bench: gives a context manager with the methods of `BenchProcess`. Raises OptionError when
-    something cannot be measured as asked, or `out` holds other results.
+    something cannot be measured as asked, or `out` holds other results, and FolderBusyError while
+    another run is writing into it.
     """
     target = free(out / FILE)
     out.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
+    with claimed(out), ExitStack() as stack:
         benches: dict[str, Timed] = {}
         networks: dict[str, Spec] = {}
         exports: list[Path] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from dsgnn.evaluation.loop import measure
 from dsgnn.evaluation.rankers import model_ranker
 from dsgnn.metrics import summarise
 from dsgnn.model import DSGNN
+from dsgnn.runtime.disk.files import claimed
 from dsgnn.runtime.errors import OptionError
 from dsgnn.training.batches import ExampleSource, Key, load
 from dsgnn.training.journal import EVALUATED, Journal
@@ -69,9 +70,12 @@ def train(
     → the model in eval mode, with the weights that were kept (the averaged ones with `recipe.ema`).
     Raises NotFiniteError with the batch's names when the loss or its gradient is not finite (the
     last checkpoint stays as it was), OptionError for settings that do not fit, CheckpointError for
-    initial weights that cannot be used, and what the source raised.
+    initial weights that cannot be used, FolderBusyError if another run is writing into `out`, and
+    what the source raised.
     """
-    return Trainer(plan, source, out, options or RunOptions(), validation).run()
+    trainer = Trainer(plan, source, out, options or RunOptions(), validation)
+    with claimed(out) if process()[0] == 0 else nullcontext():
+        return trainer.run()
 
 
 class Trainer:

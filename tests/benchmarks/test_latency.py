@@ -26,7 +26,8 @@ from dsgnn.benchmarks.latency import add_floors, latency
 from dsgnn.benchmarks.processes import Bench, BenchProcess, LateError
 from dsgnn.benchmarks.timing import Plan
 from dsgnn.runtime.artifact import sidecar_path
-from dsgnn.runtime.errors import DsgnnError
+from dsgnn.runtime.disk.files import claimed
+from dsgnn.runtime.errors import DsgnnError, FolderBusyError
 from dsgnn.runtime.ranker import BUNDLED
 
 from .fakes import Clockwork, FakeBench, FakeSubject
@@ -110,6 +111,12 @@ def test_an_unfinished_run_is_not_overwritten(tmp_path: Path) -> None:
         measured(tmp_path, stop_after=40)
     with pytest.raises(DsgnnError, match="unfinished run: resume it, or give another"):
         measured(tmp_path)
+
+
+def test_two_runs_into_one_folder_are_refused(tmp_path: Path) -> None:
+    with claimed(tmp_path), pytest.raises(FolderBusyError, match="another run is writing into"):
+        measured(tmp_path)
+    assert measured(tmp_path)["rows"]
 
 
 def test_a_run_of_another_file_is_not_gone_on_with(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from dsgnn.config import CONFIGS
 from dsgnn.data.sample import Sample
 from dsgnn.data.transforms import collate, example
 from dsgnn.model import build_model
-from dsgnn.runtime.errors import CheckpointError, OptionError
+from dsgnn.runtime.disk.files import claimed
+from dsgnn.runtime.errors import CheckpointError, FolderBusyError, OptionError
 from dsgnn.training import loop
 from dsgnn.training.batches import mix
 from dsgnn.training.journal import curve, read_log
@@ -112,6 +113,15 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(tiny_nano,
         ValueError, match=r"\(seed was 0, now 1\).*from the weights .*last.safetensors"
     ):
         train(tiny_nano, Blocks(samples), tmp_path, recipe, resume=True, seed=1)
+
+
+def test_two_runs_into_one_folder_are_refused(tiny_nano, samples, tmp_path):
+    """The second one would write over the first one's checkpoints and log."""
+    recipe = replace(SHORT, iterations=1)
+    with claimed(tmp_path), pytest.raises(FolderBusyError, match="another run is writing into"):
+        train(tiny_nano, Blocks(samples), tmp_path, recipe)
+    assert not list(tmp_path.iterdir())
+    train(tiny_nano, Blocks(samples), tmp_path, recipe)
 
 
 def test_what_differs_is_named_and_nothing_else(tiny_nano, samples, tmp_path):
