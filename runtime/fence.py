@@ -125,10 +125,10 @@ def _understood(line: bytes) -> tuple[dict[str, Any], int, int]:
         case {"error": {"kind": str() | None, "said": [_, *_]}}:
             return told, 0, 0
         case {"size": _} | {"error": _}:
-            raise ValueError("an answer of another form")
+            pass
         case {}:
             return told, 0, 0
-    raise ValueError("an answer that is no object")
+    raise ValueError("an answer of another form")
 
 
 def end_with_parent() -> None:

@@ -182,7 +182,7 @@ def in_query_order(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
 def write_figures(
     out: Path, figures: Mapping[str, Any], images: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write metrics.json and per_image.csv into a folder. images: one or more, of equal names."""
+    """Write metrics.json and per_image.csv into a folder. images: of the same names each."""
     write_whole(out / "metrics.json", (json.dumps(figures, indent=1) + "\n").encode())
     text = io.StringIO()
     writer = csv.DictWriter(text, images[0], lineterminator="\n")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dsgnn.model import DSGNN, build_model
-from dsgnn.runtime.disk.files import whole_file, write_whole
+from dsgnn.runtime.disk.files import claimed, whole_file, write_whole
 from dsgnn.runtime.errors import CheckpointError, OptionError
 from dsgnn.training.parallel import gather, process
 from dsgnn.training.recipe import TrainingPlan, parameter_groups
@@ -164,7 +164,8 @@ def _begin(
         log.warning("%s: there is no run to resume here yet, so one is started", out)
     if report:
         log.warning("%s", report)
-        write_whole(out / "init.json", json.dumps(asdict(report), indent=1).encode())
+        with claimed(out):
+            write_whole(out / "init.json", json.dumps(asdict(report), indent=1).encode())
 
 
 def _read_state(out: Path) -> dict[str, Any]:

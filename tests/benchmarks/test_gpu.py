@@ -15,7 +15,8 @@ from dsgnn.benchmarks.report.page import report
 from dsgnn.benchmarks.report.tables import gpu_table, never_measured
 from dsgnn.benchmarks.report.words import answers_text
 from dsgnn.runtime.artifact import Sidecar, open_artifact, sha256_of, write_sidecar
-from dsgnn.runtime.errors import DsgnnError
+from dsgnn.runtime.disk.files import claimed
+from dsgnn.runtime.errors import DsgnnError, FolderBusyError
 from dsgnn.runtime.ranker import BUNDLED
 
 from .fakes import Clockwork, FakeBench, save_again
@@ -86,6 +87,12 @@ def test_a_precision_beyond_the_table_gets_a_row(tmp_path: Path) -> None:
     rows = gpu_table(found["rows"], found["missing"])[1:]
     table = {(row[0], row[1]): row[2:] for row in rows}
     assert len(table) == 13 and " ÷ " in table["ONNX Runtime CUDA", "w16"][0]
+
+
+def test_two_runs_into_one_folder_are_refused(tmp_path: Path) -> None:
+    with claimed(tmp_path), pytest.raises(FolderBusyError, match="another run is writing into"):
+        gpu_run(tmp_path)
+    assert gpu_run(tmp_path)["rows"]
 
 
 def test_the_gpu_table_stops_in_time(tmp_path: Path) -> None:

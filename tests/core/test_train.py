@@ -122,6 +122,12 @@ def test_two_runs_into_one_folder_are_refused(tiny_nano, samples, tmp_path):
         train(tiny_nano, Blocks(samples), tmp_path, recipe)
     assert not list(tmp_path.iterdir())
     train(tiny_nano, Blocks(samples), tmp_path, recipe)
+    other = tmp_path / "other"
+    other.mkdir()
+    with claimed(other), pytest.raises(FolderBusyError):
+        weights = tmp_path / "last.safetensors"
+        train(tiny_nano, Blocks(samples), other, recipe, initial_weights=weights)
+    assert not list(other.iterdir())
 
 
 def test_what_differs_is_named_and_nothing_else(tiny_nano, samples, tmp_path):

@@ -348,7 +348,7 @@ def test_a_photo_that_its_decoder_does_not_survive() -> None:
     ids=lambda said: said[:20],
 )
 def test_a_process_that_a_photo_has_taken_over(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it answers in place of a picture is the photo's fault, and no bug of ours."""
+    """An answer in another form than ours is the photo's fault, and no bug of ours."""
     answers = f"for said in ('{{}}', {said!r}): sys.stdin.readline(); print(said, flush=True)"
     monkeypatch.setattr(decoder_module, "CHILD", f"import sys\n{answers}")
     decoder = Decoder()
